@@ -1,0 +1,40 @@
+"""The errors that peel raises on purpose, one kind per exit code.
+
+Every message names the thing, says what was expected and what was found, and ends with what to do.
+"""
+
+from __future__ import annotations
+
+
+class PeelError(Exception):
+    """Base of everything that peel raises on purpose; `exit_code` is what the process ends with."""
+
+    exit_code = 3
+
+
+class UsageError(PeelError):
+    """The command line or the configuration is wrong (exit code 2)."""
+
+    exit_code = 2
+
+
+class CheckpointError(PeelError):
+    """The checkpoint cannot be opened: missing, incomplete, unsupported or damaged (exit code 3)."""
+
+
+class CalibrationError(PeelError):
+    """The calibration text cannot be used: missing, too short, or not for this vocabulary (exit code 3)."""
+
+
+class ArtefactError(PeelError):
+    """An HDF5 file of peel's cannot be used: truncated, of another checkpoint, or of a newer schema (exit code 3)."""
+
+
+class ResourceError(PeelError):
+    """The machine does not suffice: disk or memory (exit code 3)."""
+
+
+class ReplayError(PeelError):
+    """A witness did not reproduce the gap that was reported for it (exit code 1: the claim failed, not the tool)."""
+
+    exit_code = 1

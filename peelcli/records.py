@@ -1,0 +1,149 @@
+"""Frozen results that cross rooms: plain numbers and strings, no tensors.
+
+Layers count from 1. Losses are in nats per token. A tuple of floats named `nll_*` holds one mean per sequence,
+because the sequence, not the token, is the unit of every statistic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+SUBLAYERS = ("attention", "mlp")
+KINDS = ("identity", "direct", "span", "challenge")
+VERDICTS = ("broken", "surpassed", "matched", "undecided", "effective")
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What stands in for a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
+
+    `sublayer` is None for whole blocks; `scheme` is None where the reference has no weights of its own
+    (`identity`) or keeps the checkpoint's precision (`challenge`). `bits` is per weight of the part replaced
+    (0 for `identity`, the scheme's bits divided by the number of layers for `span`).
+    """
+
+    kind: str
+    layer: int
+    target: int
+    sublayer: str | None = None
+    scheme: str | None = None
+    group_size: int | None = None
+    bits: float = 0.0
+
+    @property
+    def key(self) -> str:
+        """A name that is unique within a run and safe as an HDF5 group name, such as `direct-003-attention-ternary`."""
+        part = self.sublayer or "block"
+        layers = f"{self.layer:03d}" if self.target == self.layer else f"{self.layer:03d}to{self.target:03d}"
+        return "-".join([self.kind, layers, part] + ([self.scheme] if self.scheme else []))
+
+
+@dataclass(frozen=True)
+class FitOutcome:
+    """How the fit of one reference went. `fvu_*` is the share of the layers' update left unexplained."""
+
+    start: str  # "warm", "fresh", "trained" (challenge) or "none" (identity: nothing is fitted)
+    steps: int
+    converged: bool
+    reason: str  # why it stopped, in words
+    fvu_fit: float | None = None
+    fvu_eval: float | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """One reference, measured in place: per-sequence losses, paired with the run's own.
+
+    `kl_eval` is KL(trained ‖ with the reference), the mean over each sequence's positions, in nats per token.
+    """
+
+    reference: Reference
+    fit: FitOutcome
+    nll_select: tuple[float, ...]
+    nll_eval: tuple[float, ...]
+    kl_eval: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the scan of the files found before any model was built."""
+
+    kind: str  # "non-finite" (fatal for the layer), "duplicate-layer", "low-bit", "constant"
+    message: str
+    layer: int | None = None
+    tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was measured on one checkpoint; `verdict.judge` turns it into an AuditResult."""
+
+    checkpoint: str
+    checkpoint_id: str
+    num_layers: int
+    layers: tuple[int, ...]  # the layers that were audited
+    scheme: str
+    seed: int
+    tokens: dict[str, int]  # {"fit": …, "select": …, "eval": …}
+    seq_len: int
+    data: str  # which text, in words
+    vocab_size: int
+    nll_select: tuple[float, ...] = ()
+    nll_eval: tuple[float, ...] = ()
+    entropy_eval: tuple[float, ...] = ()  # mean entropy of the model's own predictions on the same positions
+    unigram_ce: float = 0.0  # CE on `eval` of the token frequencies of `fit`: what no context at all achieves
+    layer_bits: tuple[float, ...] = ()  # bits per weight each layer itself has, layer 1 first
+    step: int | None = None
+    group_size: int | None = None
+    family: str = ""
+    dtype: str = ""
+    device: str = ""
+    config: dict[str, object] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class LayerVerdict:
+    """What is said about one layer. `gap` > 0: the deciding reference has the lower loss."""
+
+    layer: int
+    verdict: str  # one of VERDICTS
+    reason: str
+    advice: str
+    score: float | None = None  # orders layers, higher = more under-optimised
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    reference: Reference | None = None
+    sublayer: str | None = None  # "attention", "mlp", "block", or None where nothing is to blame
+    effective_bits: float | None = None
+    own_bits: float | None = None
+    fvu: float | None = None
+    drop_cost: float | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class NetworkVerdict:
+    """What is said about the network as a whole."""
+
+    ce: float | None
+    perplexity: float | None
+    entropy: float | None
+    flags: tuple[str, ...] = ()  # "untrained", "broken"
+    notes: tuple[str, ...] = ()
+    data_fit: str = "unknown"  # "own", "foreign" or "unknown"
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """A run with its verdicts: what the reports render."""
+
+    run: Run
+    network: NetworkVerdict
+    layers: tuple[LayerVerdict, ...]
+    flagged: tuple[int, ...]  # layers flagged under the policy
+    network_flagged: bool = False
