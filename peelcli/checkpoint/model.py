@@ -1,0 +1,320 @@
+"""A causal language model whose blocks come into memory one at a time.
+
+transformers builds the model with every block mapped to "disk", so that embeddings, norms and head are all that
+stays in memory. One pass over the skeleton, its blocks replaced by recorders, yields the input of the first block
+and the arguments (masks, rotary tables) of every block; another, with the last states put in, yields the logits.
+So a stage can go layer by layer over all tokens, reading each block once, for any family that transformers knows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.hooks import remove_hook_from_module
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from peelcli.checkpoint.structure import (
+    Matrix,
+    Sublayer,
+    find_blocks,
+    find_matrices,
+    find_sublayers,
+    num_hidden_layers,
+)
+from peelcli.errors import CheckpointError
+
+_PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
+
+
+class _Captured(Exception):  # noqa: N818  control flow, never seen outside this file
+    """Raised by the last recorder: everything that was wanted is known, the head need not run."""
+
+
+@dataclass(frozen=True)
+class BlockArguments:
+    """What the model passes to one block beside the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on its way: `hidden` (n_seq, seq_len, d_model) is O_0; one BlockArguments a layer, layer 1 first."""
+
+    hidden: Tensor
+    arguments: tuple[BlockArguments, ...]
+
+
+def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
+    """Blocks on disk, everything else on `device`: one entry for each part beside the path to the blocks."""
+    mapping: dict[str, str] = {}
+    path = blocks.split(".")
+    for depth, step in enumerate(path):
+        parent = model.get_submodule(".".join(path[:depth]))
+        prefix = ".".join(path[:depth]) + "." if depth else ""
+        mapping.update({prefix + n: device for n, _ in parent.named_children() if n != step})
+        mapping.update({prefix + n: device for n, _ in parent.named_parameters(recurse=False)})
+        mapping.update({prefix + n: device for n, _ in parent.named_buffers(recurse=False)})
+    container = model.get_submodule(blocks)
+    mapping.update({f"{blocks}.{i}": "disk" for i, _ in enumerate(container.children())})
+    return mapping
+
+
+class BlockwiseModel:
+    """A checkpoint ready to run, layer by layer. Layers count from 1."""
+
+    def __init__(self, directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path) -> None:
+        """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, converted weights)."""
+        try:
+            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+            with torch.device("meta"):
+                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+        except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
+            raise CheckpointError(
+                f"{directory}: transformers cannot build this model as a causal language model: {error}. "
+                "peel audits decoder-only models of families that transformers knows; remote code is never run."
+            ) from error
+        self.config = config
+        self.num_layers = num_hidden_layers(config)
+        self.blocks_name = find_blocks(skeleton, self.num_layers)
+        mapping = _device_map(skeleton, self.blocks_name, device)
+        del skeleton
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                directory,
+                dtype=dtype,
+                device_map=mapping,
+                offload_folder=str(offload_dir),
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                key_mapping=dict(_PREFIXES),
+                output_loading_info=True,
+            )
+        except (ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise CheckpointError(
+                f"{directory}: the weights do not fit the model that config.json describes: {error}. "
+                "Check that config.json and the weights come from the same run."
+            ) from error
+        missing = sorted(info["missing_keys"])
+        if missing:
+            raise CheckpointError(
+                f"{directory}: {len(missing)} weights that config.json calls for are not in the checkpoint, such as "
+                f"{missing[0]!r}. Copy the checkpoint again, or save it with save_pretrained."
+            )
+        self.model: nn.Module = model.eval().requires_grad_(False)
+        self.dtype, self.device = dtype, torch.device(device)
+        self.family = type(model).__name__
+        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
+        self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        container = self.model.get_submodule(self.blocks_name)
+        self._blocks: list[nn.Module] = list(container.children())
+        self._forwards = [type(block).forward for block in self._blocks]
+        self._weights = [self._detach_weights(i) for i in range(self.num_layers)]
+        self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
+        self._constant_arguments: bool | None = None
+        self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
+        self._probe()
+
+    # -- weights ------------------------------------------------------------------------------------------------
+
+    def _detach_weights(self, index: int) -> Mapping[str, Callable[[], Tensor]]:
+        """Take the block out of accelerate's hands; return how to read each of its parameters."""
+        block = self._blocks[index]
+        readers: dict[str, Callable[[], Tensor]] = {}
+        for name, module in block.named_modules():
+            hook = getattr(module, "_hf_hook", None)
+            weights_map = getattr(hook, "weights_map", None)
+            for key, parameter in module.named_parameters(recurse=False):
+                full = f"{name}.{key}" if name else key
+                if weights_map is not None and parameter.device.type == "meta":
+                    readers[full] = lambda m=weights_map, k=key: m[k]
+                elif parameter.device.type != "meta":
+                    readers[full] = lambda p=parameter.data: p
+                else:
+                    raise CheckpointError(f"layer {index + 1}: the weight {full!r} was not loaded from the checkpoint")
+        remove_hook_from_module(block, recurse=True)
+        return readers
+
+    def read_weights(self, layer: int) -> dict[str, Tensor]:
+        """The parameters of one block, by name relative to the block, on the device and in the dtype it runs in."""
+        return {
+            name: read().to(device=self.device, dtype=self.dtype)
+            for name, read in self._weights[layer - 1].items()
+        }
+
+    @contextlib.contextmanager
+    def block(self, layer: int) -> Iterator[nn.Module]:
+        """One block with its weights in memory; they are let go when the context ends."""
+        module = self._blocks[layer - 1]
+        _assign(module, self.read_weights(layer))
+        try:
+            yield module
+        finally:
+            _assign(module, {n: p.to("meta") for n, p in module.named_parameters()})
+
+    def block_nbytes(self, layer: int) -> int:
+        """Bytes of one block's weights in the dtype it runs in."""
+        parameters = self._blocks[layer - 1].parameters()
+        return sum(p.numel() for p in parameters) * torch.empty(0, dtype=self.dtype).element_size()
+
+    def matrices(self, layer: int) -> tuple[Matrix, ...]:
+        """The weight matrices of one block that a scheme applies to."""
+        return find_matrices(self._blocks[layer - 1])
+
+    def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
+        """Attention and MLP of one block; empty where they could not be told apart."""
+        return self._sublayers[layer - 1]
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _stand_ins(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
+        """For the length of the context, block i's forward is make(i)."""
+        for index, block in enumerate(self._blocks):
+            block.forward = make(index)  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            for block in self._blocks:
+                del block.forward
+
+    def _record(self, ids: Tensor) -> Prepared:
+        recorded: list[BlockArguments] = []
+        first: list[Tensor] = []
+
+        def make(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                kwargs = dict(kwargs)
+                hidden = args[0] if args else kwargs.pop("hidden_states")
+                if index == 0:
+                    first.append(hidden)
+                recorded.append(BlockArguments(tuple(args[1:]), kwargs))
+                if index == self.num_layers - 1:
+                    raise _Captured
+                return self._like_output(hidden)
+
+            return forward
+
+        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(_Captured):
+            self.model(input_ids=ids.to(self.device), use_cache=False)
+        if len(recorded) != self.num_layers:
+            raise CheckpointError(
+                f"{self.family} ran {len(recorded)} of its {self.num_layers} blocks on a plain batch: "
+                "peel audits decoders that run every block once, in order."
+            )
+        return Prepared(first[0], tuple(recorded))
+
+    def prepare(self, ids: Tensor) -> Prepared:
+        """Embed token ids (n_seq, seq_len) and find what each block is given beside the hidden states."""
+        return self._record(ids)
+
+    def arguments(self, layer: int, ids: Tensor) -> BlockArguments:
+        """The arguments of one block for a batch; kept by shape where they do not depend on the ids."""
+        shape = (ids.shape[0], ids.shape[1])
+        if not self._constant_arguments:
+            return self._record(ids).arguments[layer - 1]
+        if shape not in self._cache:
+            if len(self._cache) >= 4:  # a stage uses one batch size and its remainder
+                self._cache.clear()
+            self._cache[shape] = self._record(ids).arguments
+        return self._cache[shape][layer - 1]
+
+    def run_block(
+        self,
+        layer: int,
+        module: nn.Module,
+        hidden: Tensor,
+        ids: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+        dropped: tuple[str, ...] = (),
+    ) -> Tensor:
+        """O_layer from O_{layer−1}, both (n_seq, seq_len, d_model), for the batch `ids` (n_seq, seq_len).
+
+        `weights` replace parameters of the same name; the sublayers named in `dropped` contribute nothing.
+        """
+        arguments = self.arguments(layer, ids)
+        with contextlib.ExitStack() as stack:
+            for sublayer in self.sublayers(layer) if dropped else ():
+                if sublayer.name in dropped:
+                    stack.enter_context(silenced(module, sublayer))
+            inputs = (hidden, *arguments.args)
+            if weights:
+                out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
+            else:
+                out = module(*inputs, **arguments.kwargs)
+        return out[0] if isinstance(out, (tuple, list)) else out
+
+    def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): final norm and head as the model has them."""
+        with self._stand_ins(lambda index: lambda *args, **kwargs: self._like_output(hidden)):
+            return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    # -- what the family is like -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _probe(self) -> None:
+        """Run the first block once, to learn what a block returns and whether its sublayers can be silenced."""
+        length = min(8, self.max_positions or 8)
+        ids = torch.arange(2 * length).view(2, length) % self.vocab_size
+        self._sublayers: list[tuple[Sublayer, ...]] = [() for _ in self._blocks]
+        prepared = self._record(ids)
+        self._constant_arguments = _equal(prepared.arguments, self._record((ids + 7) % self.vocab_size).arguments)
+        arguments = prepared.arguments[0]
+        with self.block(1) as module:
+            out = module(prepared.hidden, *arguments.args, **arguments.kwargs)
+            if isinstance(out, (tuple, list)):
+                rest = tuple(out[1:])
+                self._like_output = lambda hidden: (hidden, *rest)
+            found = [find_sublayers(block) for block in self._blocks]
+            if found[0]:
+                self._sublayers = found
+                kept = self.run_block(1, module, prepared.hidden, ids, dropped=("attention", "mlp"))
+                # Dropping both updates must leave the input as it was; else "dropping" means something else here.
+                if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
+                    self._sublayers = [() for _ in self._blocks]
+
+
+@contextlib.contextmanager
+def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
+    """For the length of the context, the sublayer adds nothing to the residual stream."""
+
+    def zero(_: nn.Module, __: Any, out: Any) -> Any:
+        if isinstance(out, (tuple, list)):
+            return (torch.zeros_like(out[0]), *out[1:])
+        return torch.zeros_like(out)
+
+    handles = [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    for name, value in weights.items():
+        owner, _, key = name.rpartition(".")
+        holder = module.get_submodule(owner) if owner else module
+        setattr(holder, key, nn.Parameter(value, requires_grad=False))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two nests of arguments hold the same tensors and plain values."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
+    if isinstance(a, BlockArguments):
+        return isinstance(b, BlockArguments) and _equal(a.args, b.args) and _equal(a.kwargs, b.kwargs)
+    if isinstance(a, Mapping):
+        return isinstance(b, Mapping) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)):
+        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_equal, a, b))
+    return isinstance(a, (int, float, str, bool, type(None), torch.dtype)) and a == b

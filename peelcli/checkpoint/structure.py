@@ -1,0 +1,97 @@
+"""Find a decoder's blocks, and a block's attention and MLP, by structure: no table of class names.
+
+The blocks are the ModuleList whose length is the number of hidden layers; the attention is the child of a block
+that is named so; the MLP is every other child that holds matrices.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from peelcli.errors import CheckpointError
+
+_ATTENTION_NAME = re.compile(r"attn|attention|mixer|mamba|ssm|temporal|linear_attn|recurrent", re.IGNORECASE)
+_NORM_NAME = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Sublayer:
+    """One residual update of a block: all its modules, and those of them whose output is that update."""
+
+    name: str  # "attention" or "mlp"
+    modules: tuple[str, ...]  # names of children of the block
+    outputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A weight matrix of a block that a scheme applies to. `transposed`: stored (…, d_in, d_out)."""
+
+    name: str  # of the parameter, relative to the block
+    transposed: bool
+
+
+def num_hidden_layers(config: object) -> int:
+    """The number of decoder blocks that a transformers config names."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+        value = getattr(text, key, None)
+        if isinstance(value, int) and value > 0:
+            return value
+    raise CheckpointError(
+        "config.json does not say how many layers the model has: expected num_hidden_layers (or n_layer). "
+        "Add it, or audit a checkpoint saved with save_pretrained."
+    )
+
+
+def find_blocks(model: nn.Module, num_layers: int) -> str:
+    """The dotted name of the ModuleList that holds the decoder blocks."""
+    lists = [
+        (sum(p.numel() for p in module.parameters()), name)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers
+    ]
+    # The blocks hold the most parameters; an inner list of the same length (experts) is inside one of them.
+    outer = [(size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)]
+    if not outer:
+        raise CheckpointError(
+            f"{type(model).__name__} has no list of {num_layers} blocks: expected a ModuleList whose length is "
+            "num_hidden_layers. peel audits decoder-only transformers with one list of blocks."
+        )
+    return max(outer)[1]
+
+
+def find_sublayers(block: nn.Module) -> tuple[Sublayer, ...]:
+    """The attention and the MLP of a block, where its children tell them apart; else an empty tuple."""
+    holders = [
+        name
+        for name, child in block.named_children()
+        if not _NORM_NAME.search(name) and any(p.ndim >= 2 for p in child.parameters())
+    ]
+    attention = tuple(name for name in holders if _ATTENTION_NAME.search(name))
+    mlp = tuple(name for name in holders if name not in attention)
+    if not attention or not mlp:
+        return ()
+    # Bare linears directly in the block (OPT's fc1, fc2) form one MLP: its update is the output of the last.
+    bare = [name for name in mlp if isinstance(block.get_submodule(name), (nn.Linear, Conv1D))]
+    outputs = (bare[-1],) if len(bare) == len(mlp) else tuple(n for n in mlp if n not in bare)
+    return (Sublayer("attention", attention, attention), Sublayer("mlp", mlp, outputs))
+
+
+def find_matrices(block: nn.Module) -> tuple[Matrix, ...]:
+    """Every linear map of a block, the stacked experts of a mixture included; no norms, biases or convolutions."""
+    matrices: list[Matrix] = []
+    for name, module in block.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, (nn.Linear, Conv1D)):
+            matrices.append(Matrix(prefix + "weight", isinstance(module, Conv1D)))
+            continue
+        transposed = bool(getattr(module, "is_transposed", False))
+        for key, parameter in module.named_parameters(recurse=False):
+            if parameter.ndim == 3 and not isinstance(module, nn.Conv1d):
+                matrices.append(Matrix(prefix + key, transposed))
+    return tuple(matrices)
