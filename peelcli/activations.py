@@ -1,0 +1,250 @@
+"""The HDF5 file of trained states: the only place that knows its layout.
+
+    /ids             (n_seq, seq_len) int32       rows in the order fit, select, eval
+    /states/003      (n_seq, seq_len, d_model)    O_3; float32, float16, or bfloat16 as uint16 with `torch_dtype`
+    /nll, /entropy   (n_seq,) float64             of the trained model, nats per token, mean over each sequence
+
+Root attributes: schema, schema_version, peel_version, checkpoint_id, config (JSON), seed, created, and `about` (JSON),
+which holds what a report needs to know of the checkpoint. While it grows, the file is `NAME.partial`, with every
+dataset allocated beforehand so that its structure never changes again, and `NAME.partial.journal` says which layers
+are whole: a process killed at any moment leaves a file that the next one goes on with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from peelcli import __version__
+from peelcli.errors import ArtefactError, ResourceError
+
+SCHEMA, SCHEMA_VERSION = "peel/activations", 1
+_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+
+
+def states_nbytes(num_states: int, n_seq: int, seq_len: int, d_model: int, dtype: str) -> int:
+    """Bytes that `num_states` trained states take on disk."""
+    return num_states * n_seq * seq_len * d_model * np.dtype(_NUMPY[dtype]).itemsize
+
+
+def require_space(path: Path, nbytes: int, what: str) -> None:
+    """Refuse beforehand to write what will not fit on the disk that `path` is on."""
+    free = shutil.disk_usage(path).free
+    if nbytes > free:
+        raise ResourceError(
+            f"{path}: {what} needs {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free. Put the work directory on "
+            "another disk with --output, or lower --tokens, --layers or --store-dtype bfloat16."
+        )
+
+
+def open_h5(path: Path, schema: str, version: int) -> h5py.File:
+    """Open one of peel's files for reading, or say in words why it cannot be."""
+    if not path.is_file():
+        raise ArtefactError(f"{path}: no such file. Write it first: `peel extract` makes activations, `peel fit` a fit.")
+    try:
+        file = h5py.File(path, "r")
+    except BlockingIOError as error:
+        raise ArtefactError(
+            f"{path}: another process holds the file locked ({error}). Wait for it to end, or set "
+            "HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks."
+        ) from error
+    except OSError as error:
+        raise ArtefactError(
+            f"{path}: not a whole HDF5 file: {error}. It is truncated or something else; delete it and make it anew."
+        ) from error
+    found, at = file.attrs.get("schema"), file.attrs.get("schema_version")
+    if found != schema:
+        file.close()
+        raise ArtefactError(f"{path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments.")
+    if not isinstance(at, (int, np.integer)) or int(at) > version:
+        file.close()
+        raise ArtefactError(
+            f"{path}: schema version {at!r} is newer than {version}, the newest this peel ({__version__}) reads. Upgrade peel."
+        )
+    return file
+
+
+def write_root(file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """The root attributes that every file of peel's carries."""
+    file.attrs["schema"], file.attrs["schema_version"] = schema, version
+    file.attrs["peel_version"], file.attrs["checkpoint_id"] = __version__, str(about["checkpoint_id"])
+    file.attrs["seed"] = int(about["seed"])
+    file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    file.attrs["config"] = json.dumps(config, sort_keys=True)
+    # A dataset, not an attribute: an attribute holds at most 64 KiB.
+    file.create_dataset("about", data=json.dumps(about, sort_keys=True))
+
+
+def read_json(file: h5py.File, name: str) -> dict[str, Any]:
+    """A JSON object stored in the file, as `about` or the attribute `config`."""
+    try:
+        raw = file.attrs[name] if name in file.attrs else file[name][()]
+        value = json.loads(raw)
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise ArtefactError(f"{file.filename}: {name!r} is missing or damaged ({error}); make the file anew.") from error
+    if not isinstance(value, dict):
+        raise ArtefactError(f"{file.filename}: {name!r} should be a JSON object; make the file anew.")
+    return value
+
+
+def _to_stored(states: Tensor, dtype: str) -> np.ndarray:
+    states = states.detach().cpu()
+    if dtype == "bfloat16":
+        return states.to(torch.bfloat16).view(torch.uint16).numpy()
+    return states.to(getattr(torch, dtype)).numpy()
+
+
+def _from_stored(dataset: h5py.Dataset, rows: slice) -> Tensor:
+    stored = torch.from_numpy(dataset[rows])
+    if dataset.attrs["torch_dtype"] == "bfloat16":
+        stored = stored.view(torch.bfloat16)
+    return stored
+
+
+class ActivationWriter:
+    """Writes the states layer by layer; `finish` gives the file its name."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        about: Mapping[str, Any],
+        config: Mapping[str, Any],
+        ids: np.ndarray,
+        stored: Sequence[int],
+        d_model: int,
+        dtype: str,
+        resume: bool = True,
+    ) -> None:
+        """Begin, or go on with what an interrupted run of the same `about` and `config` left.
+
+        ids: (n_seq, seq_len). stored: which of O_0…O_K the file will hold. dtype: of the stored states.
+        """
+        self.path, self.dtype = path, dtype
+        self._partial = path.with_name(path.name + ".partial")
+        self._journal = path.with_name(path.name + ".partial.journal")
+        key = {"about": about, "config": config, "stored": list(stored), "dtype": dtype}
+        self._key = json.dumps(key, sort_keys=True)
+        self.finished = self._read_journal() if resume else set()
+        if self.finished:
+            self._file = h5py.File(self._partial, "r+")
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._journal.unlink(missing_ok=True)
+        n_seq, seq_len = ids.shape
+        require_space(path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states")
+        self._file = h5py.File(self._partial, "w")
+        write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
+        self._file.create_dataset("ids", data=ids.astype(np.int32))
+        for name in ("nll", "entropy"):
+            self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
+        self._allocate(stored, (n_seq, seq_len, d_model))
+        self._file.flush()
+
+    def _allocate(self, stored: Sequence[int], shape: tuple[int, int, int]) -> None:
+        scales = self._file.create_group("scales")
+        for name, size in zip(("sequence", "position", "feature"), shape, strict=True):
+            scales.create_dataset(name, data=np.arange(size, dtype=np.int32)).make_scale(name)
+        group = self._file.create_group("states")
+        for layer in stored:
+            create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            create.set_chunk((1, shape[1], shape[2]))
+            create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            kind = h5py.h5t.py_create(np.dtype(_NUMPY[self.dtype]))
+            h5py.h5d.create(group.id, f"{layer:03d}".encode(), kind, h5py.h5s.create_simple(shape), create)
+            dataset = group[f"{layer:03d}"]
+            dataset.attrs["torch_dtype"] = self.dtype
+            for axis, name in enumerate(("sequence", "position", "feature")):
+                dataset.dims[axis].attach_scale(scales[name])
+
+    def _read_journal(self) -> set[int]:
+        if not (self._journal.exists() and self._partial.exists()):
+            return set()
+        lines = self._journal.read_text(encoding="utf-8").splitlines()
+        if not lines or lines[0] != self._key:
+            return set()
+        return {int(line) for line in lines[1:] if line.isdigit()}
+
+    def write(self, layer: int, start: int, states: Tensor) -> None:
+        """Store O_layer of the rows from `start` on; states: (n_rows, seq_len, d_model)."""
+        self._file[f"states/{layer:03d}"][start : start + len(states)] = _to_stored(states, self.dtype)
+
+    def read(self, layer: int, rows: slice) -> Tensor:
+        """States written before, as the next layer's input when a run is resumed."""
+        return _from_stored(self._file[f"states/{layer:03d}"], rows)
+
+    def finish_layer(self, layer: int) -> None:
+        """O_layer is whole: payload first, then the journal."""
+        self._file.flush()
+        new = not self._journal.exists()
+        with self._journal.open("a", encoding="utf-8") as journal:
+            journal.write(f"{self._key}\n{layer}\n" if new else f"{layer}\n")
+            journal.flush()
+            os.fsync(journal.fileno())
+        self.finished.add(layer)
+
+    def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
+        """Store the trained model's losses (n_seq,) and give the file its name."""
+        self._file["nll"][...], self._file["entropy"][...] = nll, entropy
+        self._file.close()
+        self._partial.replace(self.path)
+        self._journal.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Let go of the file, whatever state it is in; it can be gone on with."""
+        if self._file:
+            self._file.close()
+
+    def discard(self) -> None:
+        """Delete what was written: nothing to go on with."""
+        self.close()
+        self._partial.unlink(missing_ok=True)
+        self._journal.unlink(missing_ok=True)
+
+
+class ActivationFile:
+    """Trained states, read a few rows at a time."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`; raises ArtefactError where it is not a whole file of this schema."""
+        self.path = path
+        self._file = open_h5(path, SCHEMA, SCHEMA_VERSION)
+        self.about, self.config = read_json(self._file, "about"), read_json(self._file, "config")
+        try:
+            self.ids = torch.from_numpy(self._file["ids"][...].astype(np.int64))
+            self.nll: np.ndarray = self._file["nll"][...]
+            self.entropy: np.ndarray = self._file["entropy"][...]
+            self.stored = sorted(int(name) for name in self._file["states"])
+            sizes = [int(self.about["rows"][part]) for part in ("fit", "select", "eval")]
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel extract`.") from error
+        ends = np.cumsum(sizes).tolist()
+        self.rows = {
+            part: slice(end - size, end)
+            for part, size, end in zip(("fit", "select", "eval"), sizes, ends, strict=True)
+        }
+
+    def states(self, layer: int, rows: slice) -> Tensor:
+        """O_layer of `rows`: (n_rows, seq_len, d_model), in the dtype it is stored in."""
+        name = f"states/{layer:03d}"
+        if name not in self._file:
+            raise ArtefactError(
+                f"{self.path}: the states of layer {layer} are not in this file, which holds {self.stored}. "
+                "Extract again without --layers, or with the layers you want to fit."
+            )
+        return _from_stored(self._file[name], rows)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()

@@ -1,0 +1,152 @@
+"""Text → sequences, each tokenised on its own from where it begins."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from peelcli.calibration.encoder import Encoder
+from peelcli.calibration.split import spread_indices
+from peelcli.calibration.starts import Place, next_start
+from peelcli.calibration.vocabulary import check_ids
+from peelcli.errors import CalibrationError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SAMPLES, _SAMPLE_CHARS = 16, 2000
+_MARGIN = 8  # ids tokenised beyond the cut, so that the piece's ragged end changes none that are kept
+_WAIT = 1.25  # characters a sequence takes up, with the way to the next start, as a multiple of its own
+
+
+class TextPool:
+    """Documents from which sequences are cut. Tokenises only what it cuts, so the text may be far larger."""
+
+    longest: int | None = None  # a sequence can be as long as the text
+
+    def __init__(
+        self, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str
+    ) -> None:
+        """`name` is the text in words. Raises CalibrationError where there is no text, or no token in it."""
+        self._documents = _split_documents(documents, tokenizer)
+        if not self._documents:
+            raise CalibrationError(f"{name}: expected text, found none; pass other text with --data")
+        self._offsets = np.cumsum([0] + [len(document) for document in self._documents])
+        self._size = int(self._offsets[-1])
+        samples = self._samples()
+        self._encoder = Encoder(tokenizer, "".join(samples)[:_SAMPLE_CHARS])
+        n_ids = sum(len(self._encoder.encode(sample)[0]) for sample in samples)
+        self._chars_per_token = sum(map(len, samples)) / max(1, n_ids)
+        self._vocab_size = vocab_size
+        self.n_tokens = round(self._size / self._chars_per_token)  # an estimate
+        self.bos = self._encoder.bos
+
+    def rows(self, seq_len: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, ...]]:
+        """Up to `count` distinct sequences, (n_seq, seq_len) int64, spread over the text and in its order.
+
+        Documents' starts are preferred, then paragraphs'; a short document's sequence runs on into the next.
+        Returns the rows and notes for the report. Raises CalibrationError on ids outside the vocabulary.
+        """
+        chars = max(1, math.ceil(seq_len * self._chars_per_token))
+        # The nearer a start is sought, the less text is passed over, and the less good a start it may be.
+        reaches = (None, 8 * chars, chars) if len(self._documents) >= count else (8 * chars, chars)
+        best: list[list[int]] = []
+        for reach in reaches:
+            found = self._pack(seq_len, count, reach, rng)
+            if len(found) >= count:
+                best = [found[index] for index in spread_indices(len(found), count, rng)]
+                break
+            best = max(best, found, key=len)
+        rows = np.array(best, dtype=np.int64).reshape(len(best), seq_len)
+        check_ids(
+            rows,
+            self._vocab_size,
+            lambda index: f"position {index[1]} of calibration sequence {index[0]}",
+            "the tokenizer does not belong to this checkpoint: put the right tokenizer.json beside the "
+            "weights, or pass token ids as --data FILE.npy or FILE.bin",
+        )
+        return rows, self._notes()
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = []
+        if self.bos is None:
+            notes.append("the tokenizer has no BOS token, so sequences start without one")
+        if not self._encoder.joiner and len(self._documents) > 1:
+            notes.append(
+                "the tokenizer has no EOS or BOS token, so documents follow each other without a mark"
+            )
+        return tuple(notes)
+
+    def _pack(self, seq_len: int, count: int, reach: int | None, rng: np.random.Generator) -> list[list[int]]:
+        """Distinct, non-overlapping sequences in text order: `count`, well spread, where there is plenty."""
+        need = seq_len * self._chars_per_token * _WAIT
+        stride = self._size / count
+        ample = stride >= 2.5 * need
+        jitter = rng.random(count) * (stride - 2 * need)
+        found: dict[tuple[int, ...], None] = {}
+        place: Place = (0, 0)
+        for _ in range(8 * count + 64):  # text that repeats itself must not be gone through without end
+            if ample:
+                if len(found) == count:
+                    break
+                place = max(place, self._locate(len(found) * stride + jitter[len(found)]))
+            start = next_start(self._documents, place, reach)
+            cut = self._cut(start, seq_len) if start is not None else None
+            if cut is None:
+                break
+            ids, place = cut
+            found[ids] = None
+        return [list(ids) for ids in found]
+
+    def _cut(self, start: Place, seq_len: int) -> tuple[tuple[int, ...], Place] | None:
+        """The sequence that begins at `start`, and where its text ends; None where the text ends first."""
+        ids = list(self._encoder.prefix)
+        document, position = start
+        while len(ids) < seq_len:
+            piece, position = self._take(document, position, seq_len - len(ids))
+            ids += piece
+            if len(ids) < seq_len:
+                if document + 1 == len(self._documents):
+                    return None
+                ids += self._encoder.joiner
+                document, position = document + 1, 0
+        return tuple(ids[:seq_len]), (document, position)
+
+    def _take(self, document: int, position: int, need: int) -> tuple[list[int], int]:
+        """At most `need` ids of a document from `position` on, and the position where their text ends."""
+        text = self._documents[document]
+        width = math.ceil(1.5 * (need + _MARGIN) * self._chars_per_token) + 16
+        while True:
+            ids, ends = self._encoder.encode(text[position : position + width])
+            whole = position + width >= len(text)
+            if whole and len(ids) <= need:
+                return ids, len(text)
+            if whole or len(ids) >= need + _MARGIN:
+                return ids[:need], position + ends[need - 1]
+            width *= 2
+
+    def _locate(self, offset: float) -> Place:
+        """The place of a character counted over all documents."""
+        document = int(np.searchsorted(self._offsets, offset, side="right")) - 1
+        document = min(document, len(self._documents) - 1)
+        return document, int(offset - self._offsets[document])
+
+    def _samples(self) -> list[str]:
+        """Pieces of the text, evenly spread."""
+        places = [self._locate(self._size * i / _SAMPLES) for i in range(_SAMPLES)]
+        pieces = [self._documents[document][at : at + _SAMPLE_CHARS] for document, at in places]
+        return [piece for piece in dict.fromkeys(pieces) if piece]
+
+
+def _split_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Texts cut where a document's end is spelt out (`</s>`, `<|endoftext|>`), stripped, never empty."""
+    marks = {"<|endoftext|>", tokenizer.bos_token, tokenizer.eos_token}
+    # A mark as short as a letter or a line break, as toy tokenizers have, is text.
+    spelt = sorted(mark for mark in marks if mark and len(mark) >= 3 and not re.search(r"\s", mark))
+    mark = re.compile("|".join(re.escape(piece) for piece in spelt))
+    stripped = (piece.strip() for text in texts for piece in mark.split(text))
+    return [piece for piece in stripped if piece]

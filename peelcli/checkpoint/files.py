@@ -1,0 +1,274 @@
+"""What lies in a Hugging Face checkpoint directory, found and checked before any model is built.
+
+Everything read here is untrusted: names in an index cannot lead out of the directory, pickles are read by the
+weights-only unpickler, and a file is complete or refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import torch
+
+from peelcli.checkpoint import pickle_format, safetensors_format
+from peelcli.checkpoint.foreign import how_to_open
+from peelcli.errors import CheckpointError
+
+FORMATS = {"safetensors": safetensors_format, "pickle": pickle_format}
+
+# In the order of preference, which is that of transformers.
+_WEIGHTS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_GOOD = "config.json beside model.safetensors or pytorch_model.bin (or their shards and index)"
+_ANEW = "copy or download the checkpoint again, or save it with save_pretrained"
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor on disk. `dtype` is torch's name without "torch."; `nbytes` is its size, contiguous."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """How many elements it has."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """A complete checkpoint directory: its config and where each tensor lies."""
+
+    directory: Path
+    config: dict[str, Any]
+    tensors: dict[str, TensorInfo]
+    format: str  # "safetensors" or "pickle"
+    files: tuple[Path, ...]
+
+
+def open_checkpoint(path: Path) -> CheckpointFiles:
+    """Find config and weights in the directory `path` and check that they are complete.
+
+    Reads no tensor's contents. Safetensors are preferred where pickles lie beside them. CheckpointError says
+    what is missing or damaged and, where the directory holds another tool's format, how to convert it.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise CheckpointError(f"{path}: is a file, expected a directory with {_GOOD}{how_to_open(path)}")
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such directory; name a directory with {_GOOD}")
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: has no config.json, expected {_GOOD}{how_to_open(path)}")
+    config = _read_object(path / "config.json")
+    head = _find_weights(path, config)
+    weight_map = _read_index(head) if head.suffix == ".json" else None
+    files = tuple(path / name for name in sorted(set(weight_map.values()))) if weight_map else (head,)
+    _require_present(path, files)
+    tensors = _list_tensors(files)
+    if weight_map is not None:
+        _require_listed(head, weight_map, tensors)
+    if not tensors:
+        raise CheckpointError(f"{head}: holds no tensors, expected a model's weights; {_ANEW}")
+    return CheckpointFiles(path, config, tensors, _format(files[0]), files)
+
+
+def read_tensor(info: TensorInfo, rows: slice | None = None) -> torch.Tensor:
+    """The contents of one tensor, or of a slice of its first dimension, on the CPU, in its own dtype."""
+    with FORMATS[_format(info.file)].opened(info.file) as read:
+        return read(info.name, rows)
+
+
+def _format(file: Path) -> str:
+    return "safetensors" if file.suffix == ".safetensors" else "pickle"
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); {_ANEW}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, found a {type(value).__name__}; {_ANEW}")
+    return value
+
+
+def _find_weights(directory: Path, config: dict[str, Any]) -> Path:
+    """The file that holds the weights, or the index of their shards."""
+    explicit = config.get("transformers_weights")  # transformers loads this file before any other
+    if explicit is not None:
+        names: tuple[str, ...] = (_plain_name(explicit, directory / "config.json"),)
+    else:
+        names = _WEIGHTS
+    for name in names:
+        if (directory / name).is_file():
+            return directory / name
+    # A dangling link is what an unfinished download leaves in a cache: a missing file, not a missing format.
+    _require_present(directory, tuple(directory / name for name in names if (directory / name).is_symlink()))
+    raise CheckpointError(
+        f"{directory}: no weights found, expected {' or '.join(names)}{how_to_open(directory)}"
+    )
+
+
+def _plain_name(name: object, source: Path) -> str:
+    """`name` if it is that of a file right beside `source`.
+
+    Such a file may be a symlink, as every file in a Hugging Face cache is: who owns the directory put it
+    there. A path would let the author of the index choose, and is refused.
+    """
+    if (
+        not isinstance(name, str)
+        or name in ("", ".", "..")
+        or "\0" in name
+        or PurePosixPath(name).name != name
+        or PureWindowsPath(name).name != name
+    ):
+        raise CheckpointError(
+            f"{source}: names the file {name!r}; expected a plain file name, because nothing outside the "
+            f"checkpoint directory is read. Move the file beside {source.name} and correct the entry"
+        )
+    return name
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor name → shard file name."""
+    weight_map = _read_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(
+            f"{index}: has no weight_map, expected an object of tensor name → shard; {_ANEW}"
+        )
+    shards = {name: _plain_name(shard, index) for name, shard in weight_map.items()}
+    kind = "safetensors" if "safetensors" in index.name else "pickle"
+    for shard in set(shards.values()):
+        if _format(Path(shard)) != kind:
+            raise CheckpointError(f"{index}: lists {shard!r}, expected shards in the {kind} format; {_ANEW}")
+    return shards
+
+
+def _require_present(directory: Path, files: tuple[Path, ...]) -> None:
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        names = ", ".join(f.name + (" (a dangling link)" if f.is_symlink() else "") for f in missing[:3])
+        raise CheckpointError(
+            f"{directory}: {len(missing)} of {len(files)} weight files are missing: {names}. "
+            f"An unfinished copy, download or save? Wait for it, or {_ANEW}"
+        )
+
+
+def _list_tensors(files: tuple[Path, ...]) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for file in files:
+        _require_content(file)
+        for name, (dtype, shape, nbytes) in FORMATS[_format(file)].list_tensors(file).items():
+            if name in tensors:
+                other = tensors[name].file.name
+                raise CheckpointError(
+                    f"{file}: tensor {name!r} is also in {other}, expected it once; {_ANEW}"
+                )
+            tensors[name] = TensorInfo(name, file, dtype, shape, nbytes)
+    return tensors
+
+
+def _require_content(file: Path) -> None:
+    """Name the two ways in which a file is there and yet isn't."""
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(40)
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read ({error}); check its permissions") from error
+    if not start:
+        raise CheckpointError(f"{file}: is empty, expected weights; {_ANEW}")
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{file}: is a Git LFS pointer, not the weights; run `git lfs pull` in its directory"
+        )
+
+
+def _require_listed(index: Path, weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
+    """Every tensor is in the shard that the index says it is in."""
+    for name, shard in weight_map.items():
+        if name not in tensors:
+            raise CheckpointError(f"{index}: says that {shard} holds {name!r}, but it does not; {_ANEW}")
+        if tensors[name].file.name != shard:
+            raise CheckpointError(
+                f"{index}: says that {shard} holds {name!r}, but {tensors[name].file.name} does; {_ANEW}"
+            )
+
+
+def require_decoder_only(config: dict[str, Any]) -> None:
+    """Raise CheckpointError unless transformers has a causal language model for this config.
+
+    `config` is config.json as it stands. Remote code (`auto_map`) is no error in itself, but it is not run: a
+    `model_type` that transformers does not know is one. Imports transformers.
+    """
+    from transformers import __version__ as version
+    from transformers.models.auto import modeling_auto as auto
+
+    model_type = config.get("model_type")
+    causal, seq2seq = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, _encoder_decoder_types(auto)
+    if not isinstance(model_type, str):
+        raise CheckpointError(
+            f"config.json: model_type is {model_type!r}, expected a name such as 'llama'; {_ANEW}"
+        )
+    if config.get("is_encoder_decoder"):
+        raise _unsuited(config, "is an encoder-decoder model")
+    if model_type not in causal:
+        nested = config.get("text_config")
+        inner = nested.get("model_type") if isinstance(nested, dict) else None
+        if isinstance(inner, str) and inner in causal:
+            raise _unsuited(config, f"is a multimodal model; save its language model ({inner!r}) alone")
+        if model_type in seq2seq:
+            raise _unsuited(config, "is an encoder-decoder model")
+        if model_type in auto.CONFIG_MAPPING_NAMES:
+            raise _unsuited(config, f"has no causal language model in transformers {version}")
+        remote = "; the checkpoint brings its own code, which is not run" if config.get("auto_map") else ""
+        raise _unsuited(
+            config, f"is not known to transformers {version}{remote}; a newer transformers may know it"
+        )
+    architectures = config.get("architectures")
+    names = [a for a in architectures if isinstance(a, str)] if isinstance(architectures, list) else []
+    if model_type in seq2seq:
+        if not any(a == causal[model_type] for a in names):
+            raise _unsuited(config, "is an encoder-decoder model")
+    elif model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES or model_type == "bert-generation":
+        if not (config.get("is_decoder") or config.get("causal")):  # "causal" is XLM's name for it
+            raise _unsuited(config, "is an encoder (its config does not set is_decoder)")
+    elif names and not any(_has_causal_head(a, causal[model_type]) for a in names):
+        raise _unsuited(config, "has another head than a language model's")
+
+
+def _encoder_decoder_types(auto: Any) -> set[str]:
+    """The model types that are encoder-decoders when they are whole."""
+    text = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+    speech = auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
+    causal = auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    # Some speech models with a decoder-only text part stand in both tables, under one and the same class.
+    return {t for table in (text, speech) for t, name in table.items() if causal.get(t) != name}
+
+
+def _has_causal_head(architecture: str, expected: str) -> bool:
+    # A bare XModel counts: its head is tied to the embedding, or else found missing when the model is loaded.
+    bare = architecture.endswith("Model") and "For" not in architecture
+    return (
+        architecture == expected or bare or architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))
+    )
+
+
+def _unsuited(config: dict[str, Any], what: str) -> CheckpointError:
+    architectures = config.get("architectures")
+    return CheckpointError(
+        f"config.json: model_type {config.get('model_type')!r} (architectures {architectures!r}) {what}; "
+        "expected a decoder-only language model that transformers itself implements, such as "
+        "LlamaForCausalLM. Audit such a checkpoint instead"
+    )

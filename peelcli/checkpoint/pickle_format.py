@@ -1,0 +1,94 @@
+"""One `.bin` file, a pickled state dict: read by torch's weights-only unpickler, which executes nothing."""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from peelcli.errors import CheckpointError
+
+# What torch.load is seen to raise on bytes that are not what they claim to be.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    AssertionError,
+    OverflowError,
+    zipfile.BadZipFile,
+)
+_SAVE_ANEW = "load it where you trust it and save the model with save_pretrained, which writes safetensors"
+
+
+def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Name → (dtype as torch names it, shape, bytes), in the order of the file.
+
+    Raises CheckpointError where the file is damaged or holds anything but a flat dict of name → dense tensor.
+    """
+    return {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
+        for name, tensor in _load(file).items()
+    }
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Callable[[str, slice | None], torch.Tensor]]:
+    """Maps the file; yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
+    tensors = _load(file)
+
+    def read(name: str, rows: slice | None) -> torch.Tensor:
+        if name not in tensors:
+            raise CheckpointError(f"{file}: tensor {name!r} is no longer in the file; let no one write to it")
+        return tensors[name] if rows is None else tensors[name][rows]
+
+    yield read
+
+
+def _load(file: Path) -> dict[str, torch.Tensor]:
+    try:
+        # Files from before torch 1.6 are no zip archives and cannot be mapped: those alone are read whole.
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = f" ({found[1]})" if found else ""
+        raise CheckpointError(
+            f"{file}: contains something other than tensors{named}, or is damaged; expected a pickled dict "
+            f"of tensors only. Nothing of it was executed; {_SAVE_ANEW}"
+        ) from error
+    except _DAMAGE as error:
+        reason = re.split(r"\n|\. ", str(error).strip())[0] or type(error).__name__
+        raise CheckpointError(
+            f"{file}: truncated or damaged ({reason}); copy or download the file again"
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{file}: holds a {type(state).__name__}, not a dict of tensors; {_SAVE_ANEW}")
+    _require_dense(file, state)
+    return state
+
+
+def _require_dense(file: Path, state: dict[object, object]) -> None:
+    size = file.stat().st_size
+    for name, tensor in state.items():
+        if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
+            raise CheckpointError(
+                f"{file}: entry {name!r} is a {type(tensor).__name__}, expected a flat dict of name → tensor "
+                f"(a trainer's own file?); {_SAVE_ANEW}"
+            )
+        dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        dense &= not (tensor.is_quantized or tensor.is_conj() or tensor.is_neg())
+        nbytes = tensor.numel() * tensor.element_size()
+        # A stride of 0 lets a few bytes claim to be terabytes.
+        if not dense or nbytes > size:
+            raise CheckpointError(
+                f"{file}: tensor {name!r} is not a plain dense tensor (layout {tensor.layout}, device "
+                f"{tensor.device}, {nbytes:,} bytes in a file of {size:,}); {_SAVE_ANEW}"
+            )

@@ -1,0 +1,107 @@
+"""One `.safetensors` file: the table of its tensors, and their contents in slices of rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from peelcli.errors import CheckpointError
+
+# The format's dtype codes under torch's names, so that a tensor hashes alike whichever format holds it.
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+}
+_AGAIN = "copy or download the file again"
+
+
+def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Name → (dtype as torch names it, shape, bytes), in the order of the file. Reads the header only.
+
+    Raises CheckpointError where the file is truncated, damaged, or holds a dtype that torch has not.
+    """
+    header = _header(file)
+    try:
+        # The library checks what the header claims: offsets against shapes, gaps, overlaps.
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{file}: not a valid safetensors file ({error}); {_AGAIN}, or save it anew with save_pretrained"
+        ) from error
+    tensors = {}
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        if entry["dtype"] not in DTYPES:
+            raise CheckpointError(
+                f"{file}: tensor {name!r} has dtype {entry['dtype']!r}, expected one of {', '.join(DTYPES)}; "
+                "save the checkpoint in one of those, for example bfloat16"
+            )
+        start, end = entry["data_offsets"]
+        tensors[name] = (DTYPES[entry["dtype"]], tuple(entry["shape"]), end - start)
+    return tensors
+
+
+def _header(file: Path) -> dict[str, dict]:
+    """The JSON at the head of the file, after a check that as many bytes follow as it promises."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise CheckpointError(
+                f"{file}: truncated or not safetensors: its header should be {length:,} bytes long, "
+                f"but the whole file has {size:,}; {_AGAIN}"
+            )
+        raw = stream.read(length)
+    try:
+        header = json.loads(raw)
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        expected = 8 + length + max(ends, default=0)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{file}: its safetensors header is damaged ({error!r}); {_AGAIN}") from error
+    if size < expected:
+        raise CheckpointError(
+            f"{file}: truncated: its header promises {expected:,} bytes, the file has {size:,}; {_AGAIN}"
+        )
+    return header
+
+
+@contextmanager
+def opened(file: Path) -> Iterator[Callable[[str, slice | None], torch.Tensor]]:
+    """Maps the file; yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
+    try:
+        handle = safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be opened ({error}); {_AGAIN}") from error
+
+    def read(name: str, rows: slice | None) -> torch.Tensor:
+        try:
+            return handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({error}); {_AGAIN}") from error
+
+    with handle:
+        yield read

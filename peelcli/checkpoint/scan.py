@@ -1,0 +1,233 @@
+"""Read every tensor of a checkpoint once, before any model is built: is it whole, finite, and like no other?
+
+One tensor, or one slice of it, is in memory at a time, so a checkpoint may be larger than memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peelcli.checkpoint.files import FORMATS, CheckpointFiles, TensorInfo, read_tensor
+from peelcli.checkpoint.layers import group_by_layer
+from peelcli.records import Finding
+
+# Bytes of a tensor looked at, and of a file mapped, together: small beside any model, large beside overhead.
+SLICE_BYTES = 64 * 2**20
+
+Progress = Callable[[str, int, int], None]  # tensor just read, bytes read so far, bytes in all
+_Read = Callable[[str, "slice | None"], torch.Tensor]
+
+# What a config says beside the architecture: changes with the machine or the library, not with the network.
+_INCIDENTAL = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "output_attentions",
+    "output_hidden_states",
+    "return_dict",
+    "torch_dtype",
+    "transformers_version",
+    "transformers_weights",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What the files of one checkpoint hold. Layers count from 1; hashes are hexadecimal SHA-256.
+
+    `layer_hashes` is empty where the layers could not be told by name (a finding says so). Parameters are
+    counted as stored: packed weights by their packed elements, a tied tensor that was written twice, twice.
+    """
+
+    directory: str
+    checkpoint_id: str  # 16 hexadecimal digits over all tensors, their names and the architecture
+    tensor_hashes: dict[str, str]
+    layer_hashes: dict[int, str]
+    findings: tuple[Finding, ...]
+    num_parameters: int
+    layer_num_parameters: dict[int, int]
+    total_nbytes: int
+    num_tensors: int
+
+
+@dataclass(frozen=True)
+class _Contents:
+    digest: str
+    num_nan: int = 0
+    num_inf: int = 0
+    constant: float | None = None  # the value, where all elements are equal
+
+
+def scan(
+    files: CheckpointFiles, num_layers: int | None = None, progress: Progress | None = None
+) -> ScanResult:
+    """Hash every tensor and check the floating ones; see `Finding` for what may be found.
+
+    `num_layers` overrides what the config says. A tensor's hash is over dtype, shape and bytes, so it is the
+    same in either format and however the checkpoint is sharded; a layer's is over its tensors under their
+    names within the layer, sorted. Kinds of findings: "non-finite", "constant", "duplicate-layer",
+    "surplus-layers", "layers-unknown". Raises CheckpointError where a layer lacks a tensor, or a file cannot
+    be read.
+    """
+    layers, findings = group_by_layer(files, num_layers)
+    layer_of = {info.name: layer for layer, members in layers.items() for info in members.values()}
+    hashes: dict[str, str] = {}
+    total, done = sum(info.nbytes for info in files.tensors.values()), 0
+    for file, batch in _batches(files):
+        with FORMATS[files.format].opened(file) as read:
+            for info in batch:
+                contents = _examine(info, read)
+                hashes[info.name] = contents.digest
+                findings += _judge(info, contents, layer_of.get(info.name))
+                done += info.nbytes
+                if progress is not None:
+                    progress(info.name, done, total)
+    layer_hashes = {
+        layer: _hash_names({relative: hashes[info.name] for relative, info in members.items()})
+        for layer, members in layers.items()
+    }
+    return ScanResult(
+        directory=str(files.directory),
+        checkpoint_id=_hash_names(hashes, _architecture(files.config))[:16],
+        tensor_hashes=hashes,
+        layer_hashes=layer_hashes,
+        findings=(*findings, *_duplicates(layer_hashes)),
+        num_parameters=sum(info.numel for info in files.tensors.values()),
+        layer_num_parameters={n: sum(i.numel for i in members.values()) for n, members in layers.items()},
+        total_nbytes=total,
+        num_tensors=len(hashes),
+    )
+
+
+def compare(a: ScanResult, b: ScanResult) -> tuple[Finding, ...]:
+    """What of checkpoint `b` is byte for byte the same in checkpoint `a`, as findings about `b`.
+
+    One "identical-checkpoint" where all tensors are; else an "identical-layer" for each layer of `b` that `a`
+    has, be it under another number.
+    """
+    if a.tensor_hashes == b.tensor_hashes:
+        message = (
+            f"{b.directory} holds the same {b.num_tensors} tensors as {a.directory}, byte for byte: one of "
+            "the two is not the checkpoint that its name says"
+        )
+        return (Finding("identical-checkpoint", message),)
+    found = []
+    for layer, digest in b.layer_hashes.items():
+        same = [other for other, theirs in a.layer_hashes.items() if theirs == digest]
+        if same:
+            # Its own number first: where layers are twins, the one that did not move is what to tell.
+            other = layer if layer in same else same[0]
+            message = (
+                f"layer {layer} of {b.directory} is, byte for byte, layer {other} of {a.directory}: frozen, "
+                "never updated, or restored from there"
+            )
+            found.append(Finding("identical-layer", message, layer=layer))
+    return tuple(found)
+
+
+def _batches(files: CheckpointFiles) -> Iterator[tuple[Path, list[TensorInfo]]]:
+    """Tensors of one file, in its order, to map together: mapped pages count as memory until let go."""
+    batch: list[TensorInfo] = []
+    size = 0
+    for info in files.tensors.values():
+        if batch and (info.file != batch[0].file or size + info.nbytes > SLICE_BYTES):
+            yield batch[0].file, batch
+            batch, size = [], 0
+        batch.append(info)
+        size += info.nbytes
+    if batch:
+        yield batch[0].file, batch
+
+
+def _pieces(info: TensorInfo, read: _Read) -> Iterator[torch.Tensor]:
+    """The tensor's elements in their order, flat, at most SLICE_BYTES at a time."""
+    rows = info.shape[0] if info.shape else 1
+    step = max(1, SLICE_BYTES * rows // max(info.nbytes, 1))
+    for start in range(0, rows, step):
+        # A large tensor is mapped anew for each slice, so that the pages of the last are let go.
+        part = read(info.name, None) if step >= rows else read_tensor(info, slice(start, start + step))
+        flat = part.contiguous().reshape(-1)
+        # One row of stacked experts can be larger than a slice.
+        yield from flat.split(max(1, SLICE_BYTES // flat.element_size()))
+
+
+def _examine(info: TensorInfo, read: _Read) -> _Contents:
+    digest = hashlib.sha256(f"{info.dtype}{list(info.shape)}".encode())
+    num_nan = num_inf = 0
+    low, high = float("inf"), float("-inf")
+    for piece in _pieces(info, read):
+        digest.update(piece.view(torch.uint8).numpy().data)
+        values = _values(piece)
+        if values is None or not values.numel():
+            continue
+        # One pass, without a temporary: both ends are NaN where any element is.
+        ends = [float(end) for end in values.aminmax()]
+        if all(map(math.isfinite, ends)):
+            low, high = min(low, ends[0]), max(high, ends[1])
+        else:
+            num_nan += int(values.isnan().sum())
+            num_inf += int(values.isinf().sum())
+    constant = low if low == high and info.numel > 1 and not num_nan + num_inf else None
+    return _Contents(digest.hexdigest(), num_nan, num_inf, constant)
+
+
+def _values(piece: torch.Tensor) -> torch.Tensor | None:
+    """The real numbers in a piece; None for integers and packed weights, where any bytes are legitimate."""
+    if piece.is_complex():
+        return torch.view_as_real(piece)
+    if not piece.dtype.is_floating_point or str(piece.dtype).startswith("torch.float4"):
+        return None
+    return piece.to(torch.float32) if piece.element_size() == 1 else piece  # torch reduces no 8-bit floats
+
+
+def _judge(info: TensorInfo, contents: _Contents, layer: int | None) -> list[Finding]:
+    where = f"tensor {info.name!r}" + (f" (layer {layer})" if layer else "")
+    if contents.num_nan or contents.num_inf:
+        message = (
+            f"{where} holds {contents.num_nan:,} NaN and {contents.num_inf:,} infinite of {info.numel:,} "
+            "values: training diverged or the file is damaged; go back to an earlier checkpoint"
+        )
+        return [Finding("non-finite", message, layer, info.name)]
+    if contents.constant is not None and len(info.shape) >= 2:
+        message = (
+            f"{where}, of shape {list(info.shape)}, is {contents.constant:g} throughout: it was never "
+            "trained, or never written"
+        )
+        return [Finding("constant", message, layer, info.name)]
+    return []
+
+
+def _duplicates(layer_hashes: dict[int, str]) -> Iterator[Finding]:
+    first: dict[str, int] = {}
+    for layer, digest in layer_hashes.items():
+        earlier = first.setdefault(digest, layer)
+        if earlier != layer:
+            message = (
+                f"layer {layer} is, byte for byte, layer {earlier}: copied in depth up-scaling and not "
+                "trained since, or written twice by a faulty conversion"
+            )
+            yield Finding("duplicate-layer", message, layer=layer)
+
+
+def _hash_names(hashes: dict[str, str], *more: str) -> str:
+    return hashlib.sha256(json.dumps([sorted(hashes.items()), *more]).encode()).hexdigest()
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The config as canonical JSON, without what does not change the network."""
+
+    def prune(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: prune(v) for k, v in value.items() if k not in _INCIDENTAL and not k.startswith("_")}
+        return [prune(v) for v in value] if isinstance(value, list) else value
+
+    return json.dumps(prune(config), sort_keys=True)

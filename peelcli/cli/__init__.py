@@ -1,0 +1,1 @@
+"""The command line: one command per file, the console, and the one place that ends the process."""

@@ -1,0 +1,212 @@
+"""All that is printed: the result on stdout, whole or not at all; everything else on stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from peelcli.config import ConsoleConfig
+from peelcli.progress import Progress, printable
+
+EVERY_SECONDS = 5.0  # between two plain lines of one stage
+Show = Callable[[Progress], None]
+
+
+class Console:
+    """What a command prints through. Messages go to stderr at once; results wait for `finish`."""
+
+    def __init__(
+        self,
+        *,
+        stdout: TextIO | None = None,
+        stderr: TextIO | None = None,
+        env: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stdout = sys.stdout if stdout is None else stdout
+        self.stderr = sys.stderr if stderr is None else stderr
+        self.env = os.environ if env is None else env
+        self.config = ConsoleConfig()
+        self.clock = clock
+        self._results: list[str] = []
+        self._live: Any = None  # the rich console of a progress bar, while one is shown
+
+    def configure(self, config: ConsoleConfig) -> None:
+        """Take over what the user asked for, once it is known."""
+        self.config = config
+
+    @property
+    def verbose(self) -> bool:
+        """Whether tracebacks and library messages are wanted."""
+        return self.config.verbose or self.env.get("PEEL_DEBUG", "") not in ("", "0")
+
+    @property
+    def interactive(self) -> bool:
+        """Whether somebody watches stderr: a terminal that moves its cursor, and not a CI job's."""
+        return _is_terminal(self.stderr) and not self.env.get("CI") and self.env.get("TERM") != "dumb"
+
+    @property
+    def stdout_is_terminal(self) -> bool:
+        """Whether the result is read by a person rather than by a program."""
+        return _is_terminal(self.stdout)
+
+    def color(self, stream: TextIO) -> bool:
+        """Whether `stream` may carry colours: `--color` over NO_COLOR over what the stream is."""
+        if self.config.color is not None:
+            return self.config.color
+        return _is_terminal(stream) and not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb"
+
+    def note(self, message: str) -> None:
+        """Say something that is good to know."""
+        if not self.config.quiet:
+            self._say(message)
+
+    def detail(self, message: str) -> None:
+        """Say something that only --verbose wants to know."""
+        if self.verbose and not self.config.quiet:
+            self._say(message)
+
+    def warn(self, message: str) -> None:
+        """Say something that the user should act on."""
+        if not self.config.quiet:
+            self._say(f"warning: {message}")
+
+    def error(self, message: str) -> None:
+        """Say why there is no result. Never raises: with stderr gone there is nobody left to tell."""
+        with suppress(OSError):
+            self._say(f"error: {message}")
+
+    def result(self, text: str) -> None:
+        """Keep a piece of the result for stdout until the command has succeeded."""
+        self._results.append(text if text.endswith("\n") else text + "\n")
+
+    def written(self, path: Path) -> None:
+        """Name a file that was written: as the result for a program, as a note for a person."""
+        if self.stdout_is_terminal:
+            self.note(f"wrote {path}")
+        else:
+            self.result(str(path))
+
+    def finish(self) -> None:
+        """Write the whole result at once. Raises OSError (BrokenPipeError where the reader has gone)."""
+        text, self._results = "".join(self._results), []
+        if not text:
+            return
+        if self.stdout is None:  # the process was started with stdout closed
+            raise BrokenPipeError
+        _write(self.stdout, text)
+
+    @contextmanager
+    def progress(self) -> Iterator[Show]:
+        """A function that shows how far a stage has come: a bar on a terminal, else a line now and then."""
+        if self.config.quiet:
+            yield lambda event: None
+        elif self.interactive:
+            with self._bar() as show:
+                yield show
+        else:
+            yield _Lines(self._say, self.clock)
+
+    def follow(self, events: Iterable[Any]) -> Iterator[Any]:
+        """The results among the `events` of a stage; its Progress is shown and goes no further."""
+        with self.progress() as show:
+            for event in events:
+                if isinstance(event, Progress):
+                    show(event)
+                else:
+                    yield event
+
+    def hush_libraries(self) -> None:
+        """Keep transformers and its kin to warnings, without bars, offline; call it before importing them."""
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if self.verbose else "warning")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        logging.getLogger("accelerate").setLevel(logging.INFO if self.verbose else logging.WARNING)
+        if "transformers" in sys.modules:  # imported already: the variables come too late
+            from transformers.utils import logging as transformers_logging
+
+            transformers_logging.disable_progress_bar()
+            if not self.verbose:
+                transformers_logging.set_verbosity_warning()
+
+    def abandon(self) -> None:
+        """Give up both streams, so that nothing they still hold can disturb the exit code."""
+        for stream in (self.stdout, self.stderr):
+            if stream is not None:
+                abandon(stream)
+
+    def _say(self, message: str) -> None:
+        message = printable(message)
+        if self._live is not None:
+            self._live.print(message, markup=False, highlight=False, soft_wrap=True)
+        elif self.stderr is not None:
+            _write(self.stderr, message + "\n")
+
+    @contextmanager
+    def _bar(self) -> Iterator[Show]:
+        from peelcli.cli.bar import bar  # rich is imported for those who see it
+
+        with bar(self.stderr, color=self.color(self.stderr)) as (live, show):
+            self._live = live
+            try:
+                yield show
+            finally:
+                self._live = None
+
+
+class _Lines:
+    """Progress as plain lines: the first and the last of a stage, and one every few seconds between."""
+
+    def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self.say, self.clock = say, clock
+        self.stage, self.started, self.first, self.done, self.said = "", 0.0, 0, 0, 0.0
+
+    def __call__(self, event: Progress) -> None:
+        now = self.clock()
+        new = event.stage != self.stage or event.done < self.done  # the same stage of the next checkpoint
+        if new:
+            self.stage, self.started, self.first = event.stage, now, event.done
+        self.done = event.done
+        if new or event.done >= event.total or now - self.said >= EVERY_SECONDS:
+            self.said = now
+            self.say(
+                f"{event.stage} {event.done}/{event.total} {event.detail}".rstrip() + self._left(event, now)
+            )
+
+    def _left(self, event: Progress, now: float) -> str:
+        """The time left, once there is something to judge it by."""
+        if not self.first < event.done < event.total:
+            return ""
+        seconds = (now - self.started) / (event.done - self.first) * (event.total - event.done)
+        return f", {int(seconds) // 60}:{int(seconds) % 60:02d} left"
+
+
+def abandon(stream: TextIO) -> None:
+    """Send what a failed stream still holds to nowhere, or Python's flush at exit changes the exit code."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def _write(stream: TextIO, text: str) -> None:
+    """Write and flush; what the stream's encoding lacks is spelt out rather than fatal."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        stream.flush()
+    except OSError:
+        abandon(stream)
+        raise
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()

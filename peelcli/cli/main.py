@@ -1,0 +1,138 @@
+"""The `peel` command: the table of commands, the only try/except and the only exit.
+
+Exit codes: 0 audited, nothing flagged · 1 flagged · 2 wrong usage · 3 could not audit · 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from peelcli import __version__
+from peelcli.cli.console import Console
+from peelcli.errors import PeelError
+
+USAGE, FAILED, INTERRUPTED = 2, 3, 130
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded")  # safetensors and HDF5 do not set errno
+NO_MEMORY_WORDS = "DefaultCPUAllocator"  # torch raises a plain RuntimeError where the CPU's memory is out
+
+# typer carries click inside in newer versions and imports it in older ones; its own BadParameter is in both.
+ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
+
+# One line per command. Their modules import torch and transformers inside functions, so that help is quick.
+COMMANDS: dict[str, Callable[..., Any]] = {}
+
+
+def build_app(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:
+    """The typer application of `commands`, by name; a command returns its exit code."""
+    app = typer.Typer(
+        name="peel",
+        help="Audit transformer checkpoints layer by layer against light, local, low-bit references.",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[
+            bool,
+            typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_version),
+        ] = False,
+    ) -> None:
+        pass  # there for its option alone
+
+    for name, command in commands.items():
+        app.command(name)(command)
+    return app
+
+
+app = build_app(COMMANDS)
+
+
+def main() -> NoReturn:
+    """Run the command line of the process and end it with the exit code."""
+    if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
+        app(prog_name="peel")
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str], app: typer.Typer = app) -> int:
+    """Run one command line and return its exit code; stdout gets the whole result or nothing."""
+    console = Console()
+    code = FAILED
+    try:
+        code = _invoke(app, arguments, console)
+        console.finish()
+    except BrokenPipeError:  # the reader has gone: nothing to tell it, and the exit code stays what it was
+        console.abandon()
+    except SystemExit as stop:  # a library's: rich ends the process where the pipe of its help is closed
+        code = FAILED if stop.code else 0
+    except (KeyboardInterrupt, typer.Abort):
+        console.error("interrupted; what was done is kept, and the same command goes on from there")
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001  # where every other failure becomes a message and a code
+        code, message = explain(error)
+        trace = "\n" + "".join(traceback.format_exception(error)) if console.verbose else ""
+        console.error(message + trace)
+    return code
+
+
+def explain(error: Exception) -> tuple[int, str]:
+    """The exit code that `error` ends with, and what to tell the user about it."""
+    if isinstance(error, PeelError):
+        return error.exit_code, str(error)
+    if isinstance(error, ClickException):
+        return USAGE, _usage(error)
+    if getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS):
+        return FAILED, f"no space left on the disk ({error}); free some, or go elsewhere with -o/--output"
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in str(error):
+        return FAILED, (
+            f"out of memory ({_summary(error)}); try a smaller --batch-size or --seq-len, "
+            "--dtype bfloat16, or --device cpu"
+        )
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return FAILED, f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return FAILED, (
+        f"internal error: {_summary(error)} at {_place(error)}; this is a mistake in peel: "
+        "please report it, with what --verbose adds"
+    )
+
+
+def _invoke(app: typer.Typer, arguments: Sequence[str], console: Console) -> int:
+    """The exit code of one command line; goes past typer's own `main`, which ends the process by itself."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("peel", list(arguments), obj=console) as context:
+            return command.invoke(context) or 0
+    except typer.Exit as stop:
+        return stop.exit_code
+
+
+def _version(context: typer.Context, asked: bool) -> None:
+    if asked:
+        context.ensure_object(Console).result(f"peel {__version__}")
+        raise typer.Exit
+
+
+def _usage(error: Any) -> str:
+    path = error.ctx.command_path if getattr(error, "ctx", None) else "peel"
+    return f"{error.format_message().rstrip('.')}; see '{path} --help'"
+
+
+def _summary(error: Exception) -> str:
+    """Kind and first line of an error that was not meant for the user."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+
+
+def _place(error: Exception) -> str:
+    """Where peel's own code was when `error` came up."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "peelcli" in frame.filename] or frames
+    return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else "an unknown place"

@@ -1,0 +1,45 @@
+"""The settings of peel: what there is to set, and how flags, environment and YAML are resolved into it.
+
+Knows neither torch nor typer: the stages take a section as it is, the command line is generated from it.
+"""
+
+from peelcli.config.precedence import Configs, resolve, stray_variables, to_json
+from peelcli.config.sections import (
+    DTYPES,
+    FLAGGABLE,
+    FORMATS,
+    SCHEMES,
+    SECTIONS,
+    AuditConfig,
+    ConsoleConfig,
+    ExtractConfig,
+    FitConfig,
+    MachineConfig,
+    ReportConfig,
+    cache_directory,
+    parse_layers,
+    section_name,
+)
+from peelcli.config.yaml_file import load_yaml
+
+__all__ = [
+    "DTYPES",
+    "FLAGGABLE",
+    "FORMATS",
+    "SCHEMES",
+    "SECTIONS",
+    "AuditConfig",
+    "Configs",
+    "ConsoleConfig",
+    "ExtractConfig",
+    "FitConfig",
+    "MachineConfig",
+    "ReportConfig",
+    "cache_directory",
+    "load_yaml",
+    "parse_layers",
+    "resolve",
+    "section_name",
+    "stray_variables",
+    "to_json",
+]

@@ -1,0 +1,229 @@
+"""Every setting of peel, by section.
+
+The sections are the single source of the YAML keys, the flags, the `PEEL_*` variables and the help. A section
+is named in YAML as its class without `Config`, in lower case; a key is the name of the field, with hyphens or
+underscores.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from peelcli.config.setting import setting
+from peelcli.errors import UsageError
+from peelcli.records import KINDS
+
+SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FORMATS = ("table", "json")
+FLAGGABLE = ("broken", "surpassed", "matched", "undecided", "untrained", "none")
+
+LAYER_RANGE = r"([0-9]{1,9})(?:-([0-9]{1,9}))?"
+LAYERS = rf"{LAYER_RANGE}(\s*,\s*{LAYER_RANGE})*"
+DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
+
+
+@dataclass(frozen=True)
+class MachineConfig:
+    """What `extract` and `fit` have in common: where they run, on which layers, from which seed."""
+
+    layers: str | None = setting(
+        None,
+        "Which layers, counted from 1, such as 1,4-6.",
+        unset="all",
+        pattern=LAYERS,
+        expects="a list of layers such as 1,4-6",
+        joined=True,
+        metavar="LIST",
+        shared=True,
+    )
+    device: str = setting(
+        "auto",
+        "Device to run on: auto takes the first accelerator, or else the CPU.",
+        pattern=DEVICE,
+        expects="a device such as auto, cpu or cuda:0",
+        metavar="auto|cpu|cuda:N",
+        shared=True,
+    )
+    dtype: str = setting(
+        "auto", "Precision that the model runs in; auto follows the device.", choices=DTYPES, shared=True
+    )
+    batch_size: int | None = setting(
+        None, "Sequences per forward pass; auto follows the memory.", unset="auto", at_least=1, shared=True
+    )
+    threads: int | None = setting(
+        None,
+        "CPU threads; auto respects the CPU quota of the container.",
+        unset="auto",
+        at_least=1,
+        shared=True,
+    )
+    seed: int = setting(
+        0, "Seed of everything that is drawn at random.", at_least=0, below=2**63, shared=True
+    )
+
+
+@dataclass(frozen=True)
+class ExtractConfig(MachineConfig):
+    """How the trained states are extracted.
+
+    `tokens` is shared out to the three budgets by `resolve`; nothing else reads it.
+    """
+
+    data: tuple[Path, ...] = setting(
+        (),
+        "Calibration text (.txt, .jsonl) or token ids (.npy, .bin), repeatable.",
+        unset="the language reference that comes with Python",
+        metavar="FILE",
+    )
+    fit_tokens: int = setting(16384, "Tokens on which the references are fitted.", at_least=1)
+    select_tokens: int = setting(8192, "Tokens on which the best reference is chosen.", at_least=1)
+    eval_tokens: int = setting(16384, "Tokens on which every reported figure is measured.", at_least=1)
+    tokens: int | None = setting(
+        None,
+        "Tokens in all, split 2:1:2 among the three above where they are not given.",
+        at_least=5,
+        unset="sum",
+        split=(("fit_tokens", 2), ("select_tokens", 1), ("eval_tokens", 2)),
+    )
+    seq_len: int | None = setting(
+        None, "Tokens per sequence; auto takes what the model allows, 256 at most.", unset="auto", at_least=2
+    )
+    store_dtype: str = setting(
+        "auto", "Precision in which states are stored; auto takes that of the model.", choices=DTYPES
+    )
+    output: Path | None = setting(
+        None, "HDF5 file to write the states to.", short="-o", metavar="FILE", unset="auto"
+    )
+
+
+@dataclass(frozen=True)
+class FitConfig(MachineConfig):
+    """Which references stand in for a layer, in which low-bit scheme, and how hard they are fitted."""
+
+    scheme: str = setting("ternary", "Low-bit scheme in which the references' weights lie.", choices=SCHEMES)
+    group_size: int | None = setting(
+        None,
+        "Weights of a row that share one scale; channel means the whole row.",
+        unset="channel",
+        at_least=1,
+    )
+    references: tuple[str, ...] = setting(
+        KINDS, "Kinds of reference to try, parted by commas or repeated.", choices=KINDS
+    )
+    start: str = setting(
+        "auto",
+        "Weights that a fit starts from: warm the trained ones, fresh random ones.",
+        choices=("auto", "warm", "fresh"),
+    )
+    direct_steps: int = setting(60, "Optimiser steps for each direct and span reference.", at_least=0)
+    ladder: bool = setting(
+        True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
+    )
+    challenge_steps: int = setting(60, "Optimiser steps for each challenge reference.", at_least=0)
+    learning_rate: float | None = setting(
+        None, "Step size of the optimiser; auto follows the kind of reference.", unset="auto", above=0
+    )
+    output: Path | None = setting(
+        None, "HDF5 file to write the scored references to.", short="-o", metavar="FILE", unset="auto"
+    )
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """How layers are judged, what is shown, and what the exit code answers to."""
+
+    format: str = setting("table", "Format of the report.", short="-f", choices=FORMATS)
+    output: Path | None = setting(
+        None, "File to write the report to; - for stdout.", short="-o", metavar="FILE", unset="stdout"
+    )
+    fail_on: tuple[str, ...] = setting(
+        ("broken", "surpassed", "matched", "untrained"),
+        "Verdicts that flag, and so end with exit code 1; none flags nothing.",
+        choices=FLAGGABLE,
+        alone="none",
+    )
+    exit_zero: bool = setting(False, "End with exit code 0 also where something is flagged.")
+    top: int | None = setting(
+        None, "Show only so many layers, the most under-optimised first.", unset="all", at_least=1
+    )
+    confidence: float = setting(
+        0.95, "Confidence of the intervals, over all layers together.", above=0, below=1
+    )
+    matched_margin: float | None = setting(
+        None,
+        "Nats per token that a matching reference may cost; auto follows what references cost elsewhere.",
+        unset="auto",
+        at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """How the stages of an audit are chained, and what is kept between them."""
+
+    output: Path | None = setting(
+        None,
+        "Directory for the files of the stages.",
+        short="-o",
+        metavar="DIR",
+        unset="peel under XDG_CACHE_HOME",
+    )
+    resume: bool = setting(True, "Skip what an earlier run with the same settings has done.")
+    overwrite: bool = setting(False, "Do everything again, over what is there.")
+    dry_run: bool = setting(
+        False, "Say what would be done, and the memory, disk and time it takes, and stop."
+    )
+    discard_activations: bool = setting(
+        False, "Delete the states of a checkpoint once its references are fitted."
+    )
+
+
+@dataclass(frozen=True)
+class ConsoleConfig:
+    """What is said on stderr, and in which colours."""
+
+    quiet: bool = setting(False, "Say nothing but errors.", short="-q")
+    verbose: bool = setting(False, "Say more, and show the traceback of an error.", short="-v")
+    color: bool | None = setting(None, "Colours; auto means on a terminal without NO_COLOR.", unset="auto")
+
+
+SECTIONS: tuple[type, ...] = (ExtractConfig, FitConfig, ReportConfig, AuditConfig, ConsoleConfig)
+
+
+def section_name(section: type) -> str:
+    """The YAML name of a section: `FitConfig` is `fit`."""
+    return section.__name__.removesuffix("Config").lower()
+
+
+def parse_layers(layers: str | None, num_layers: int) -> tuple[int, ...]:
+    """The layers that a list such as "1,4-6" names, sorted, counted from 1; None names all `num_layers`.
+
+    Raises UsageError for an item that is no layer or range, or that does not lie within 1…num_layers.
+    """
+    if layers is None:
+        return tuple(range(1, num_layers + 1))
+    found: set[int] = set()
+    for item in layers.split(","):
+        match = re.fullmatch(LAYER_RANGE, item.strip())
+        if match is None:
+            raise UsageError(
+                f"--layers {layers}: {item.strip()!r} is no layer or range; write a list such as 1,4-6"
+            )
+        low, high = int(match[1]), int(match[2] or match[1])
+        if not 1 <= low <= high <= num_layers:
+            raise UsageError(
+                f"--layers {layers}: {item.strip()!r} does not lie within the layers 1-{num_layers} of "
+                "the checkpoint; name layers in that range, the lower one first"
+            )
+        found.update(range(low, high + 1))
+    return tuple(sorted(found))
+
+
+def cache_directory(env: Mapping[str, str]) -> Path:
+    """Where files go that nobody named: `peel` under XDG_CACHE_HOME (where that is absolute) or ~/.cache."""
+    base = env.get("XDG_CACHE_HOME", "")
+    return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "peel"

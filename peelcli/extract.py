@@ -1,0 +1,147 @@
+"""The first stage: run the checkpoint over the calibration tokens and store every layer's trained states.
+
+Layer by layer: each block is read once, run over all sequences, and let go. A generator of progress; it prints nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from peelcli.activations import ActivationWriter
+from peelcli.calibration import Calibration
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.errors import CheckpointError
+from peelcli.progress import Progress
+from peelcli.scoring import head_batch, token_losses
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What to extract: `about` and `config` are stored as they are; `stored` says which of O_0…O_K to keep."""
+
+    output: Path
+    about: dict[str, Any]
+    config: dict[str, Any]
+    stored: tuple[int, ...]
+    store_dtype: str
+    batch_size: int
+    resume: bool = True
+
+
+def stored_states(num_layers: int, layers: tuple[int, ...], longest_span: int = 3) -> tuple[int, ...]:
+    """Which states the references of `layers` need: their inputs, their targets, and the last for the loss."""
+    wanted = {num_layers}
+    for layer in layers:
+        wanted.update(range(layer - 1, min(layer + longest_span - 1, num_layers) + 1))
+    return tuple(sorted(wanted))
+
+
+@torch.no_grad()
+def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -> Iterator[Progress]:
+    """Write `task.output`, yielding after each layer. Raises CheckpointError where a layer's states are not finite."""
+    split = calibration.split
+    sequences = np.concatenate([split.fit, split.select, split.eval])
+    ids = torch.from_numpy(sequences)
+    width = model.prepare(ids[:1]).hidden.shape[-1]
+    writer = ActivationWriter(
+        task.output,
+        about=task.about,
+        config=task.config,
+        ids=sequences,
+        stored=task.stored,
+        d_model=width,
+        dtype=task.store_dtype,
+        resume=task.resume,
+    )
+    try:
+        yield from _layers(model, ids, width, writer, task)
+    except OSError:
+        writer.discard()  # a full disk: leave no half of a file in the way
+        raise
+    finally:
+        writer.close()
+
+
+def _layers(
+    model: BlockwiseModel, ids: Tensor, width: int, writer: ActivationWriter, task: Extraction
+) -> Iterator[Progress]:
+    last = model.num_layers
+    total = last + 2
+    # The states of one layer, (n_seq, seq_len, d_model), moved on in place: memory does not grow with depth.
+    hidden = torch.empty(*ids.shape, width, dtype=model.dtype)
+    first = _go_on_from(writer, hidden, task, last)
+    for layer in range(first, last + 1):
+        yield Progress("extract", layer, total, f"layer {layer}" if layer else "embedding")
+        store = layer in task.stored and layer not in writer.finished
+        if layer == 0:
+            for at in range(0, len(ids), task.batch_size):
+                rows = slice(at, at + task.batch_size)
+                hidden[rows] = model.prepare(ids[rows]).hidden.cpu()
+                _store(writer, layer, at, hidden[rows], store)
+        else:
+            with model.block(layer) as module:
+                for at in range(0, len(ids), task.batch_size):
+                    rows = slice(at, at + task.batch_size)
+                    out = model.run_block(layer, module, hidden[rows].to(model.device), ids[rows])
+                    hidden[rows] = out.cpu()
+                    _store(writer, layer, at, hidden[rows], store)
+        if not bool(torch.isfinite(hidden).all()):
+            raise NonFiniteStates(layer)
+        if store:
+            writer.finish_layer(layer)
+    yield Progress("extract", last + 1, total, "loss")
+    nll, entropy = _losses(model, hidden, ids)
+    writer.finish(nll, entropy)
+    yield Progress("extract", total, total, "loss")
+
+
+class NonFiniteStates(CheckpointError):
+    """The weights are finite and the states after `layer` are not."""
+
+    def __init__(self, layer: int) -> None:
+        """Name the layer after which the first non-finite value stands (0: the embedding)."""
+        self.layer = layer
+        where = f"layer {layer}" if layer else "the embedding"
+        super().__init__(
+            f"the states after {where} hold NaN or infinity though its weights are finite. "
+            "Try --dtype float32; if it stays, that part of the checkpoint is broken."
+        )
+
+
+def _store(writer: ActivationWriter, layer: int, at: int, states: Tensor, wanted: bool) -> None:
+    if wanted:
+        writer.write(layer, at, states)
+
+
+def _go_on_from(writer: ActivationWriter, hidden: Tensor, task: Extraction, last: int) -> int:
+    """Fill `hidden` with the last whole states of an interrupted run; returns the layer to go on with.
+
+    Only where they were stored without rounding; otherwise the pass begins anew, and what is stored stays.
+    """
+    exact = getattr(torch, task.store_dtype) == hidden.dtype
+    whole = [layer for layer in writer.finished if layer <= last]
+    if not (exact and whole):
+        return 0
+    newest = max(whole)
+    for at in range(0, len(hidden), task.batch_size):
+        hidden[at : at + task.batch_size] = writer.read(newest, slice(at, at + task.batch_size))
+    return newest + 1
+
+
+def _losses(model: BlockwiseModel, hidden: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """NLL and predictive entropy of the trained model, (n_seq,) each."""
+    step = head_batch(ids.shape[1], model.vocab_size)
+    parts = []
+    for at in range(0, len(ids), step):
+        rows = slice(at, at + step)
+        nll, entropy, _ = token_losses(model.logits(hidden[rows].to(model.device), ids[rows]), ids[rows])
+        parts.append(torch.stack([nll, entropy]).cpu())
+    joined = torch.cat(parts, dim=1).numpy()
+    return joined[0], joined[1]

@@ -1,0 +1,250 @@
+"""The second stage: fit the references of every layer, then measure them all in one sweep.
+
+A generator of progress; it prints nothing. Each layer's references are written as a part when they are done, so a
+killed run goes on from the last finished layer; the parts become one file at the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peelcli import fitstore
+from peelcli.activations import ActivationFile
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.config import FitConfig, parse_layers
+from peelcli.machine import available_memory
+from peelcli.progress import Progress
+from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.records import Finding, FitOutcome, Reference, Run, Score
+from peelcli.references.catalogue import references_of
+from peelcli.references.challenge import fit_challenge
+from peelcli.references.interface import Batch, Budget, LinearMap, Witness
+from peelcli.references.plan import Plan
+from peelcli.references.regression import fit_regression
+from peelcli.scoring import Candidate, Sweep
+from peelcli.statedata import StateData
+from peelcli.verdict import data_fit
+
+LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
+FIT_BATCH = 8  # sequences a step
+LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
+SPAN_STEPS = 2  # a span learns what it was never trained for: so many times the steps of `direct`
+LADDER_SHARE = 3  # the ladder only orders schemes: one part in so many of the steps
+NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
+
+
+@dataclass(frozen=True)
+class FitTask:
+    """What to fit, from which states, into which file."""
+
+    output: Path
+    settings: FitConfig
+    config: dict[str, Any]
+    resume: bool = True
+
+
+class Fitter:
+    """One fit of one activation file; iterate over `run()` for progress, then read `skipped`."""
+
+    def __init__(self, model: BlockwiseModel, acts: ActivationFile, task: FitTask) -> None:
+        """`acts` must have been extracted from `model`."""
+        self.model, self.acts, self.task = model, acts, task
+        self.settings = task.settings
+        about = acts.about
+        layers = parse_layers(self.settings.layers, model.num_layers)
+        if self.settings.layers is None:
+            layers = tuple(about["layers"])
+        self.plan = Plan(
+            num_layers=model.num_layers,
+            layers=layers,
+            kinds=tuple(self.settings.references),
+            scheme=self.settings.scheme,
+            group_size=self.settings.group_size,
+            sublayers=frozenset(n for n in layers if model.sublayers(n)),
+            layer_bits=dict(enumerate(about["layer_bits"], start=1)),
+            ladder=LADDER if self.settings.ladder else (),
+        )
+        self.skipped: list[str] = list(about["skipped"])
+        self.parts_dir = task.output.with_name(task.output.name + ".parts")
+        self._key = json.dumps([about, task.config], sort_keys=True)
+        self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
+        self._outcomes: dict[Reference, FitOutcome] = {}
+
+    def run(self) -> Iterator[Progress]:
+        """Fit, score and write `task.output`; yields as it goes."""
+        self.parts_dir.mkdir(parents=True, exist_ok=True)
+        yield from self._fit_layers()
+        if "challenge" in self.plan.kinds:
+            yield from self._challenge_layers()
+        candidates = [
+            Candidate(r, None if r.kind == "identity" else self._witness_loader(r)) for r in self._outcomes
+        ]
+        sweep = Sweep(
+            self.model,
+            self.acts,
+            candidates,
+            self.parts_dir,
+            key=self._key,
+            batch_size=self.settings.batch_size or max(1, 4096 // self.acts.ids.shape[1]),
+        )
+        yield from sweep.run()
+        fitstore.write_fit(self.task.output, self._record(sweep), self._parts)
+        for leftover in self.parts_dir.iterdir():
+            leftover.unlink()
+        self.parts_dir.rmdir()
+
+    def _witness_loader(self, reference: Reference) -> Any:
+        return lambda: fitstore.load_witness(self._parts[reference.key], reference)
+
+    # -- references fitted to states ------------------------------------------------------------------------------
+
+    def _fit_layers(self) -> Iterator[Progress]:
+        for done, layer in enumerate(self.plan.layers):
+            yield Progress("fit", done, len(self.plan.layers), f"layer {layer}")
+            wanted = [r for r in references_of(layer, self.plan) if r.kind != "challenge"]
+            self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind == "identity"}
+            fitted = [r for r in wanted if r.kind != "identity"]
+            path = self.parts_dir / f"layer-{layer:03d}.h5"
+            if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+                with self.model.block(layer) as module:
+                    results = {r: self._fit_one(r, module) for r in fitted}
+                fitstore.write_part(path, self._key, results)
+            self._take(path)
+        yield Progress("fit", len(self.plan.layers), len(self.plan.layers), "all layers")
+
+    def _take(self, path: Path) -> None:
+        for reference, outcome in fitstore.read_part(path).items():
+            self._outcomes[reference] = outcome
+            self._parts[reference.key] = path
+
+    def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Witness, FitOutcome]:
+        layer = reference.layer
+        maps = self._maps(layer, module, reference.sublayer)
+
+        def forward(hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+            return self.model.run_block(layer, module, hidden, ids, weights)
+
+        scheme = scheme_named(reference.scheme or "fp")
+        fit, select = (self._data(p, layer, reference.target) for p in ("fit", "select"))
+        start = self.plan.start(layer, scheme.name, self.settings.start, scheme.num_bits)
+        steps = self.settings.direct_steps
+        if reference.kind == "span":
+            steps *= SPAN_STEPS
+        elif scheme.name != self.plan.scheme:
+            steps //= LADDER_SHARE
+        return fit_regression(
+            forward, maps, scheme, reference.group_size, fit, select, self._budget(reference.kind, steps, start)
+        )
+
+    def _budget(self, kind: str, steps: int, start: str) -> Budget:
+        rate = self.settings.learning_rate or LEARNING_RATE[kind]
+        return Budget(steps, rate, FIT_BATCH, self.settings.seed, start)
+
+    def _data(self, part: str, layer: int, target: int) -> StateData:
+        return StateData(self.acts, part, layer, target, self.model.device, self.model.dtype)
+
+    def _maps(self, layer: int, module: nn.Module, sublayer: str | None) -> list[LinearMap]:
+        """The matrices of a block, or of one sublayer of it."""
+        inside = {m for s in self.model.sublayers(layer) if s.name == sublayer for m in s.modules}
+        parameters = dict(module.named_parameters())
+        return [
+            LinearMap(m.name, parameters[m.name].data, m.transposed)
+            for m in self.model.matrices(layer)
+            if sublayer is None or m.name.split(".")[0] in inside
+        ]
+
+    # -- references trained through the rest of the network -----------------------------------------------------------
+
+    def _challenge_layers(self) -> Iterator[Progress]:
+        reason = self._why_no_challenge()
+        if reason:
+            self.skipped.append(f"challenge references: {reason}")
+            return
+        layers = self.plan.layers
+        with contextlib.ExitStack() as stack:
+            first = min(layers)
+            modules = {n: stack.enter_context(self.model.block(n)) for n in range(first, self.plan.num_layers + 1)}
+            for done, layer in enumerate(layers):
+                yield Progress("challenge", done, len(layers), f"layer {layer}")
+                path = self.parts_dir / f"challenge-{layer:03d}.h5"
+                if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+                    (reference,) = (r for r in references_of(layer, self.plan) if r.kind == "challenge")
+                    fitstore.write_part(path, self._key, {reference: self._challenge_one(layer, modules)})
+                self._take(path)
+        yield Progress("challenge", len(layers), len(layers), "all layers")
+
+    def _why_no_challenge(self) -> str | None:
+        rows = self.acts.rows["eval"]
+        if data_fit(self.acts.nll[rows], self.acts.entropy[rows]) == "foreign":
+            return "the text is foreign to this model, so that every layer could only gain by adapting to it"
+        free = available_memory()
+        needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
+        if free is not None and needed > free:
+            return f"they need the whole model in memory, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+        return None
+
+    def _challenge_one(self, layer: int, modules: Mapping[int, nn.Module]) -> tuple[Witness, FitOutcome]:
+        def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+            hidden = self.model.run_block(layer, modules[layer], batch.inputs, batch.ids, weights)
+            for later in range(layer + 1, self.plan.num_layers + 1):
+                hidden = self.model.run_block(later, modules[later], hidden, batch.ids)
+            logits = self.model.logits(hidden, batch.ids)[:, :-1].float()
+            return nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device))
+
+        module = modules[layer]
+        trained = {name: p.data for name, p in module.named_parameters()}
+        maps = self._maps(layer, module, None)
+        fit, select = (self._data(p, layer, layer) for p in ("fit", "select"))
+        grid = self.acts.about["layer_grids"][layer - 1]
+        on_grid = (SCHEMES[grid[0]], grid[1]) if grid else None
+        budget = self._budget("challenge", self.settings.challenge_steps, "warm")
+        return fit_challenge(loss, trained, maps, on_grid, fit, select, budget)
+
+    # -- the record ---------------------------------------------------------------------------------------------------
+
+    def _record(self, sweep: Sweep) -> Run:
+        rows = self.acts.rows
+        n_select = rows["select"].stop - rows["select"].start
+        about = self.acts.about
+
+        def losses(array: np.ndarray, part: str) -> tuple[float, ...]:
+            return tuple(array[:n_select].tolist() if part == "select" else array[n_select:].tolist())
+
+        scores = []
+        for reference, outcome in self._outcomes.items():
+            nll, kl = sweep.losses.nll[reference.key], sweep.losses.kl[reference.key]
+            outcome = replace(outcome, fvu_eval=sweep.losses.fvu_eval[reference.key])
+            scores.append(Score(reference, outcome, losses(nll, "select"), losses(nll, "eval"), losses(kl, "eval")))
+        return run_record(
+            about,
+            self.task.config,
+            layers=self.plan.layers,
+            scheme=self.plan.scheme,
+            group_size=self.plan.group_size,
+            skipped=tuple(self.skipped),
+            nll_select=tuple(self.acts.nll[rows["select"]].tolist()),
+            nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),
+            entropy_eval=tuple(self.acts.entropy[rows["eval"]].tolist()),
+            scores=tuple(scores),
+        )
+
+
+def run_record(about: Mapping[str, Any], config: dict[str, Any], **measured: Any) -> Run:
+    """A Run from what the scan and the extraction found (`about`) and what was measured."""
+    names = ("checkpoint", "checkpoint_id", "num_layers", "seed", "tokens", "seq_len", "data", "vocab_size")
+    names += ("unigram_ce", "step", "family", "dtype", "device")
+    plain = {name: about[name] for name in names}
+    findings = tuple(Finding(**f) for f in about["findings"])
+    values = {"layers": tuple(about["layers"]), "scheme": "", "skipped": tuple(about["skipped"])}
+    values |= {"layer_bits": tuple(about["layer_bits"]), "findings": findings, "config": config}
+    return Run(**{**plain, **values, **measured})
+

@@ -1,0 +1,20 @@
+"""How far a stage has come: what the stages yield between their results, and the console shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`done` of `total` units of `stage` are finished; `detail` names the last one, such as "layer 3"."""
+
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+def printable(text: str) -> str:
+    """`text` with control characters spelt out: names from a checkpoint must not steer the terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

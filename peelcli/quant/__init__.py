@@ -1,0 +1,1 @@
+"""Low-bit schemes as pure tensor functions: quantise, pack, recognise. Importing this imports no torch."""

@@ -1,0 +1,93 @@
+"""Weights to scheme members and back, and the straight-through version through which references are trained.
+
+Layouts of weights and scales are those of `groups`; `scale` is always the step size. All arithmetic is at
+least float32, whatever the weights are stored in. With the scheme `fp` everything here is the identity.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peelcli.quant.groups import check_finite, check_weight, expand_scale
+from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.schemes import Scheme
+
+__all__ = ["dequantize", "fake_quantize", "initial_scale", "quantize"]
+
+
+def quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
+    """Codes (int8, the shape of `weight`) of the nearest scheme members; `weight` itself for `fp`.
+
+    Where a scale is 0 so are the codes (+1 with `binary`, which has no zero; times that scale it is still 0).
+    CheckpointError for weights that are not linear or not finite, ArtefactError for a scale of another shape.
+    """
+    if scheme.is_free:
+        return weight
+    check_finite(weight)
+    check_finite(scale, "scale")
+    return _codes(weight, _ratio(weight, scale, group_size), scheme).to(torch.int8)
+
+
+def dequantize(
+    codes: Tensor,
+    scale: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Weights `codes * scale` of `dtype`; for `fp` the codes are the weights already."""
+    if scheme.is_free:
+        return codes.to(dtype)
+    return _product(codes, expand_scale(scale, codes.shape, group_size), dtype)
+
+
+def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
+    """`dequantize(quantize(weight))`, exactly, in the dtype of `weight`, with gradients to both arguments.
+
+    With r = weight / scale and c its code, the gradients are those of learned step size quantisation (Esser
+    et al., arXiv 1902.08153), without the constant factor that it puts on the scale's:
+
+        d out / d weight = 1 where r is in range, else 0
+        d out / d scale = c − r where r is in range, else c
+
+    In range is qmin − ½ ≤ r ≤ qmax + ½, half a step more than in that paper: weights that lie on the
+    outermost levels, as those of a low-bit checkpoint do, would otherwise be shut out by a rounding of r.
+    `binary` passes to the weight everywhere, so that every sign can still flip; its scale gets c, the true
+    slope. A scale may be trained to any value; below 0 it mirrors the levels. A group of scale 0 stays 0
+    and gets no gradient, `binary` aside. NaN and infinity come out as NaN.
+    """
+    if scheme.is_free:
+        return weight
+    ratio = _ratio(weight, scale, group_size).detach()
+    codes = _codes(weight.detach(), ratio, scheme)
+    expanded = expand_scale(scale, weight.shape, group_size)
+    value = _product(codes, expanded.detach(), weight.dtype)
+    if scheme.name == "binary":
+        slope, surrogate = codes, weight
+    else:
+        inside = (ratio >= scheme.qmin - 0.5) & (ratio <= scheme.qmax + 0.5) & (expanded.detach() != 0)
+        slope = torch.where(inside, codes - ratio, codes)
+        surrogate = torch.where(inside, weight, weight.detach())
+    # A linear function with the slopes above; less itself it is exactly 0 (NaN for NaN), so the value stands.
+    surrogate = surrogate + slope * expanded
+    return value + (surrogate - surrogate.detach()).to(weight.dtype)
+
+
+def _ratio(weight: Tensor, scale: Tensor, group_size: int | None) -> Tensor:
+    check_weight(weight)
+    expanded = expand_scale(scale, weight.shape, group_size)
+    dtype = torch.promote_types(torch.promote_types(weight.dtype, scale.dtype), torch.float32)
+    expanded = expanded.to(dtype)
+    return weight.to(dtype) / torch.where(expanded == 0, torch.inf, expanded)  # scale 0: w / inf = 0, no NaN
+
+
+def _codes(weight: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:
+    if scheme.name == "binary":  # the sign: it does not depend on the step
+        return torch.where(weight >= 0, 1.0, -1.0).to(ratio.dtype)
+    return ratio.round().clamp_(scheme.qmin, scheme.qmax)
+
+
+def _product(codes: Tensor, expanded: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = torch.promote_types(expanded.dtype, torch.float32)
+    return (codes.to(wide) * expanded.to(wide)).to(dtype)

@@ -1,0 +1,92 @@
+"""The step size that a fit starts from: the one with the least squared error, or near it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
+from peelcli.quant.schemes import Scheme
+
+_CHUNK = 2**20  # elements at a time: the search makes many passes, which should stay in the cache
+_CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
+_REFINEMENTS = 3
+
+
+@torch.no_grad()
+def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
+    """Scales (…, d_out, n_groups) for `weight` (…, d_out, d_in), float32 (float64 for float64 weights).
+
+    `binary`: mean |w|, the optimum. `ternary`: the optimum, by sorting. Integers: the best of many steps,
+    refined by least squares. Never a larger squared error than rounding to nearest with step max|w| / qmax,
+    max|w| / |qmin| or mean |w|. `fp`: ones. A group of zeros gets scale 0.
+    CheckpointError for weights that are not linear or not finite, UsageError for a group size below 1.
+    """
+    check_weight(weight)
+    check_finite(weight)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    shape = scale_shape(weight.shape, group_size)
+    if scheme.is_free:
+        return torch.ones(shape, dtype=dtype, device=weight.device)
+    groups, widths = split_groups(weight.detach(), group_size)
+    rows = max(1, _CHUNK // groups.shape[1])
+    steps = [
+        _step(part.to(dtype), width, scheme)
+        for part, width in zip(groups.split(rows), widths.split(rows), strict=True)
+    ]
+    return torch.cat(steps).reshape(shape)
+
+
+def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
+    """groups (n, width), filled up with zeros beyond `widths` (n,) → steps (n,)."""
+    if scheme.name == "binary":
+        return groups.abs().sum(-1) / widths
+    if scheme.name == "ternary":
+        return _ternary_step(groups)
+    return _integer_step(groups, widths, scheme)
+
+
+def _ternary_step(groups: Tensor) -> Tensor:
+    """The exact optimum. With k weights nonzero the best are the k largest, at their mean magnitude, and the
+    squared error falls by (their sum)² / k; so the best k is had from one sort and one running sum."""
+    magnitudes = groups.abs().sort(dim=-1, descending=True).values
+    totals = magnitudes.cumsum(-1)  # (n, width)
+    counts = torch.arange(1, groups.shape[-1] + 1, device=groups.device)
+    best = (totals / counts.sqrt()).argmax(-1, keepdim=True)
+    return (totals.gather(-1, best) / (best + 1)).squeeze(-1)
+
+
+def _integer_step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
+    """Search over clip ratios, then rounds of assign and least squares, each kept only where it helps."""
+    # Magnitudes near 1 keep squares from overflow and underflow; by a power of two, which rounds nothing.
+    exponent = torch.frexp(groups.abs().amax(-1)).exponent.clamp(-120, 120)
+    groups = torch.ldexp(groups, -exponent.unsqueeze(-1))
+    peak = groups.abs().amax(-1)
+    bound = -scheme.qmin
+    divisors = [float(scheme.qmax), *(bound / ratio for ratio in _CLIP_RATIOS)]
+    divisors += [float(k) for k in range(1, bound + 1) if bound <= 8]  # a grid they lie on is kept
+    best_step = groups.abs().sum(-1) / widths
+    best_error, _ = _round_to_nearest(groups, best_step, scheme)
+    for divisor in divisors:
+        best_step, best_error = _keep_better(groups, best_step, best_error, peak / divisor, scheme)
+    for _ in range(_REFINEMENTS):
+        _, codes = _round_to_nearest(groups, best_step, scheme)
+        energy = codes.square().sum(-1)
+        fitted = (groups * codes).sum(-1) / energy.clamp_min(1.0)  # below 1 only where all codes are 0
+        best_step, best_error = _keep_better(groups, best_step, best_error, fitted, scheme)
+    return torch.ldexp(best_step, exponent)
+
+
+def _keep_better(
+    groups: Tensor, best_step: Tensor, best_error: Tensor, step: Tensor, scheme: Scheme
+) -> tuple[Tensor, Tensor]:
+    error, _ = _round_to_nearest(groups, step, scheme)
+    better = error < best_error
+    return torch.where(better, step, best_step), torch.where(better, error, best_error)
+
+
+def _round_to_nearest(groups: Tensor, step: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
+    """Squared error (n,) and codes (n, width) of groups (n, width) with steps (n,)."""
+    column = step.unsqueeze(-1)
+    codes = (groups / torch.where(column == 0, torch.inf, column)).round_().clamp_(scheme.qmin, scheme.qmax)
+    return (codes * column - groups).square_().sum(-1), codes

@@ -1,0 +1,93 @@
+"""`challenge`: the layer itself, trained on through the frozen rest of the network by cross-entropy.
+
+It keeps the layer's own precision. Driven too hard it gets worse and says nothing, so the state that is kept is the
+best by its loss on `select`, and the trained weights are one of the candidates: its gap there is never below zero.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from peelcli.quant.schemes import Scheme
+from peelcli.records import FitOutcome, Reference
+from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
+from peelcli.references.plan import Plan
+from peelcli.references.regression import CHECKS, sequence_order, start_parameters
+
+Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
+
+
+def references(layer: int, plan: Plan) -> Iterator[Reference]:
+    """One per layer, in the layer's own precision."""
+    yield Reference("challenge", layer, layer, None, None, None, plan.layer_bits[layer])
+
+
+def fit_challenge(
+    loss: Loss,
+    trained: Mapping[str, Tensor],
+    maps: Sequence[LinearMap],
+    grid: tuple[Scheme, int | None] | None,
+    fit: Data,
+    select: Data,
+    budget: Budget,
+) -> tuple[Witness, FitOutcome]:
+    """Train one layer on; `loss(weights, batch)` is the mean next-token CE with those weights in place.
+
+    trained: the layer's parameters. grid: the scheme (and group size) that its matrices lie on, or None for full
+    precision; on a grid the matrices stay in it, through the straight-through estimator.
+    """
+    began = time.perf_counter()
+    quantized = start_parameters(maps, grid[0], grid[1], "warm", budget.seed) if grid else None
+    names = {m.name for m in maps} if grid else set()
+    plain = {k: v.detach().clone().requires_grad_() for k, v in trained.items() if k not in names}
+
+    def weights() -> dict[str, Tensor]:
+        return plain | (quantized.weights() if quantized else {})
+
+    def witness() -> Witness:
+        on_grid = quantized.witness() if quantized else Witness()
+        return Witness(on_grid.quantized, {k: v.detach().clone().cpu() for k, v in plain.items()})
+
+    def on_select() -> float:
+        with torch.no_grad():
+            starts = range(0, len(select), budget.batch_size)
+            batches = [range(at, min(at + budget.batch_size, len(select))) for at in starts]
+            return sum(float(loss(weights(), select.batch(b))) * len(b) for b in batches) / len(select)
+
+    groups = [{"params": [p], "lr": _rate(p, budget)} for p in plain.values()]
+    if quantized:
+        groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.latent.values()]
+        groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.scale.values()]
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    order = sequence_order(len(fit), budget)
+    check_every = max(1, budget.steps // CHECKS)
+
+    curve = [on_select()]
+    best, best_witness, kept = curve[0], witness(), 0
+    for step in range(budget.steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1.0 - step / budget.steps)
+        value = loss(weights(), fit.batch(order[step]))
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        optimizer.step()
+        if (step + 1) % check_every == 0 or step + 1 == budget.steps:
+            curve.append(on_select())
+            if curve[-1] < best:
+                best, best_witness, kept = curve[-1], witness(), step + 1
+    gained = [max(a - min(curve), 0.0) for a in (curve[0], min(curve[:-2] or curve))]
+    converged = gained[1] <= 0.25 * gained[0] + 1e-4
+    reason = f"kept the state of step {kept}: {gained[0]:.4f} nats gained on select"
+    return best_witness, FitOutcome(
+        "trained", budget.steps, converged, reason, None, None, round(time.perf_counter() - began, 3)
+    )
+
+
+def _rate(parameter: Tensor, budget: Budget) -> float:
+    """A step relative to the spread of the parameter, so that one setting serves every width."""
+    return budget.learning_rate * max(float(parameter.detach().float().square().mean().sqrt()), 1e-6)

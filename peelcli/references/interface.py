@@ -1,0 +1,99 @@
+"""What the kinds of references share: the shape of a task, of its data, and of a fitted witness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from peelcli.quant.fake_quantize import dequantize
+from peelcli.quant.schemes import scheme_named
+
+
+class Forward(Protocol):
+    """A block as a function: O_l (n_seq, seq_len, d_model) from O_{l−1} of the same shape, `weights` put in place."""
+
+    def __call__(self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        """Run the block on the batch `ids` (n_seq, seq_len)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences: ids (n, seq_len), inputs O_{l−1} and targets O_t, both (n, seq_len, d_model)."""
+
+    ids: Tensor
+    inputs: Tensor
+    targets: Tensor
+
+
+class Data(Protocol):
+    """Sequences of one part of the split, read a few at a time."""
+
+    def __len__(self) -> int:
+        """How many sequences there are."""
+        ...
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        """Those sequences, on the device and in the dtype that the block runs in."""
+        ...
+
+
+@dataclass(frozen=True)
+class LinearMap:
+    """A weight matrix that a reference replaces: its trained value, and whether it is stored (…, d_in, d_out)."""
+
+    name: str
+    weight: Tensor
+    transposed: bool
+
+    def oriented(self) -> Tensor:
+        """The weight as (…, d_out, d_in), the orientation that schemes speak of."""
+        return self.weight.transpose(-1, -2).contiguous() if self.transposed else self.weight
+
+
+@dataclass(frozen=True)
+class QuantizedMatrix:
+    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups)."""
+
+    codes: Tensor
+    scale: Tensor
+    scheme: str
+    group_size: int | None
+    transposed: bool
+
+    def weight(self, like: Tensor) -> Tensor:
+        """The weight as the block stores it, in `like`'s dtype and on its device."""
+        value = dequantize(
+            self.codes.to(like.device), self.scale.to(like.device), scheme_named(self.scheme), self.group_size, like.dtype
+        )
+        return value.transpose(-1, -2).contiguous() if self.transposed else value
+
+
+@dataclass(frozen=True)
+class Witness:
+    """The weights of a fitted reference: anyone can put them into the checkpoint and measure again.
+
+    `quantized` are in a scheme; `plain` (schemes `fp` and kind `challenge`) replace parameters as they are.
+    """
+
+    quantized: Mapping[str, QuantizedMatrix] = field(default_factory=dict)
+    plain: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def weights(self, like: Tensor) -> dict[str, Tensor]:
+        """Parameter name → value, in `like`'s dtype and on its device."""
+        plain = {name: value.to(like) for name, value in self.plain.items()}
+        return plain | {name: matrix.weight(like) for name, matrix in self.quantized.items()}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how hard a reference is fitted. `learning_rate` is per step, relative to each weight's RMS."""
+
+    steps: int
+    learning_rate: float
+    batch_size: int  # sequences a step
+    seed: int
+    start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread

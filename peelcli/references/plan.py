@@ -1,0 +1,30 @@
+"""What a run is to fit: plain facts about the network and the request. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The request, and what the kinds need to know of the network to say which references it calls for."""
+
+    num_layers: int
+    layers: tuple[int, ...]
+    kinds: tuple[str, ...]
+    scheme: str
+    group_size: int | None
+    sublayers: frozenset[int]  # the layers whose attention and MLP can be told apart
+    layer_bits: Mapping[int, float]  # bits per weight that each layer itself has
+    ladder: tuple[str, ...] = ()  # further schemes for effective_bits
+
+    def has_sublayers(self, layer: int) -> bool:
+        """Whether attention and MLP of `layer` can be told apart."""
+        return layer in self.sublayers
+
+    def start(self, layer: int, scheme: str, asked: str, bits: float) -> str:
+        """`warm` or `fresh`: a layer that lies on a grid of no more bits than the scheme's would be fitted to itself."""
+        if asked != "auto" or scheme == "fp":
+            return "warm" if asked == "auto" else asked
+        return "fresh" if self.layer_bits[layer] <= bits else "warm"

@@ -1,0 +1,162 @@
+"""Fit a block in a scheme to trained states, by mean squared error with a straight-through estimator.
+
+    min over θ in Q of ‖B_θ(O_{l−1}) − O_t‖² / ‖O_t − O_{l−1}‖²        (arXiv 2605.02853; the ratio is `fvu`)
+
+Latent weights and scales are trained by Adam with step sizes relative to each matrix's spread, so that one setting
+serves every width and every family. The state that is kept is the best on `select`, never merely the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale, quantize
+from peelcli.quant.schemes import Scheme
+from peelcli.records import FitOutcome
+from peelcli.references.interface import Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
+
+CHECKS = 6  # how often the fit looks at `select`
+SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
+
+
+@dataclass
+class _Parameters:
+    """What is trained: latent weights (…, d_out, d_in) and their scales (…, d_out, n_groups), by name."""
+
+    maps: Sequence[LinearMap]
+    latent: dict[str, Tensor]
+    scale: dict[str, Tensor]
+    scheme: Scheme
+    group_size: int | None
+
+    def weights(self) -> dict[str, Tensor]:
+        out = {}
+        for m in self.maps:
+            value = fake_quantize(self.latent[m.name], self.scale[m.name], self.scheme, self.group_size)
+            out[m.name] = (value.transpose(-1, -2) if m.transposed else value).to(m.weight.dtype)
+        return out
+
+    @torch.no_grad()
+    def witness(self) -> Witness:
+        if self.scheme.name == "fp":
+            return Witness(plain={k: v.detach().clone() for k, v in self.weights().items()})
+        return Witness(
+            {
+                m.name: QuantizedMatrix(
+                    quantize(self.latent[m.name], self.scale[m.name], self.scheme, self.group_size).cpu(),
+                    self.scale[m.name].detach().clone().cpu(),
+                    self.scheme.name,
+                    self.group_size,
+                    m.transposed,
+                )
+                for m in self.maps
+            }
+        )
+
+
+def start_parameters(
+    maps: Sequence[LinearMap], scheme: Scheme, group_size: int | None, start: str, seed: int
+) -> _Parameters:
+    """Latent weights from the trained ones, or random of the same spread; scales by least squares of the rounding."""
+    generator = torch.Generator().manual_seed(seed)
+    latent, scale = {}, {}
+    for m in maps:
+        weight = m.oriented().detach().float().clone()
+        if start == "fresh":
+            spread = weight.std()
+            weight = torch.randn(weight.shape, generator=generator).to(weight.device) * spread
+        latent[m.name] = weight.requires_grad_()
+        scale[m.name] = initial_scale(weight.detach(), scheme, group_size).requires_grad_(scheme.name != "fp")
+    return _Parameters(maps, latent, scale, scheme, group_size)
+
+
+def fvu(forward: Forward, weights: Mapping[str, Tensor], data: Data, batch_size: int, limit: int | None = None) -> float:
+    """Fraction of the update O_t − O_{l−1} that the block with `weights` leaves unexplained, over `data`."""
+    error = update = 0.0
+    count = len(data) if limit is None else min(limit, len(data))
+    with torch.no_grad():
+        for at in range(0, count, batch_size):
+            batch = data.batch(range(at, min(at + batch_size, count)))
+            out = forward(batch.inputs, batch.ids, weights)
+            error += float((out.float() - batch.targets.float()).square().sum())
+            update += float((batch.targets.float() - batch.inputs.float()).square().sum())
+    return error / max(update, 1e-30)
+
+
+def fit_regression(
+    forward: Forward,
+    maps: Sequence[LinearMap],
+    scheme: Scheme,
+    group_size: int | None,
+    fit: Data,
+    select: Data,
+    budget: Budget,
+) -> tuple[Witness, FitOutcome]:
+    """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`."""
+    began = time.perf_counter()
+    parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed)
+    groups = []
+    for m in maps:
+        rate = budget.learning_rate * max(float(parameters.latent[m.name].detach().square().mean().sqrt()), 1e-12)
+        groups.append({"params": [parameters.latent[m.name]], "lr": rate})
+        if scheme.name != "fp":
+            mean_scale = float(parameters.scale[m.name].detach().mean())
+            groups.append({"params": [parameters.scale[m.name]], "lr": budget.learning_rate * max(mean_scale, 1e-12)})
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    rates = [group["lr"] for group in optimizer.param_groups]
+    order = sequence_order(len(fit), budget)
+    check_every = max(1, budget.steps // CHECKS)
+    limit = 16
+
+    curve = [fvu(forward, parameters.weights(), select, budget.batch_size, limit)]
+    best, best_witness, running = curve[0], parameters.witness(), 0.0
+    for step in range(budget.steps):
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * (1.0 - step / budget.steps)
+        batch = fit.batch(order[step])
+        out = forward(batch.inputs, batch.ids, parameters.weights())
+        update = (batch.targets.float() - batch.inputs.float()).square().sum()
+        loss = (out.float() - batch.targets.float()).square().sum() / update.clamp_min(1e-30)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        value = float(loss.detach())
+        running = value if step == 0 else 0.8 * running + 0.2 * value
+        if (step + 1) % check_every == 0 or step + 1 == budget.steps:
+            curve.append(fvu(forward, parameters.weights(), select, budget.batch_size, limit))
+            if curve[-1] < best:
+                best, best_witness = curve[-1], parameters.witness()
+    converged, reason = _verdict_on(curve)
+    outcome = FitOutcome(
+        budget.start, budget.steps, converged, reason, running, None, round(time.perf_counter() - began, 3)
+    )
+    return best_witness, outcome
+
+
+def sequence_order(n_seq: int, budget: Budget) -> list[list[int]]:
+    """Rows of each step: shuffled epochs over the sequences."""
+    generator = torch.Generator().manual_seed(budget.seed)
+    rows: list[int] = []
+    while len(rows) < budget.steps * budget.batch_size:
+        rows += torch.randperm(n_seq, generator=generator).tolist()
+    return [rows[i * budget.batch_size : (i + 1) * budget.batch_size] for i in range(budget.steps)]
+
+
+def _verdict_on(curve: Sequence[float]) -> tuple[bool, str]:
+    """Whether the error on `select` had settled when the steps ran out."""
+    if not all(value == value and value != float("inf") for value in curve):
+        return False, "the error was not finite"
+    if len(curve) < 3:
+        return True, "nothing to fit"
+    earlier = min(curve[:-2])
+    gain = (earlier - min(curve)) / max(earlier, 1e-30)
+    if min(curve) < 1e-6:
+        return True, "the error is zero"
+    if gain <= SETTLED:
+        return True, f"the last third of the steps gained {max(gain, 0.0):.1%}"
+    return False, f"still gaining: {gain:.1%} in the last third of the steps"

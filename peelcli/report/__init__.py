@@ -1,0 +1,27 @@
+"""Reports: verdicts in, text out. One file per format, and the table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from peelcli.errors import UsageError
+from peelcli.records import AuditResult
+from peelcli.report.json_format import render_json
+from peelcli.report.table import render_table
+
+# Each takes (results, *, top, width, color) and returns text that ends with a newline.
+REPORTS: dict[str, Callable[..., str]] = {"table": render_table, "json": render_json}
+
+
+def render(
+    results: Sequence[AuditResult],
+    format: str = "table",
+    *,
+    top: int | None = None,
+    width: int = 80,
+    color: bool = False,
+) -> str:
+    """`results` in one of `REPORTS`. Raises UsageError for an unknown format and for `top` below 1."""
+    if format not in REPORTS:
+        raise UsageError(f"--format {format!r}: expected one of {', '.join(REPORTS)}")
+    return REPORTS[format](results, top=top, width=width, color=color)

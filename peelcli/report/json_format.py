@@ -1,0 +1,165 @@
+"""The report for scripts: JSON whose keys are added to, never renamed; documented by `schema.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from peelcli.records import AuditResult, Finding, LayerVerdict, Reference, Score
+from peelcli.report.ranking import shown_layers
+
+SCHEMA, SCHEMA_VERSION = "peel/report", 1
+
+
+def render_json(
+    results: Sequence[AuditResult], *, top: int | None = None, width: int = 0, color: bool = False
+) -> str:
+    """`results` as one JSON object, ending with a newline; runs that agree differ in `timing` only.
+
+    `top` leaves out layers as in the table, and lists them under `layers_left_out`. JSON has neither `width`
+    nor `color`: they are taken so that every format is called alike. What is not finite becomes null. Raises
+    UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
+    """
+    shown, _ = shown_layers(results, top)
+    report = {
+        "schema": SCHEMA,
+        "schema_version": SCHEMA_VERSION,
+        "flagged": any(result.flagged or result.network_flagged for result in results),
+        "runs": [_run(result, shown) for result in results],
+    }
+    return json.dumps(_plain(report, "report"), indent=2, allow_nan=False) + "\n"
+
+
+def report_schema() -> dict[str, Any]:
+    """The published JSON Schema (draft 2020-12) of what `render_json` returns."""
+    return json.loads(files("peelcli.report").joinpath("schema.json").read_text(encoding="utf-8"))
+
+
+def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
+    run = result.run
+    return {
+        "checkpoint": run.checkpoint,
+        "checkpoint_id": run.checkpoint_id,
+        "step": run.step,
+        "family": run.family,
+        "num_layers": run.num_layers,
+        "audited_layers": run.layers,
+        "dtype": run.dtype,
+        "device": run.device,
+        "scheme": run.scheme,
+        "group_size": run.group_size,
+        "seed": run.seed,
+        "data": run.data,
+        "tokens": run.tokens,
+        "seq_len": run.seq_len,
+        "vocab_size": run.vocab_size,
+        "flagged": bool(result.flagged or result.network_flagged),
+        "flagged_layers": result.flagged,
+        "network": _network(result),
+        "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
+        "references": [_score(score, run.nll_eval) for score in run.scores],
+        "findings": [_finding(found) for found in run.findings],
+        "skipped": run.skipped,
+        "config": run.config,
+        "timing": {
+            "seconds": run.seconds,
+            "fits": {score.reference.key: score.fit.seconds for score in run.scores},
+        },
+    }
+
+
+def _network(result: AuditResult) -> dict[str, Any]:
+    network = result.network
+    return {
+        "ce": network.ce,
+        "perplexity": network.perplexity,
+        "zone": None,  # red, yellow or green once paths are peeled
+        "flags": network.flags,
+        "notes": network.notes,
+        "flagged": result.network_flagged,
+        "entropy": network.entropy,
+        "unigram_ce": result.run.unigram_ce,
+        "data_fit": network.data_fit,
+    }
+
+
+def _layer(verdict: LayerVerdict, result: AuditResult) -> dict[str, Any]:
+    return {
+        "layer": verdict.layer,
+        "verdict": verdict.verdict,
+        "flagged": verdict.layer in result.flagged,
+        "sublayer": verdict.sublayer,
+        "score": verdict.score,
+        "gap": verdict.gap,
+        "gap_interval": verdict.gap_interval,
+        "reference": None if verdict.reference is None else _reference(verdict.reference),
+        "effective_bits": verdict.effective_bits,
+        "own_bits": verdict.own_bits,
+        "fvu": verdict.fvu,
+        "drop_cost": verdict.drop_cost,
+        "reason": verdict.reason,
+        "advice": verdict.advice,
+        "notes": verdict.notes,
+    }
+
+
+def _reference(reference: Reference) -> dict[str, Any]:
+    return {
+        "kind": reference.kind,
+        "layer": reference.layer,
+        "target": reference.target,
+        "sublayer": reference.sublayer,
+        "scheme": reference.scheme,
+        "group_size": reference.group_size,
+        "bits": reference.bits,
+        "key": reference.key,
+    }
+
+
+def _score(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
+    trained, replaced = _mean(nll_eval), _mean(score.nll_eval)
+    return {
+        **_reference(score.reference),
+        "gap": None if trained is None or replaced is None else trained - replaced,
+        "kl": _mean(score.kl_eval),
+        "fvu": score.fit.fvu_eval,
+        "fvu_fit": score.fit.fvu_fit,
+        "start": score.fit.start,
+        "steps": score.fit.steps,
+        "converged": score.fit.converged,
+        "reason": score.fit.reason,
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _finding(found: Finding) -> dict[str, Any]:
+    return {"kind": found.kind, "layer": found.layer, "tensor": found.tensor, "message": found.message}
+
+
+def _plain(value: object, where: str) -> Any:
+    """`value` in the types of JSON, for a file that any parser reads: no NaN, no infinity."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
+    raise TypeError(
+        f"{where} is a {type(value).__name__}: expected a string, number, bool, null, list or mapping"
+    )

@@ -1,0 +1,208 @@
+"""One sweep over the blocks that carries every candidate's states to the loss: no pass is made per candidate.
+
+Layer by layer, each candidate that has begun is moved on through the trained block, and the candidates that begin
+there are put in place. Their states lie in a scratch file, so that memory does not grow with their number; the file
+of one layer is whole before that of the layer below is deleted, so that a killed sweep goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from peelcli.activations import ActivationFile, require_space
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.progress import Progress
+from peelcli.records import SUBLAYERS, Reference
+from peelcli.references.interface import Witness
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A reference to be measured; `witness` loads its weights when its layer comes (None: nothing is fitted)."""
+
+    reference: Reference
+    witness: Callable[[], Witness] | None
+
+
+@dataclass
+class Losses:
+    """What the sweep measured of each candidate, by key; arrays are per sequence, rows select then eval."""
+
+    nll: dict[str, np.ndarray] = field(default_factory=dict)
+    kl: dict[str, np.ndarray] = field(default_factory=dict)
+    fvu_eval: dict[str, float] = field(default_factory=dict)
+
+
+def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per-sequence mean NLL and predictive entropy (n_seq,), and log-probabilities (n_seq, seq_len−1, vocab)."""
+    log_p = logits[:, :-1].float().log_softmax(-1)
+    target = ids[:, 1:, None].to(log_p.device)
+    nll = -log_p.gather(-1, target)[..., 0].double().mean(1)
+    entropy = -(log_p.exp() * log_p).sum(-1).double().mean(1)
+    return nll, entropy, log_p
+
+
+def head_batch(seq_len: int, vocab_size: int) -> int:
+    """Sequences whose logits are held at once: about 64 MB of them in float32."""
+    return max(1, 2**24 // max(1, seq_len * vocab_size))
+
+
+class Sweep:
+    """Carries candidates through the network; iterate over `run()` for progress, then read `losses`."""
+
+    def __init__(
+        self,
+        model: BlockwiseModel,
+        acts: ActivationFile,
+        candidates: Sequence[Candidate],
+        scratch: Path,
+        *,
+        key: str,
+        batch_size: int,
+    ) -> None:
+        """`scratch` is a directory for the states; `key` names the fit, so that only its own leftovers are used."""
+        self.model, self.acts, self.scratch, self.batch_size = model, acts, scratch, batch_size
+        self.candidates = sorted(candidates, key=lambda c: (c.reference.layer, c.reference.key))
+        self.key = json.dumps([key, [c.reference.key for c in self.candidates], batch_size])
+        self.rows = slice(acts.rows["select"].start, acts.rows["eval"].stop)
+        self.n_rows = self.rows.stop - self.rows.start
+        self.ids = acts.ids[self.rows]
+        self.losses = Losses()
+        width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
+        self._shape = (self.ids.shape[1], width)
+        self._row_nbytes = self._shape[0] * width * torch.empty(0, dtype=model.dtype).element_size()
+
+    @property
+    def scratch_nbytes(self) -> int:
+        """Disk that the scratch files take at their largest: two layers of all candidates."""
+        return 2 * len(self.candidates) * self.n_rows * self._row_nbytes
+
+    @torch.no_grad()
+    def run(self) -> Iterator[Progress]:
+        """Go through the layers, then measure; yields after each layer."""
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        done = self._resume()
+        first = min((c.reference.layer for c in self.candidates), default=1)
+        if not done:
+            require_space(self.scratch, self.scratch_nbytes, "the scratch file of the sweep")
+        for layer in range(max(done + 1, first), self.model.num_layers + 1):
+            yield Progress("score", layer - 1, self.model.num_layers + 1, f"layer {layer}")
+            self._advance(layer)
+        yield Progress("score", self.model.num_layers, self.model.num_layers + 1, "loss")
+        self._measure()
+        for leftover in self.scratch.glob("sweep-*"):
+            leftover.unlink()
+        yield Progress("score", self.model.num_layers + 1, self.model.num_layers + 1, "loss")
+
+    # -- the states of one layer ----------------------------------------------------------------------------------
+
+    def _path(self, layer: int) -> Path:
+        return self.scratch / f"sweep-{layer:03d}.states"
+
+    def _resume(self) -> int:
+        """The last layer that an interrupted sweep of the same candidates finished, or 0."""
+        for index in sorted(self.scratch.glob("sweep-*.json"), reverse=True):
+            record = json.loads(index.read_text(encoding="utf-8"))
+            if record.get("key") == self.key and self._path(record["layer"]).exists():
+                self.losses.fvu_eval = record["fvu_eval"]
+                return int(record["layer"])
+        return 0
+
+    def _advance(self, layer: int) -> None:
+        begun = [c for c in self.candidates if c.reference.layer < layer]
+        starting = [c for c in self.candidates if c.reference.layer == layer]
+        partial = self.scratch / "sweep.partial"
+        with partial.open("wb") as out, self.model.block(layer) as module:
+            if begun:
+                with self._path(layer - 1).open("rb") as states:
+                    for candidate in begun:
+                        self._carry(candidate, layer, module, states, out)
+            for candidate in starting:
+                self._begin(candidate, module, out)
+        partial.replace(self._path(layer))
+        index = self._path(layer).with_suffix(".json")
+        record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
+        temporary = index.with_suffix(".partial")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(index)
+        for old in (self._path(layer - 1), self._path(layer - 1).with_suffix(".json")):
+            old.unlink(missing_ok=True)
+
+    def _batches(self) -> Iterator[slice]:
+        for at in range(0, self.n_rows, self.batch_size):
+            yield slice(at, min(at + self.batch_size, self.n_rows))
+
+    def _carry(self, candidate: Candidate, layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO) -> None:
+        """Move one candidate's states through the trained block; a span that reaches further is passed on as it is."""
+        for rows in self._batches():
+            hidden = self._read(states, rows.stop - rows.start)
+            if candidate.reference.target < layer:
+                hidden = self.model.run_block(layer, module, hidden.to(self.model.device), self.ids[rows])
+            self._write(out, hidden)
+
+    def _begin(self, candidate: Candidate, module: nn.Module, out: BinaryIO) -> None:
+        """Put one candidate in place of its layer and note how much of the update it leaves unexplained."""
+        reference = candidate.reference
+        weights = candidate.witness().weights(next(module.parameters())) if candidate.witness else None
+        dropped = ()
+        if reference.kind == "identity":
+            dropped = (reference.sublayer,) if reference.sublayer else SUBLAYERS
+        error = update = 0.0
+        n_select = self.acts.rows["select"].stop - self.acts.rows["select"].start
+        for rows in self._batches():
+            absolute = slice(rows.start + self.rows.start, rows.stop + self.rows.start)
+            before = self.acts.states(reference.layer - 1, absolute).to(self.model.device, self.model.dtype)
+            if reference.kind == "identity" and reference.sublayer is None:
+                hidden = before
+            else:
+                hidden = self.model.run_block(reference.layer, module, before, self.ids[rows], weights, dropped)
+            self._write(out, hidden)
+            after = self.acts.states(reference.target, absolute).to(hidden)
+            on_eval = slice(max(0, n_select - rows.start), None)
+            error += float((hidden[on_eval].double() - after[on_eval].double()).square().sum())
+            update += float((after[on_eval].double() - before[on_eval].double()).square().sum())
+        self.losses.fvu_eval[reference.key] = error / max(update, 1e-30)
+
+    def _read(self, file: BinaryIO, count: int) -> Tensor:
+        raw = bytearray(file.read(count * self._row_nbytes))
+        return torch.frombuffer(raw, dtype=self.model.dtype).view(count, *self._shape)
+
+    def _write(self, file: BinaryIO, hidden: Tensor) -> None:
+        file.write(hidden.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+
+    # -- the loss -------------------------------------------------------------------------------------------------
+
+    def _measure(self) -> None:
+        """NLL of every candidate and its divergence from the trained model, sequence by sequence."""
+        keys = [c.reference.key for c in self.candidates]
+        for key in keys:
+            self.losses.nll[key] = np.zeros(self.n_rows)
+            self.losses.kl[key] = np.zeros(self.n_rows)
+        if not keys:
+            return
+        step = head_batch(self.ids.shape[1], self.model.vocab_size)
+        last = self.model.num_layers
+        with self._path(last).open("rb") as states:
+            for at in range(0, self.n_rows, step):
+                rows = slice(at, min(at + step, self.n_rows))
+                ids = self.ids[rows]
+                absolute = slice(rows.start + self.rows.start, rows.stop + self.rows.start)
+                trained = self.acts.states(last, absolute).to(self.model.device, self.model.dtype)
+                _, _, log_p = token_losses(self.model.logits(trained, ids), ids)
+                p = log_p.exp()
+                for index, key in enumerate(keys):
+                    states.seek((index * self.n_rows + at) * self._row_nbytes)
+                    hidden = self._read(states, rows.stop - rows.start).to(self.model.device)
+                    nll, _, log_q = token_losses(self.model.logits(hidden, ids), ids)
+                    self.losses.nll[key][rows] = nll.cpu().numpy()
+                    self.losses.kl[key][rows] = (p * (log_p - log_q)).sum(-1).double().mean(1).cpu().numpy()
+
+

@@ -1,0 +1,7 @@
+"""Verdicts: records in, verdicts out. Plain numbers and numpy; no torch, no HDF5."""
+
+from peelcli.verdict.judge import judge
+from peelcli.verdict.network import data_fit
+from peelcli.verdict.policy import Policy
+
+__all__ = ["Policy", "data_fit", "judge"]

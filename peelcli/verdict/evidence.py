@@ -1,0 +1,152 @@
+"""What each reference says about its layer: its gap, and its cost against that of its peers at other layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+
+from peelcli.records import Run, Score
+from peelcli.statistics import Interval, p_greater, p_less, paired_interval
+from peelcli.verdict.policy import Policy
+
+STATE_KINDS = ("identity", "direct", "span")  # aim at the model's own states, so that foreign text does not help them
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One reference against the trained layer, on the same tokens. Costs are losses added; gaps are −costs."""
+
+    score: Score
+    cost: Interval  # on `eval`: CE, or on foreign text the divergence from the trained model
+    gap: Interval  # on `eval`, always CE
+    cost_select: float
+    gap_select: float
+    divergence: float  # KL(trained ‖ with the reference) on `eval`
+    margin: float  # what a match may cost
+    usual: float  # the median cost of the same kind of reference at the other layers
+    gap_threshold: float  # what a gap must exceed to count as surpassing
+    p_surpassed: float
+    p_matched: float
+
+    @property
+    def relative_cost(self) -> float:
+        """Cost in units of what it costs the other layers: 1 usual, 0 idle, below 0 harmful."""
+        return self.cost.mean / self.usual if self.usual > 0 else 1.0
+
+
+def group_of(score: Score) -> tuple[object, ...]:
+    """References that are peers across layers: of one kind, length, part, scheme."""
+    r = score.reference
+    return (r.kind, r.target - r.layer, r.sublayer, r.scheme, r.group_size)
+
+
+def is_usable(score: Score) -> bool:
+    """Whether every loss of the reference is finite."""
+    return bool(np.isfinite(score.nll_eval).all() and np.isfinite(score.nll_select).all())
+
+
+def in_class(run: Run, score: Score) -> bool:
+    """Whether the reference may decide on a flag: in the scheme asked for, and in no more bits than the layer has."""
+    r = score.reference
+    if r.kind not in STATE_KINDS or (r.kind == "identity" and r.target > r.layer):
+        return False
+    if r.scheme is not None and r.scheme != run.scheme:
+        return False  # the ladder serves effective_bits only
+    return r.bits <= own_bits(run, r.layer)
+
+
+def is_lighter(run: Run, score: Score) -> bool:
+    """Whether a match by the reference means something: fewer bits than the layer's, or fitted from fresh weights."""
+    return score.reference.bits < own_bits(run, score.reference.layer) or score.fit.start == "fresh"
+
+
+def own_bits(run: Run, layer: int) -> float:
+    """Bits per weight that the layer itself has."""
+    return run.layer_bits[layer - 1] if run.layer_bits else 16.0
+
+
+def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evidence]:
+    """The evidence of every usable reference but challenges, with margins from its peers at other layers."""
+    usable = [s for s in run.scores if is_usable(s) and s.reference.kind in STATE_KINDS]
+    costs = {s.reference.key: _costs(run, s, foreign) for s in usable}
+    threshold = policy.foreign_share * mismatch if foreign else 0.0
+    found = []
+    for score in usable:
+        peers = [
+            float(np.mean(costs[o.reference.key]))
+            for o in usable
+            if group_of(o) == group_of(score) and o.reference.layer != score.reference.layer
+        ]
+        found.append(_weigh(run, score, costs[score.reference.key], peers, policy, threshold))
+    return found
+
+
+def _costs(run: Run, score: Score, foreign: bool) -> np.ndarray:
+    return np.asarray(score.kl_eval) if foreign else np.subtract(score.nll_eval, run.nll_eval)
+
+
+def _weigh(
+    run: Run, score: Score, cost: np.ndarray, peers: Sequence[float], policy: Policy, threshold: float
+) -> Evidence:
+    reference = score.reference
+    # With no peer at all, a layer's fair share of what the network gains over token frequencies stands in.
+    fair_share = (run.unigram_ce - float(np.mean(run.nll_eval))) / run.num_layers
+    usual = max(0.0, median(peers) if peers else fair_share)
+    if policy.matched_margin is not None:
+        margin = policy.matched_margin
+    elif reference.kind != "identity":
+        margin = policy.fitted_share * usual
+    else:
+        margin = (policy.sublayer_share if reference.sublayer else policy.identity_share) * usual
+    gap = np.subtract(run.nll_eval, score.nll_eval)
+    cost_select = np.subtract(score.nll_select, run.nll_select)
+    return Evidence(
+        score=score,
+        cost=paired_interval(cost.tolist(), policy.confidence),
+        gap=paired_interval(gap.tolist(), policy.confidence),
+        cost_select=float(cost_select.mean()),
+        gap_select=-float(cost_select.mean()),
+        divergence=float(np.mean(score.kl_eval)),
+        margin=margin,
+        usual=usual,
+        gap_threshold=threshold,
+        p_surpassed=p_greater(gap.tolist(), threshold),
+        p_matched=p_less(cost.tolist(), margin),
+    )
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How much more a layer gains by being trained on than the other layers do in the median, paired by sequence."""
+
+    score: Score
+    interval: Interval
+    threshold: float
+    usual: float  # the others' median gain
+    p_value: float
+
+
+def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
+    """The excess of every layer's challenge; empty with fewer than three of them, which have no median to speak of."""
+    scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
+    gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
+    if len(gains) < 3:
+        return {}
+    found = {}
+    for score in scores:
+        layer = score.reference.layer
+        others = np.median([g for n, g in gains.items() if n != layer], axis=0)  # (n_seq,)
+        usual = float(np.median([g.mean() for n, g in gains.items() if n != layer]))
+        excess = gains[layer] - others
+        threshold = max(policy.challenge_floor, policy.challenge_share * max(usual, 0.0))
+        found[layer] = Excess(
+            score,
+            paired_interval(excess.tolist(), policy.confidence),
+            threshold,
+            usual,
+            p_greater(excess.tolist(), threshold),
+        )
+    return found

@@ -1,0 +1,39 @@
+"""The thresholds: every number that a verdict depends on stands here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What flags, and how sure one must be. Shares are of what the same kind of reference costs the other layers."""
+
+    fail_on: tuple[str, ...] = ("broken", "surpassed", "matched", "untrained")
+    """The verdicts that count as flags."""
+    confidence: float = 0.95
+    """Of every interval, and one minus the chance that any sound layer of a run is flagged by sampling noise."""
+    matched_margin: float | None = None
+    """Nats per token that a match may cost; None: the shares below."""
+    identity_share: float = 0.10
+    """A block whose loss costs less than this share of the median of the other layers does no work."""
+    sublayer_share: float = 0.05
+    """The same for attention or MLP alone: sound layers differ more in their parts than as wholes."""
+    fitted_share: float = 0.15
+    """A fitted reference matches below this share of what the same reference costs the other layers."""
+    divergence_factor: float = 2.0
+    """A match must also leave the predictions alone: its divergence stays below this many times the margin."""
+    effective_share: float = 0.02
+    """`effective_bits` is that of the cheapest reference that costs less than this share of what dropping costs others."""
+    challenge_floor: float = 0.01
+    """Nats by which a layer's challenge must gain more than the others', at least…"""
+    challenge_share: float = 1.0
+    """…and at least this share of what the others gain in the median."""
+    foreign_gap: float = 1.25
+    """Nats by which the loss may exceed the model's own uncertainty before the text counts as foreign to it."""
+    foreign_share: float = 0.05
+    """On foreign text a reference must gain at least this share of that excess to surpass."""
+    untrained_gap: float = 0.05
+    """A network is untrained where its blocks together gain less than this, and it does no better than frequencies."""
+    min_sequences: int = 8
+    """Fewer sequences on `eval` decide nothing."""

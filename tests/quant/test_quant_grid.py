@@ -1,0 +1,155 @@
+"""Weights on a grid are recognised, in every dtype and grouping; random weights never are."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peelcli.errors import CheckpointError, UsageError
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.grid import Grid, recognise_grid
+from peelcli.quant.schemes import SCHEMES
+
+LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def quantised(name: str, shape: tuple[int, ...], group_size: int | None = None) -> torch.Tensor:
+    weight = torch.randn(shape) * 0.02 * (0.5 + torch.rand(*shape[:-1], 1))
+    scale = initial_scale(weight, SCHEMES[name], group_size)
+    return fake_quantize(weight, scale, SCHEMES[name], group_size)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("group_size", [None, 128, 64, 32])
+@pytest.mark.parametrize("name", LOW_BIT)
+def test_every_scheme_is_recognised(name, group_size, dtype):
+    weight = quantised(name, (300, 384), group_size).to(dtype)
+    assert recognise_grid(weight) == Grid(name, group_size, SCHEMES[name].num_bits)
+
+
+@pytest.mark.parametrize("name", LOW_BIT)
+def test_short_last_groups_and_stacked_experts(name):
+    assert recognise_grid(quantised(name, (64, 150), 64)) == Grid(name, 64, SCHEMES[name].num_bits)
+    assert recognise_grid(quantised(name, (3, 32, 96))) == Grid(name, None, SCHEMES[name].num_bits)
+
+
+@pytest.mark.parametrize("name", LOW_BIT)
+def test_one_step_for_the_whole_tensor_is_a_case_of_channels(name):
+    weight = torch.randn(64, 256)
+    step = initial_scale(weight.reshape(1, -1), SCHEMES[name])
+    weight = fake_quantize(weight, step.expand(64, 1), SCHEMES[name])
+    assert recognise_grid(weight) == Grid(name, None, SCHEMES[name].num_bits)
+
+
+@pytest.mark.parametrize(
+    ("levels", "name"),
+    [
+        ((-3, -1, 1, 3), "int2"),  # zero half-way between two levels
+        ((0, 1, 2, 3), "int2"),  # an asymmetric zero point
+        ((-7, -5, -3, -1, 1, 3, 5, 7), "int3"),
+        (tuple(range(-7, 9)), "int4"),  # a negative scale
+        (tuple(range(-3, 13)), "int4"),
+        (tuple(range(-10, 11)), "int8"),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_other_equally_spaced_levels(levels, name, dtype):
+    codes = torch.tensor(levels, dtype=torch.float32)[torch.randint(len(levels), (64, 256))]
+    weight = codes * torch.rand(64, 1).add(0.1)
+    assert recognise_grid(weight.to(dtype)) == Grid(name, None, SCHEMES[name].num_bits)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_values", [8, 16, 32])
+@pytest.mark.parametrize("group_size", [None, 64])
+def test_a_codebook_that_is_not_equally_spaced_is_no_grid(num_values, group_size, dtype):
+    # quantiles of the normal distribution, as in NF4
+    codebook = torch.special.ndtri((torch.arange(num_values) + 0.5) / num_values)
+    weight = codebook[torch.randint(num_values, (64, 256))]
+    step = torch.rand(64, 256 // (group_size or 256)).add(0.1)
+    weight = weight * step.repeat_interleave(group_size or 256, dim=-1)
+    assert recognise_grid(weight.to(dtype)) is None
+
+
+def test_a_little_noise_is_forgiven_and_more_is_not():
+    weight = quantised("int4", (64, 256))
+    noise = torch.rand_like(weight) * 2 - 1
+    assert recognise_grid(weight * (1 + 1e-3 * noise)) == Grid("int4", None, 4.0)
+    assert recognise_grid(weight * (1 + 0.05 * noise)) is None
+
+
+def test_one_channel_off_the_grid_is_enough():
+    weight = quantised("ternary", (2000, 64))
+    weight[1234] = torch.randn(64) * 0.02
+    assert recognise_grid(weight) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(300, 64), (64, 512), (8, 4096), (2, 16, 128)])
+@pytest.mark.parametrize("kind", ["gaussian", "uniform", "heavy", "sparse"])
+def test_random_weights_are_not_recognised(kind, shape, dtype):
+    gaussian = torch.randn(shape)
+    weight = {
+        "gaussian": gaussian,
+        "uniform": torch.rand(shape) * 2 - 1,
+        "heavy": gaussian / torch.randn(shape).abs().clamp_min(1e-3),
+        "sparse": gaussian * (torch.rand(shape) < 0.1),
+    }[kind]
+    assert recognise_grid((weight * 0.02).to(dtype)) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 40), st.sampled_from(DTYPES), st.integers(0, 2**31))
+def test_short_rows_of_random_weights_are_not_recognised(d_out, d_in, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(d_out, d_in, generator=generator) * 0.02
+    assert recognise_grid(weight.to(dtype), (None, 32, 16, 4)) is None
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.zeros(64, 64),
+        torch.full((64, 64), 0.3),
+        torch.randn(64, 1).expand(64, 64),
+        torch.eye(64),
+        torch.full((64, 64), float("nan")),
+        torch.full((64, 64), float("inf")),
+    ],
+    ids=["zero", "constant", "constant rows", "identity", "nan", "inf"],
+)
+def test_degenerate_weights_are_not_recognised(weight):
+    assert recognise_grid(weight) is None
+
+
+def test_one_nan_among_ternary_weights_is_not_recognised():
+    weight = quantised("ternary", (64, 64))
+    weight[17, 3] = float("nan")
+    assert recognise_grid(weight) is None
+
+
+def test_zero_rows_do_not_hide_a_grid():
+    weight = quantised("ternary", (64, 256))
+    weight[::2] = 0.0
+    assert recognise_grid(weight) == Grid("ternary", None, SCHEMES["ternary"].num_bits)
+
+
+def test_only_the_groupings_asked_for_are_tried():
+    weight = quantised("int4", (64, 256), 64)
+    assert recognise_grid(weight, (None, 128)) is None
+    assert recognise_grid(weight, (64,)) == Grid("int4", 64, 4.0)
+
+
+def test_what_is_no_linear_weight_is_refused():
+    with pytest.raises(CheckpointError, match=r"\(64,\)"):
+        recognise_grid(torch.ones(64))
+    with pytest.raises(UsageError, match="found 0"):
+        recognise_grid(torch.randn(4, 8), (0,))

@@ -1,0 +1,105 @@
+"""The initial scale is optimal where that is known, and never worse than the usual rules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.groups import split_groups
+from peelcli.quant.schemes import SCHEMES
+
+LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
+INTEGERS = [name for name in LOW_BIT if name.startswith("int")]
+
+
+@st.composite
+def weights(draw) -> torch.Tensor:
+    """Gaussian, heavy-tailed, skewed or sparse, at any magnitude, some rows zero."""
+    shape = draw(st.sampled_from([(1, 1), (4, 20), (3, 37), (2, 3, 16)]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    weight = torch.randn(shape, generator=generator, dtype=torch.float64)
+    weight = weight.sign() * weight.abs() ** draw(st.sampled_from([1, 3]))
+    weight = weight + draw(st.sampled_from([0.0, 1.0]))
+    weight = weight * (torch.rand(shape, generator=generator) < draw(st.sampled_from([1.0, 0.3])))
+    return weight * draw(st.sampled_from([1e-25, 0.02, 1.0, 1e20]))
+
+
+def squared_error(weight, scale, scheme, group_size):
+    """Per group, relative to the group's own square."""
+    error = split_groups(fake_quantize(weight, scale, scheme, group_size) - weight, group_size)[0]
+    energy = split_groups(weight, group_size)[0]
+    peak = energy.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    return (error / peak).square().sum(-1)
+
+
+@settings(max_examples=80, deadline=None)
+@given(weights(), st.sampled_from(LOW_BIT), st.sampled_from([None, 5, 16]))
+def test_never_worse_than_round_to_nearest_by_peak_or_mean(weight, name, group_size):
+    scheme = SCHEMES[name]
+    scale = initial_scale(weight, scheme, group_size)
+    groups, widths = split_groups(weight, group_size)
+    own = squared_error(weight, scale, scheme, group_size)
+    peak = groups.abs().amax(-1)
+    for rule in (peak / scheme.qmax, peak / -scheme.qmin, groups.abs().sum(-1) / widths):
+        other = squared_error(weight, rule.reshape(scale.shape), scheme, group_size)
+        assert (own <= other * (1 + 1e-9) + 1e-12).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights(), st.sampled_from(["binary", "ternary"]), st.sampled_from([None, 5]))
+def test_binary_and_ternary_scales_are_optimal(weight, name, group_size):
+    scheme = SCHEMES[name]
+    scale = initial_scale(weight, scheme, group_size)
+    own = squared_error(weight, scale, scheme, group_size)
+    for factor in torch.linspace(0.05, 4, 160).tolist():
+        assert (own <= squared_error(weight, scale * factor, scheme, group_size) + 1e-9).all()
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integer_scales_are_near_the_best(name):
+    torch.manual_seed(0)
+    scheme = SCHEMES[name]
+    weight = torch.randn(16, 200, dtype=torch.float64)
+    scale = initial_scale(weight, scheme)
+    own = squared_error(weight, scale, scheme, None)
+    every = [
+        squared_error(weight, scale * factor, scheme, None) for factor in torch.linspace(0.3, 3, 500).tolist()
+    ]
+    assert (own <= torch.stack(every).amin(0) * 1.25).all()
+    assert own.sum() <= torch.stack(every).amin(0).sum() * 1.1
+    peak_rule = weight.abs().amax(-1, keepdim=True) / scheme.qmax
+    if name != "int8":  # clipping pays where levels are few
+        assert own.sum() < 0.9 * squared_error(weight, peak_rule, scheme, None).sum()
+
+
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4"])
+@pytest.mark.parametrize("group_size", [None, 32])
+def test_weights_on_a_grid_keep_it(name, group_size):
+    torch.manual_seed(0)
+    levels = torch.tensor(SCHEMES[name].levels, dtype=torch.float32)
+    step = torch.rand(8, 96 // (group_size or 96)) + 0.1
+    codes = levels[torch.randint(len(levels), (8, 96))]
+    weight = codes * step.repeat_interleave(group_size or 96, dim=-1)
+    scale = initial_scale(weight, SCHEMES[name], group_size)
+    torch.testing.assert_close(scale, step)
+    torch.testing.assert_close(fake_quantize(weight, scale, SCHEMES[name], group_size), weight)
+
+
+def test_shapes_dtypes_and_the_short_last_group():
+    ternary = SCHEMES["ternary"]
+    assert initial_scale(torch.randn(4, 10).bfloat16(), ternary, 4).dtype == torch.float32
+    assert initial_scale(torch.randn(4, 10).double(), ternary, 4).shape == (4, 3)
+    assert initial_scale(torch.randn(2, 4, 10), ternary).shape == (2, 4, 1)
+    weight = torch.tensor([[1.0, -3.0, 2.0, 4.0, 6.0]])
+    assert initial_scale(weight, SCHEMES["binary"], 3).tolist() == [[2.0, 5.0]]
+
+
+def test_the_search_in_parts_finds_what_one_row_at_a_time_finds():
+    torch.manual_seed(0)
+    weight = torch.randn(1100, 1000)  # more than one part
+    whole = initial_scale(weight, SCHEMES["ternary"])
+    rows = [initial_scale(weight[row : row + 1], SCHEMES["ternary"]) for row in (0, 1047, 1048, 1049, 1099)]
+    torch.testing.assert_close(whole[[0, 1047, 1048, 1049, 1099]], torch.cat(rows))
