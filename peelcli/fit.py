@@ -35,9 +35,9 @@ from peelcli.statedata import StateData
 from peelcli.verdict import data_fit
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
-FIT_BATCH = 8  # sequences a step
+FIT_BATCH = 4  # sequences a step
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
-SPAN_STEPS = 2  # a span learns what it was never trained for: so many times the steps of `direct`
+SPAN_STEPS = 1  # a span is fitted as long as `direct`
 LADDER_SHARE = 3  # the ladder only orders schemes: one part in so many of the steps
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
@@ -97,7 +97,8 @@ class Fitter:
             batch_size=self.settings.batch_size or max(1, 4096 // self.acts.ids.shape[1]),
         )
         yield from sweep.run()
-        fitstore.write_fit(self.task.output, self._record(sweep), self._parts)
+        ids = self.acts.ids[self.acts.rows["eval"]]
+        fitstore.write_fit(self.task.output, self._record(sweep), ids, self._parts)
         for leftover in self.parts_dir.iterdir():
             leftover.unlink()
         self.parts_dir.rmdir()

@@ -5,6 +5,7 @@
     /references/<key>/weights/<i>         attributes `name`, `shape`, `scheme`, `group_size`, `transposed`;
         packed, scale                     codes at their true size (uint8) and steps (float32), or
         plain                             the parameter as it is (schemes fp, kind challenge)
+    /ids_eval                             (n_eval, seq_len) int32
     /trained/nll_select, nll_eval, entropy_eval        (n_seq,) of the checkpoint itself
 
 Witnesses live here: what is stored is exactly what was measured.
@@ -127,6 +128,14 @@ def read_part(path: Path) -> dict[Reference, FitOutcome]:
         return {_reference(one): _outcome(one) for one in file["references"].values()}
 
 
+def read_eval_ids(path: Path) -> Tensor:
+    """The token ids (n_eval, seq_len) on which the figures of a fit were measured."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        if "ids_eval" not in file:
+            raise ArtefactError(f"{path}: holds no token ids to measure on; make it anew with `peel fit`.")
+        return torch.from_numpy(file["ids_eval"][...].astype(np.int64))
+
+
 def load_witness(path: Path, reference: Reference) -> Witness:
     """The weights of one reference, from a part or from a finished fit."""
     with h5py.File(path, "r") as file:
@@ -144,8 +153,11 @@ def _outcome(group: h5py.Group) -> FitOutcome:
     return FitOutcome(**json.loads(group.attrs["fit"]))
 
 
-def write_fit(path: Path, run: Run, parts: Mapping[str, Path]) -> None:
-    """The finished fit: all that a report needs, and the weights from `parts` (reference key → part file)."""
+def write_fit(path: Path, run: Run, ids: Tensor, parts: Mapping[str, Path]) -> None:
+    """The finished fit: all that a report needs, and what it takes to measure again.
+
+    ids: (n_eval, seq_len) of `eval`. parts: the weights, reference key → part file.
+    """
     about = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _ARRAYS}
     about["findings"] = [asdict(f) for f in run.findings]
     with replacing(path) as file:
@@ -153,6 +165,7 @@ def write_fit(path: Path, run: Run, parts: Mapping[str, Path]) -> None:
         trained = file.create_group("trained")
         for name in ("nll_select", "nll_eval", "entropy_eval"):
             trained.create_dataset(name, data=np.array(getattr(run, name), dtype=np.float64))
+        file.create_dataset("ids_eval", data=ids.numpy().astype(np.int32))
         group = file.create_group("references", track_order=True)
         for score in run.scores:
             one = group.create_group(score.reference.key)
@@ -166,6 +179,13 @@ def write_fit(path: Path, run: Run, parts: Mapping[str, Path]) -> None:
 
 
 _ARRAYS = {"scores", "nll_select", "nll_eval", "entropy_eval"}
+
+
+def key_of(path: Path) -> str | None:
+    """Which work a finished fit is the result of."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        key = read_json(file, "config").get("key")
+    return key if isinstance(key, str) else None
 
 
 def read_fit(path: Path) -> Run:

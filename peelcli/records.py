@@ -147,3 +147,12 @@ class AuditResult:
     layers: tuple[LayerVerdict, ...]
     flagged: tuple[int, ...]  # layers flagged under the policy
     network_flagged: bool = False
+
+    def loss_with(self, reference: Reference) -> float:
+        """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""
+        losses = {score.reference: score.nll_eval for score in self.run.scores}[reference]
+        return sum(losses) / len(losses)
+
+    def gap_of(self, reference: Reference) -> float:
+        """How much lower the loss on `eval` is with a reference in place; below 0 where it is higher."""
+        return sum(self.run.nll_eval) / len(self.run.nll_eval) - self.loss_with(reference)

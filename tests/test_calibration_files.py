@@ -69,6 +69,14 @@ def test_bytes_that_are_no_utf8_are_named(tmp_path: Path) -> None:
         read(written(tmp_path / "latin.txt", b"caf\xe9 au lait"))
 
 
+def test_bytes_that_are_no_utf8_in_a_slice_are_named_by_their_place_in_the_file(tmp_path: Path) -> None:
+    content = b"fine\n\n" * 600_000 + b"caf\xe9\n\n" * 200_000
+    with pytest.raises(CalibrationError, match="found byte 0xe9 at byte") as caught:
+        read(written(tmp_path / "latin.txt", content), max_bytes=1 << 21)
+    place = int(str(caught.value).split("at byte ")[1].split()[0])
+    assert content[place : place + 1] == b"\xe9"
+
+
 @pytest.mark.parametrize("between", ["\n\n", "\n", " ", ""])
 def test_a_large_text_is_read_in_slices_that_begin_and_end_at_breaks(tmp_path: Path, between: str) -> None:
     paragraphs = [f"§{i}→{'ü' * (i % 7)}" for i in range(200_000)]

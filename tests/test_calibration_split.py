@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from peelcli.calibration.split import (
     MIN_SEQUENCES,
+    Split,
     shrink_counts,
     split_rows,
     spread_indices,
@@ -65,6 +66,8 @@ def test_the_hash_follows_ids_order_and_division() -> None:
     others |= {split_rows(rows, (12, 12, 8), seed=5).content_hash}
     others |= {split_rows(rows + 1, (16, 8, 8), seed=5).content_hash}
     assert len(others | same) == 4
+    moved = [Split(rows[:a], rows[a:b], rows[b:]).content_hash for a, b in ((8, 16), (8, 20), (16, 24))]
+    assert len(set(moved)) == 3, "the same sequences in other parts are another calibration"
 
 
 @given(st.integers(1, 300), st.integers(0, 700), st.integers(0, 9))

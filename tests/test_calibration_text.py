@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizer, PreTrainedTokenizerFast
 
+from peelcli.calibration.starts import next_start
 from peelcli.calibration.text import TextPool
 from peelcli.errors import CalibrationError
 
@@ -89,6 +90,46 @@ def test_without_paragraphs_lines_then_sentences_then_words(between: str, patter
     for row in rows:
         begin = text.index(tokenizer.decode(row[1:]))
         assert begin == 0 or re.compile(pattern).match(text, begin)
+
+
+@pytest.mark.parametrize(
+    ("documents", "place", "reach", "expected"),
+    [
+        (["ab\n\ncd"], (0, 0), 9, (0, 0)),
+        (["ab\n\ncd"], (0, 1), 9, (0, 4)),
+        (["ab\n\ncd"], (0, 4), 9, (0, 4)),  # a token has taken the break with it
+        (["ab\n\n  cd\n\nef"], (0, 5), 9, (0, 10)),
+        (["a\nbc\nd"], (0, 3), 9, (0, 5)),  # never back to the line that is begun
+        (["ab. cd ef"], (0, 1), 9, (0, 4)),
+        (["ab cd\n\nef"], (0, 1), 4, (0, 3)),  # the paragraph is out of reach
+        (["ab\ncd", "ef"], (0, 1), 9, (1, 0)),  # a document is better than a line
+        (["ab\ncd" + "e" * 9, "ef"], (0, 1), 4, (0, 3)),
+        (["ab\n\ncd", "ef"], (0, 1), None, (1, 0)),
+        (["abcdef"], (0, 3), 9, (0, 3)),
+        (["ab"], (0, 2), 9, None),
+        (["ab"], (1, 0), 9, None),
+        (["ab\n\ncd"], (0, 1), None, None),
+    ],
+)
+def test_the_next_start(
+    documents: list[str], place: tuple[int, int], reach: int | None, expected: tuple[int, int] | None
+) -> None:
+    assert next_start(documents, place, reach) == expected
+
+
+def test_thinly_set_text_is_followed_as_far_as_it_takes() -> None:
+    dense, _ = number_text([10] * 100)
+    thin = (" " * 400).join(f"w{i}" for i in range(1000, 1100))
+    rows = cut([thin + "\n\n" + dense], 24, 50)
+    assert (rows[0, 1:] - FIRST == np.arange(1000, 1023)).all()
+    thin_rows = rows[rows[:, 1] >= FIRST + 1000]
+    assert (np.diff(thin_rows[:-1, 1:], axis=1) == 1).all()
+
+
+def test_where_paragraphs_are_too_few_sequences_also_begin_within() -> None:
+    text, _ = number_text([100] * 10)
+    assert len(cut([text], 16, 10)) == 10
+    assert len(cut([text], 16, 40)) == 40
 
 
 def test_text_without_any_break_still_gives_sequences() -> None:
@@ -265,7 +306,7 @@ class LetterTokenizer(PreTrainedTokenizer):
 
 
 def test_a_tokenizer_without_offsets_serves_and_does_not_overlap() -> None:
-    text, _ = number_text([8] * 200)
+    text, _ = number_text([2] * 800)
     rows = cut([text], 32, 20, LetterTokenizer())
     places = [text.index("".join(map(chr, row))) for row in rows]
     assert len(rows) == 20

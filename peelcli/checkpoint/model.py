@@ -166,6 +166,10 @@ class BlockwiseModel:
         parameters = self._blocks[layer - 1].parameters()
         return sum(p.numel() for p in parameters) * torch.empty(0, dtype=self.dtype).element_size()
 
+    def parameter_names(self, layer: int) -> tuple[str, ...]:
+        """Names of one block's parameters, relative to the block."""
+        return tuple(self._weights[layer - 1])
+
     def matrices(self, layer: int) -> tuple[Matrix, ...]:
         """The weight matrices of one block that a scheme applies to."""
         return find_matrices(self._blocks[layer - 1])

@@ -8,21 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from peelcli.checkpoint.files import FORMATS, CheckpointFiles, TensorInfo, read_tensor
 from peelcli.checkpoint.layers import group_by_layer
+from peelcli.progress import Progress
 from peelcli.records import Finding
 
 # Bytes of a tensor looked at, and of a file mapped, together: small beside any model, large beside overhead.
 SLICE_BYTES = 64 * 2**20
 
-Progress = Callable[[str, int, int], None]  # tensor just read, bytes read so far, bytes in all
 _Read = Callable[[str, "slice | None"], torch.Tensor]
 
 # What a config says beside the architecture: changes with the machine or the library, not with the network.
@@ -67,10 +67,10 @@ class _Contents:
     constant: float | None = None  # the value, where all elements are equal
 
 
-def scan(
-    files: CheckpointFiles, num_layers: int | None = None, progress: Progress | None = None
-) -> ScanResult:
-    """Hash every tensor and check the floating ones; see `Finding` for what may be found.
+def scan_steps(
+    files: CheckpointFiles, num_layers: int | None = None
+) -> Generator[Progress, None, ScanResult]:
+    """Hash every tensor and check the floating ones, yielding the bytes read; see `Finding` for what may be found.
 
     `num_layers` overrides what the config says. A tensor's hash is over dtype, shape and bytes, so it is the
     same in either format and however the checkpoint is sharded; a layer's is over its tensors under their
@@ -89,8 +89,7 @@ def scan(
                 hashes[info.name] = contents.digest
                 findings += _judge(info, contents, layer_of.get(info.name))
                 done += info.nbytes
-                if progress is not None:
-                    progress(info.name, done, total)
+                yield Progress("scan", done, total, info.name)
     layer_hashes = {
         layer: _hash_names({relative: hashes[info.name] for relative, info in members.items()})
         for layer, members in layers.items()
@@ -106,6 +105,16 @@ def scan(
         total_nbytes=total,
         num_tensors=len(hashes),
     )
+
+
+def scan(files: CheckpointFiles, num_layers: int | None = None) -> ScanResult:
+    """`scan_steps` run to its end."""
+    steps = scan_steps(files, num_layers)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return cast(ScanResult, end.value)
 
 
 def compare(a: ScanResult, b: ScanResult) -> tuple[Finding, ...]:

@@ -7,7 +7,9 @@ that is named so; the MLP is every other child that holds matrices.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -16,6 +18,11 @@ from peelcli.errors import CheckpointError
 
 _ATTENTION_NAME = re.compile(r"attn|attention|mixer|mamba|ssm|temporal|linear_attn|recurrent", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
+_NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+_NO_LAYERS = (
+    "config.json does not say how many layers the model has: expected num_hidden_layers (or n_layer). "
+    "Add it, or audit a checkpoint saved with save_pretrained."
+)
 
 
 @dataclass(frozen=True)
@@ -38,14 +45,20 @@ class Matrix:
 def num_hidden_layers(config: object) -> int:
     """The number of decoder blocks that a transformers config names."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for key in ("num_hidden_layers", "n_layer", "num_layers", "n_layers"):
+    for key in _NUM_LAYERS:
         value = getattr(text, key, None)
         if isinstance(value, int) and value > 0:
             return value
-    raise CheckpointError(
-        "config.json does not say how many layers the model has: expected num_hidden_layers (or n_layer). "
-        "Add it, or audit a checkpoint saved with save_pretrained."
-    )
+    raise CheckpointError(_NO_LAYERS)
+
+
+def layers_of(config: Mapping[str, Any]) -> int:
+    """The number of decoder blocks that config.json names, before transformers has read it."""
+    for values in (config, config.get("text_config")):
+        for key in _NUM_LAYERS if isinstance(values, Mapping) else ():
+            if isinstance(values.get(key), int) and values[key] > 0:
+                return int(values[key])
+    raise CheckpointError(_NO_LAYERS)
 
 
 def find_blocks(model: nn.Module, num_layers: int) -> str:

@@ -6,16 +6,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TextIO, TypeVar, cast
 
 from peelcli.config import ConsoleConfig
 from peelcli.progress import Progress, printable
 
 EVERY_SECONDS = 5.0  # between two plain lines of one stage
 Show = Callable[[Progress], None]
+T = TypeVar("T")
 
 
 class Console:
@@ -122,6 +123,15 @@ class Console:
                 else:
                     yield event
 
+    def drive(self, steps: Generator[Progress, None, T]) -> T:
+        """Run a stage to its end, showing its progress; returns its result."""
+        with self.progress() as show:
+            while True:
+                try:
+                    show(next(steps))
+                except StopIteration as end:
+                    return cast(T, end.value)
+
     def hush_libraries(self) -> None:
         """Keep transformers and its kin to warnings, without bars, offline; call it before importing them."""
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if self.verbose else "warning")
@@ -129,7 +139,10 @@ class Console:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        logging.getLogger("accelerate").setLevel(logging.INFO if self.verbose else logging.WARNING)
+        # Threads that spin while they wait make a busy machine many times slower, and an idle one hardly faster.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        # It warns that blocks are left on disk, which is what they are meant to be.
+        logging.getLogger("accelerate").setLevel(logging.INFO if self.verbose else logging.ERROR)
         if "transformers" in sys.modules:  # imported already: the variables come too late
             from transformers.utils import logging as transformers_logging
 

@@ -15,7 +15,14 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from peelcli import __version__
+from peelcli.cli.audit import audit
 from peelcli.cli.console import Console
+from peelcli.cli.demo import demo
+from peelcli.cli.extract import extract
+from peelcli.cli.fit import fit
+from peelcli.cli.graft import graft
+from peelcli.cli.report import report
+from peelcli.cli.verify import verify
 from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -27,7 +34,15 @@ NO_MEMORY_WORDS = "DefaultCPUAllocator"  # torch raises a plain RuntimeError whe
 ClickException: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException")
 
 # One line per command. Their modules import torch and transformers inside functions, so that help is quick.
-COMMANDS: dict[str, Callable[..., Any]] = {}
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "audit": audit,
+    "extract": extract,
+    "fit": fit,
+    "report": report,
+    "verify": verify,
+    "graft": graft,
+    "demo": demo,
+}
 
 
 def build_app(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:

@@ -93,7 +93,7 @@ def _options(sections: tuple[type, ...]) -> list[inspect.Parameter]:
             if not rule.shared:
                 found.pop(name, None)
             found.setdefault(name, (rule, []))[1].append(section_name(section))
-    return [option for rule, panels in found.values() for option in _option(rule, " and ".join(panels))]
+    return [option for rule, panels in found.values() for option in _option(rule, ", ".join(panels))]
 
 
 @cache  # seven commands share most of their settings, and help is to come at once

@@ -64,6 +64,8 @@ class MachineConfig:
     seed: int = setting(
         0, "Seed of everything that is drawn at random.", at_least=0, below=2**63, shared=True
     )
+    resume: bool = setting(True, "Skip what an earlier run with the same settings has done.", shared=True)
+    overwrite: bool = setting(False, "Do everything again, over what is there.", shared=True)
 
 
 @dataclass(frozen=True)
@@ -172,8 +174,8 @@ class AuditConfig:
         metavar="DIR",
         unset="peel under XDG_CACHE_HOME",
     )
-    resume: bool = setting(True, "Skip what an earlier run with the same settings has done.")
-    overwrite: bool = setting(False, "Do everything again, over what is there.")
+    resume: bool = setting(True, "Skip what an earlier run with the same settings has done.", shared=True)
+    overwrite: bool = setting(False, "Do everything again, over what is there.", shared=True)
     dry_run: bool = setting(
         False, "Say what would be done, and the memory, disk and time it takes, and stop."
     )

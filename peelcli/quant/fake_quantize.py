@@ -54,8 +54,8 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     In range is qmin − ½ ≤ r ≤ qmax + ½, half a step more than in that paper: weights that lie on the
     outermost levels, as those of a low-bit checkpoint do, would otherwise be shut out by a rounding of r.
     `binary` passes to the weight everywhere, so that every sign can still flip; its scale gets c, the true
-    slope. A scale may be trained to any value; below 0 it mirrors the levels. A group of scale 0 stays 0
-    and gets no gradient, `binary` aside. NaN and infinity come out as NaN.
+    slope. A scale may be trained to any value; below 0 it mirrors the levels. Where the scale
+    is 0 the group stays 0: that scale gets no gradient, `binary` aside. NaN and infinity come out as NaN.
     """
     if scheme.is_free:
         return weight
@@ -66,7 +66,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     if scheme.name == "binary":
         slope, surrogate = codes, weight
     else:
-        inside = (ratio >= scheme.qmin - 0.5) & (ratio <= scheme.qmax + 0.5) & (expanded.detach() != 0)
+        inside = (ratio >= scheme.qmin - 0.5) & (ratio <= scheme.qmax + 0.5)
         slope = torch.where(inside, codes - ratio, codes)
         surrogate = torch.where(inside, weight, weight.detach())
     # A linear function with the slopes above; less itself it is exactly 0 (NaN for NaN), so the value stands.

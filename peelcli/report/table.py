@@ -69,7 +69,7 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         console.print(layer_table(result, layers, console.width))
         console.print()
         _paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
-        _paragraphs(console, column_notes(console.width), "dim")
+        _paragraphs(console, column_notes(layers, console.width), "dim")
         _meanings(console, layers)
     _notes(console, result, layers)
 

@@ -21,17 +21,23 @@ MEANINGS = {
     "effective": "every reference costs clearly more than the margin: no reference in the suite does better; "
     f"{NO_MORE}",
 }
+CHALLENGED = (
+    "trained on alone, with the rest of the network held fixed, the layer gains clearly more than the other "
+    "layers do"
+)
 NETWORK_FLAGS = {
     "untrained": "on this text the network does no better than the token frequencies alone",
-    "broken": "the loss of the network is not finite",
+    "broken": "weights or losses are not finite",
 }
 GAP = (
     "gap: CE as trained less CE with the reference in place, nats/token, with its interval; above 0 the "
     "reference does better. !: flagged."
 )
+CHALLENGE_GAP = "For a challenge it is what training the layer gains beyond the others' median gain."
 COLUMNS = (
     "bits: per weight, of the cheapest reference that does as well (- where none does). fvu: share of the "
-    "layer's update that the reference leaves unexplained. drop: cost of leaving the layer out, nats/token."
+    "layer's update that a fitted reference leaves unexplained. drop: cost of leaving the layer out, "
+    "nats/token."
 )
 OWN = "own: bits per weight of the layer itself. score: orders the layers, higher is more under-optimised."
 CHANGE = "change: this gap less the gap in the run before; the references that decided may differ."
@@ -39,7 +45,7 @@ CHANGE = "change: this gap less the gap in the run before; the references that d
 
 def headline(result: AuditResult) -> str:
     """The outcome in one sentence; claims no more than was measured."""
-    network = "the network as a whole is flagged" if result.network_flagged else ""
+    network = f"the network is flagged ({', '.join(result.network.flags)})" if result.network_flagged else ""
     if result.flagged:
         count = f"{len(result.flagged)} of {len(result.layers)} audited layers flagged"
         return f"{count} ({layers_named(result.flagged)})" + (f", and {network}" if network else "")
@@ -150,9 +156,24 @@ def sublayer(name: str | None, *, brief: bool = False) -> str:
 
 def meanings(layers: Sequence[LayerVerdict], *, by_layer: bool = True) -> list[tuple[str, str]]:
     """Each verdict that occurs in `layers`, with what it means and, where `by_layer`, for which layers."""
-    found = {name: [v.layer for v in layers if v.verdict == name] for name in MEANINGS}
-    places = {name: f" ({layers_named(found[name])})" if by_layer else "" for name in MEANINGS}
-    return [(name, f"{places[name]}: {MEANINGS[name]}") for name in MEANINGS if found[name]]
+    found: dict[tuple[str, str], list[int]] = {}
+    for verdict in sorted(layers, key=lambda v: list(MEANINGS).index(v.verdict)):
+        challenged = verdict.verdict == "surpassed" and _by_challenge(verdict)
+        meaning = CHALLENGED if challenged else MEANINGS[verdict.verdict]
+        found.setdefault((verdict.verdict, meaning), []).append(verdict.layer)
+    return [
+        (verdict, f"{f' ({layers_named(numbers)})' if by_layer else ''}: {meaning}")
+        for (verdict, meaning), numbers in found.items()
+    ]
+
+
+def gap_note(layers: Sequence[LayerVerdict]) -> str:
+    """What the gap is, for the references that decided in `layers`."""
+    return f"{GAP} {CHALLENGE_GAP}" if any(_by_challenge(v) for v in layers) else GAP
+
+
+def _by_challenge(verdict: LayerVerdict) -> bool:
+    return verdict.reference is not None and verdict.reference.kind == "challenge"
 
 
 def next_steps(layers: Sequence[LayerVerdict]) -> list[tuple[str, str, list[str]]]:
@@ -170,9 +191,9 @@ def next_steps(layers: Sequence[LayerVerdict]) -> list[tuple[str, str, list[str]
 
 
 def network_lines(result: AuditResult) -> list[str]:
-    """What is said about the network as a whole."""
+    """What is said about the network as a whole; its flags in words where no note puts them so."""
     flags = [f"{flag}: {NETWORK_FLAGS.get(flag, 'flagged')}" for flag in result.network.flags]
-    return [*flags, *result.network.notes]
+    return list(result.network.notes) or flags
 
 
 def finding(found: Finding) -> str:

@@ -30,6 +30,7 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
+from transformers.utils.logging import disable_progress_bar
 
 SEQ_LEN = 256
 BATCH_SIZE = 16
@@ -72,15 +73,15 @@ def windows(text: str, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tens
 
     train, held_out = [], []
     for i, start in enumerate(starts):
-        encoding = tokenizer(text[start : start + 8 * SEQ_LEN], return_offsets_mapping=True)
-        if len(encoding["input_ids"]) < SEQ_LEN:
+        encoding = tokenizer.backend_tokenizer.encode(text[start : start + 8 * SEQ_LEN])
+        if len(encoding) < SEQ_LEN:
             continue  # the end of the text
-        end = start + encoding["offset_mapping"][SEQ_LEN - 1][1]
+        end = start + encoding.offsets[SEQ_LEN - 1][1]
         last = next((j for j in range(i, len(starts)) if starts[j] >= end), len(starts))
         if not any(barred[i:last]):
-            train.append(encoding["input_ids"][:SEQ_LEN])
+            train.append(encoding.ids[:SEQ_LEN])
         elif all(in_span[i:last]):
-            held_out.append(encoding["input_ids"][:SEQ_LEN])
+            held_out.append(encoding.ids[:SEQ_LEN])
     return torch.tensor(train), torch.tensor(held_out)
 
 
@@ -218,8 +219,8 @@ def main() -> None:
     """Train, save and describe both twins."""
     parser = argparse.ArgumentParser(description="Train the two checkpoints of `peel demo`.")
     parser.add_argument("--out", type=Path, required=True, help="directory that gets healthy/ and stuck/")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--stop-step", type=int, default=50, help="steps after which the stuck layer stops")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--stop-step", type=int, default=8, help="steps after which the stuck layer stops")
     parser.add_argument("--stuck-layer", type=int, default=3, help="counted from 1")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=80)
@@ -232,6 +233,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.use_deterministic_algorithms(True)
+    disable_progress_bar()
 
     text = "\n\n".join(topics[key] for key in sorted(topics))
     tokenizer = train_tokenizer(text)

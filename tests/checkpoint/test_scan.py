@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from peelcli.checkpoint import scan as scan_module
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.scan import ScanResult, compare, scan
+from peelcli.checkpoint.scan import scan_steps, ScanResult, compare, scan
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 State = dict[str, torch.Tensor]
@@ -36,11 +36,11 @@ def small_state(num_layers: int = 3) -> State:
     return state
 
 
-def scan_state(directory: Path, state: State, progress: object = None, **config: object) -> ScanResult:
+def scan_state(directory: Path, state: State, **config: object) -> ScanResult:
     directory.mkdir(exist_ok=True)
     (directory / "config.json").write_text(json.dumps({"num_hidden_layers": 3, **config}))
     save_file({k: v.contiguous() for k, v in state.items()}, directory / "model.safetensors")
-    return scan(open_checkpoint(directory), progress=progress)
+    return scan(open_checkpoint(directory))
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "mixtral", "opt"])
@@ -205,36 +205,59 @@ def test_compare_tells_what_did_not_change(tmp_path: Path) -> None:
     assert all(str(tmp_path / step) in moved.message for step in ("step-1", "step-3"))
     state["layers.2.q.weight"] += 1
     assert compare(a, scan_state(tmp_path / "step-4", state)) == ()
+    state = small_state()
+    state["layers.1.q.weight"] = state["layers.0.q.weight"].clone()
+    twins = scan_state(tmp_path / "twins", state)
+    state["layers.0.q.weight"] += 1
+    (moved, *_) = compare(twins, scan_state(tmp_path / "step-6", state))
+    assert "step-6 is, byte for byte, layer 2 of" in moved.message  # not 1, which was the same then
     (same,) = compare(a, scan_state(tmp_path / "step-5", small_state(), use_cache=False))
     assert (same.kind, same.layer) == ("identical-checkpoint", None)
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
-    seen: list[tuple[str, int, int]] = []
     state = small_state()
-    result = scan_state(tmp_path, state, progress=lambda *step: seen.append(step))
-    assert {name for name, _, _ in seen} == state.keys()
-    assert [done for _, done, _ in seen] == sorted(done for _, done, _ in seen)
-    assert seen[-1][1:] == (result.total_nbytes, result.total_nbytes)
+    result = scan_state(tmp_path, state)
+    seen = list(scan_steps(open_checkpoint(tmp_path)))
+    assert {event.detail for event in seen} == state.keys()
+    assert [event.done for event in seen] == sorted(event.done for event in seen)
+    assert (seen[-1].done, seen[-1].total) == (result.total_nbytes, result.total_nbytes)
+
+
+MIB = 2**20
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize(
+    ("count", "shape", "dtype", "limit"),
+    [
+        (2, (2**14, 2**10), torch.float32, 24 * MIB),  # large tensors, in slices of rows
+        (64, (2**18,), torch.float32, 24 * MIB),  # many small ones, a few at a time
+        (1, (1, 2**25), torch.float8_e5m2, 56 * MIB),  # one row of 32 MiB, which would take 128 as float32
+    ],
+)
 def test_memory_does_not_grow_with_the_checkpoint(
-    tmp_path: Path, slice_bytes: Callable[[int], None], name: str
+    tmp_path: Path,
+    slice_bytes: Callable[[int], None],
+    name: str,
+    count: int,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    limit: int,
 ) -> None:
     peak = Path("/proc/self/clear_refs")  # writing 5 resets VmHWM, the most memory the process ever held
     if not os.access(peak, os.W_OK):
         pytest.skip("needs a Linux kernel that resets the peak")
     (tmp_path / "config.json").write_text("{}")
-    state = {"layers.0.w": torch.ones(2**14, 2**10), "layers.1.w": torch.ones(2**14, 2**10)}  # 64 MiB each
+    state = {f"x{i}": torch.ones(shape).to(dtype) for i in range(count)}
     save_file(state, tmp_path / name) if name.endswith("safetensors") else torch.save(state, tmp_path / name)
     del state
-    slice_bytes(2**20)
+    slice_bytes(MIB)
     files = open_checkpoint(tmp_path)
     peak.write_text("5")
     before = memory("VmRSS")
-    assert len(scan(files).findings) == 3
-    assert memory("VmHWM") - before < 24 * 2**20
+    assert scan(files).num_tensors == count
+    assert memory("VmHWM") - before < limit
 
 
 def memory(key: str) -> int:

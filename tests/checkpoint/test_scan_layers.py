@@ -1,4 +1,4 @@
-"""Layers are told by the numbers in names; what one layer alone lacks is missed, what some kinds lack is not."""
+"""Layers are told by the numbers in names; what one layer alone lacks is missed, other gaps are not."""
 
 from __future__ import annotations
 

@@ -135,6 +135,12 @@ def test_rows_of_zeros_and_scales_of_zero_give_zeros_and_finite_gradients(name):
     assert (out == 0).all()
     assert torch.isfinite(weight.grad).all()
     assert torch.isfinite(scale.grad).all()
+    codes = quantize(weight, scale, scheme)
+    if name == "binary":
+        assert codes.tolist() == [[1, 1], [1, -1]]
+    else:
+        assert codes.tolist() == [[0, 0], [0, 0]]
+        assert scale.grad.tolist() == [[0], [0]]
 
 
 @pytest.mark.parametrize("name", LOW_BIT)

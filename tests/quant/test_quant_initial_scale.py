@@ -24,14 +24,15 @@ def weights(draw) -> torch.Tensor:
     weight = weight.sign() * weight.abs() ** draw(st.sampled_from([1, 3]))
     weight = weight + draw(st.sampled_from([0.0, 1.0]))
     weight = weight * (torch.rand(shape, generator=generator) < draw(st.sampled_from([1.0, 0.3])))
-    return weight * draw(st.sampled_from([1e-25, 0.02, 1.0, 1e20]))
+    weight = weight * draw(st.sampled_from([1e-25, 0.02, 1.0, 1e25]))
+    return weight.to(draw(st.sampled_from([torch.float64, torch.float32])))
 
 
 def squared_error(weight, scale, scheme, group_size):
-    """Per group, relative to the group's own square."""
-    error = split_groups(fake_quantize(weight, scale, scheme, group_size) - weight, group_size)[0]
-    energy = split_groups(weight, group_size)[0]
-    peak = energy.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    """Per group, relative to the square of its peak."""
+    weight = weight.double()
+    error = split_groups(fake_quantize(weight, scale.double(), scheme, group_size) - weight, group_size)[0]
+    peak = split_groups(weight, group_size)[0].abs().amax(-1, keepdim=True).clamp_min(1e-300)
     return (error / peak).square().sum(-1)
 
 
@@ -45,7 +46,7 @@ def test_never_worse_than_round_to_nearest_by_peak_or_mean(weight, name, group_s
     peak = groups.abs().amax(-1)
     for rule in (peak / scheme.qmax, peak / -scheme.qmin, groups.abs().sum(-1) / widths):
         other = squared_error(weight, rule.reshape(scale.shape), scheme, group_size)
-        assert (own <= other * (1 + 1e-9) + 1e-12).all()
+        assert (own <= other * (1 + 1e-5) + 1e-9).all()
 
 
 @settings(max_examples=40, deadline=None)
@@ -62,14 +63,13 @@ def test_binary_and_ternary_scales_are_optimal(weight, name, group_size):
 def test_integer_scales_are_near_the_best(name):
     torch.manual_seed(0)
     scheme = SCHEMES[name]
-    weight = torch.randn(16, 200, dtype=torch.float64)
+    weight = torch.randn(64, 32, dtype=torch.float64)
     scale = initial_scale(weight, scheme)
     own = squared_error(weight, scale, scheme, None)
-    every = [
-        squared_error(weight, scale * factor, scheme, None) for factor in torch.linspace(0.3, 3, 500).tolist()
-    ]
-    assert (own <= torch.stack(every).amin(0) * 1.25).all()
-    assert own.sum() <= torch.stack(every).amin(0).sum() * 1.1
+    factors = torch.linspace(0.3, 3, 1000).tolist()
+    best = torch.stack([squared_error(weight, scale * factor, scheme, None) for factor in factors]).amin(0)
+    # int8 has no one best step: each row's error is a jagged function of it
+    assert own.sum() <= best.sum() * (1.2 if name == "int8" else 1.03)
     peak_rule = weight.abs().amax(-1, keepdim=True) / scheme.qmax
     if name != "int8":  # clipping pays where levels are few
         assert own.sum() < 0.9 * squared_error(weight, peak_rule, scheme, None).sum()
@@ -86,6 +86,14 @@ def test_weights_on_a_grid_keep_it(name, group_size):
     scale = initial_scale(weight, SCHEMES[name], group_size)
     torch.testing.assert_close(scale, step)
     torch.testing.assert_close(fake_quantize(weight, scale, SCHEMES[name], group_size), weight)
+
+
+@pytest.mark.parametrize("name", ["int2", "int3", "int4"])
+def test_a_grid_is_kept_whatever_part_of_it_a_group_uses(name):
+    scheme = SCHEMES[name]
+    for peak in range(1, scheme.qmax + 1):
+        weight = 0.37 * torch.arange(-peak, peak + 1.0).unsqueeze(0)
+        torch.testing.assert_close(fake_quantize(weight, initial_scale(weight, scheme), scheme), weight)
 
 
 def test_shapes_dtypes_and_the_short_last_group():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from peelcli.errors import UsageError
-from peelcli.records import VERDICTS, Finding
+from peelcli.records import VERDICTS, Finding, Reference
 from peelcli.report import wording
 from peelcli.report.cells import STYLES
 from peelcli.report.table import NARROWEST, render_table
@@ -27,6 +27,9 @@ SERIES = [
         flagged=(3,),
     ),
 ]
+
+
+UNTRAINED = {"flags": ("untrained",), "notes": ()}
 
 
 def unwrapped(*results, **options):
@@ -127,10 +130,13 @@ def test_the_green_outcome_claims_nothing_beyond_the_suite():
             "no reference in the suite does better, in the 1 of 5 layers audited;",
         ),
         (
-            varied(layers=LAYERS[:1], flagged=(), network_flagged=True),
-            "but the network as a whole is flagged",
+            varied(layers=LAYERS[:1], flagged=(), network_flagged=True, network=UNTRAINED),
+            "no single layer is flagged, but the network is flagged (untrained)",
         ),
-        (varied(network_flagged=True), "(layers 2, 3, 5), and the network as a whole is flagged"),
+        (
+            varied(network_flagged=True, network=UNTRAINED),
+            "(layers 2, 3, 5), and the network is flagged (untrained)",
+        ),
     ],
 )
 def test_the_headline_claims_no_more_than_was_found(result, expected):
@@ -149,8 +155,20 @@ def test_foreign_text_asks_for_other_data():
 
 
 def test_network_flags_are_put_in_words():
-    text = unwrapped(varied(network={"flags": ("untrained",)}, network_flagged=True))
+    text = unwrapped(varied(network=UNTRAINED, network_flagged=True))
     assert "untrained: on this text the network does no better than the token frequencies alone" in text
+    noted = varied(network={"flags": ("untrained",), "notes": ("Nothing was learned.",)})
+    assert "Network Nothing was learned. Scan" in unwrapped(noted)  # what a note says is not said twice
+
+
+def test_a_challenge_is_told_apart_from_a_witness_that_lowers_the_loss():
+    challenged = replace(LAYERS[2], layer=4, reference=Reference("challenge", 4, 4, bits=16.0))
+    text = unwrapped(varied(layers=(LAYERS[2], challenged), flagged=(3, 4)))
+    assert f"surpassed (layer 3): {wording.MEANINGS['surpassed']}" in text
+    assert f"surpassed (layer 4): {wording.CHALLENGED}" in text
+    assert wording.CHALLENGE_GAP in text
+    assert wording.CHALLENGE_GAP in unwrapped(RESULT, varied(layers=(challenged,)))
+    assert wording.CHALLENGE_GAP not in unwrapped(RESULT)
 
 
 def test_top_shows_the_highest_scores_by_layer_and_says_what_it_leaves_out():

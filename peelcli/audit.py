@@ -1,0 +1,282 @@
+"""The audit: open, scan, extract, fit. Generators of progress and, last, of their result; they print nothing.
+
+Each step is skipped where its file is there already under the key of the same work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from peelcli import fitstore
+from peelcli.activations import ActivationFile
+from peelcli.calibration import Calibration, build_calibration
+from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.scan import ScanResult, scan_steps
+from peelcli.checkpoint.structure import layers_of
+from peelcli.checkpoint.tokenizer import load_tokenizer
+from peelcli.config import ExtractConfig, FitConfig, MachineConfig, parse_layers
+from peelcli.describe import describe, training_step
+from peelcli.errors import ArtefactError, CheckpointError
+from peelcli.extract import Extraction, NonFiniteStates, extract, stored_states
+from peelcli.fit import Fitter, FitTask
+from peelcli.machine import cpu_quota
+from peelcli.progress import Progress
+from peelcli.records import Finding, Run
+from peelcli.workspace import Workspace, digest, signature
+
+Steps = Generator[Progress, None, Any]
+TOKENS_A_BATCH = 4096
+# Settings that change where or how fast something is computed, never what.
+_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose files are complete and have been scanned."""
+
+    path: Path
+    files: CheckpointFiles
+    scan: ScanResult
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight is."""
+        return not any(f.kind == "non-finite" for f in self.scan.findings)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits per element that most of the weights are stored in."""
+        sizes: dict[float, int] = {}
+        for info in self.files.tensors.values():
+            bits = 8.0 * info.nbytes / max(1, info.numel)
+            sizes[bits] = sizes.get(bits, 0) + info.numel
+        return max(sizes, key=lambda bits: sizes[bits])
+
+
+def open_and_scan(path: Path, workspace: Workspace) -> Generator[Progress, None, Opened]:
+    """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited."""
+    files = open_checkpoint(path)
+    require_decoder_only(files.config)
+    scan = workspace.kept_scan(files)
+    if scan is None:
+        scan = yield from scan_steps(files)
+        workspace.keep_scan(files, scan)
+    return Opened(path, files, scan)
+
+
+def relevant(settings: MachineConfig) -> dict[str, Any]:
+    """The settings that a result depends on, as JSON values."""
+    kept = {k: v for k, v in asdict(settings).items() if k not in _IRRELEVANT}
+    return dict(json.loads(json.dumps(kept, default=str)))  # paths become text, tuples lists
+
+
+def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
+    """What makes two extractions the same work."""
+    kept = relevant(settings)
+    kept["data"] = signature(settings.data)
+    return digest([opened.scan.checkpoint_id, str(opened.path.resolve()), kept])
+
+
+def fit_key(extraction: str, settings: FitConfig) -> str:
+    """What makes two fits the same work."""
+    return digest([extraction, relevant(settings)])
+
+
+def open_model(opened: Opened, settings: MachineConfig, workspace: Workspace) -> BlockwiseModel:
+    """Build the model on the device and in the precision asked for, and set torch's threads."""
+    torch.set_num_threads(settings.threads or cpu_quota())
+    device = settings.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtype = settings.dtype
+    if dtype == "auto":
+        half = device.startswith("cuda") and opened.stored_bits <= 16
+        dtype = "bfloat16" if half else "float32"
+    return BlockwiseModel(opened.path, dtype=getattr(torch, dtype), device=device, offload_dir=workspace.offload)
+
+
+def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
+    """The token ids of the run, through the checkpoint's own tokenizer."""
+    needs_tokenizer = not settings.data or any(p.suffix in (".txt", ".jsonl") for p in settings.data)
+    tokenizer = load_tokenizer(opened.path) if needs_tokenizer else None
+    budget = {"fit": settings.fit_tokens, "select": settings.select_tokens, "eval": settings.eval_tokens}
+    return build_calibration(
+        settings.data, tokenizer, model.vocab_size, model.max_positions, settings.seq_len, budget, settings.seed
+    )
+
+
+def extract_steps(
+    opened: Opened, settings: ExtractConfig, workspace: Workspace, output: Path | None = None
+) -> Generator[Progress, None, Path]:
+    """Make sure of the file of trained states; returns its path."""
+    key = extraction_key(opened, settings)
+    path = output or workspace.activations(key)
+    if path.exists() and not settings.overwrite:
+        if settings.resume and _key_of(path) == key:
+            return path
+        if output is not None:
+            raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+    if not opened.is_finite:
+        first = next(f for f in opened.scan.findings if f.kind == "non-finite")
+        raise CheckpointError(f"{first.message} Nothing can be extracted; `peel audit` reports the layer as broken.")
+    yield Progress("open", 0, 2, "model")
+    model = open_model(opened, settings, workspace)
+    layers = parse_layers(settings.layers, model.num_layers)
+    yield Progress("open", 1, 2, "calibration tokens")
+    calibration = calibrate(opened, model, settings)
+    about = describe(
+        opened.path,
+        model,
+        calibration,
+        checkpoint_id=opened.scan.checkpoint_id,
+        layers=layers,
+        findings=opened.scan.findings,
+        stored_bits=opened.stored_bits,
+        seed=settings.seed,
+    )
+    task = Extraction(
+        output=path,
+        about={**about, "key": key},
+        config={"extract": relevant(settings)},
+        stored=stored_states(model.num_layers, layers),
+        store_dtype=about["dtype"] if settings.store_dtype == "auto" else settings.store_dtype,
+        batch_size=settings.batch_size or max(1, TOKENS_A_BATCH // calibration.seq_len),
+        resume=settings.resume and not settings.overwrite,
+    )
+    yield from extract(model, calibration, task)
+    return path
+
+
+def _key_of(path: Path) -> str:
+    acts = ActivationFile(path)
+    acts.close()
+    return str(acts.about.get("key"))
+
+
+def fit_steps(
+    opened: Opened, activations: Path, settings: FitConfig, workspace: Workspace, output: Path | None = None
+) -> Generator[Progress, None, Path]:
+    """Make sure of the file of fitted references; returns its path."""
+    acts = ActivationFile(activations)
+    try:
+        if acts.about["checkpoint_id"] != opened.scan.checkpoint_id:
+            raise ArtefactError(
+                f"{activations}: was extracted from checkpoint {acts.about['checkpoint_id']}, and {opened.path} is "
+                f"{opened.scan.checkpoint_id}: its weights have changed since. Extract again."
+            )
+        key = fit_key(str(acts.about.get("key")), settings)
+        path = output or workspace.fit(key)
+        if path.exists() and not settings.overwrite:
+            if settings.resume and fitstore.key_of(path) == key:
+                return path
+            if output is not None:
+                raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+        yield Progress("open", 0, 1, "model")
+        run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
+        model = open_model(opened, run_in, workspace)
+        config = {**acts.config, "fit": relevant(settings), "key": key}
+        task = FitTask(path, settings, config, resume=settings.resume and not settings.overwrite)
+        yield from Fitter(model, acts, task).run()
+        return path
+    finally:
+        acts.close()
+
+
+def _device(acts: ActivationFile, settings: FitConfig) -> str:
+    """The device asked for; auto takes the one that the states were extracted on, where it is there."""
+    if settings.device != "auto" or acts.about["device"] == "cpu":
+        return settings.device if settings.device != "auto" else "cpu"
+    return "auto"
+
+
+def _dtype(acts: ActivationFile, settings: FitConfig) -> str:
+    return str(acts.about["dtype"]) if settings.dtype == "auto" else settings.dtype
+
+
+@dataclass(frozen=True)
+class AuditPaths:
+    """What an audit leaves: the run it measured, and its files (None where nothing could be measured)."""
+
+    run: Run
+    activations: Path | None
+    fit: Path | None
+
+
+def audit_steps(
+    path: Path, extract_settings: ExtractConfig, fit_settings: FitConfig, workspace: Workspace
+) -> Generator[Progress, None, AuditPaths]:
+    """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields a run with its findings alone."""
+    opened = yield from open_and_scan(path, workspace)
+    if not opened.is_finite:
+        return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
+    fitted = workspace.fit(fit_key(extraction_key(opened, extract_settings), fit_settings))
+    if fitted.exists() and fit_settings.resume and not fit_settings.overwrite:
+        acts = workspace.activations(extraction_key(opened, extract_settings))
+        return AuditPaths(fitstore.read_fit(fitted), acts if acts.exists() else None, fitted)
+    try:
+        activations = yield from extract_steps(opened, extract_settings, workspace)
+    except NonFiniteStates as error:
+        finding = Finding("non-finite", str(error), layer=error.layer or None)
+        return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
+    fitted = yield from fit_steps(opened, activations, fit_settings, workspace)
+    return AuditPaths(fitstore.read_fit(fitted), activations, fitted)
+
+
+def open_fitted(
+    path: Path, run: Run, machine: MachineConfig, workspace: Workspace
+) -> Generator[Progress, None, tuple[Opened, BlockwiseModel]]:
+    """The checkpoint that a fit belongs to, on the device and in the precision of the fit unless asked otherwise."""
+    opened = yield from open_and_scan(path, workspace)
+    if opened.scan.checkpoint_id != run.checkpoint_id:
+        raise ArtefactError(
+            f"{path}: is checkpoint {opened.scan.checkpoint_id}, and the fit belongs to {run.checkpoint_id} "
+            f"({run.checkpoint}). Name the checkpoint that was audited."
+        )
+    settings = replace(machine, dtype=run.dtype if machine.dtype == "auto" else machine.dtype)
+    return opened, open_model(opened, settings, workspace)
+
+
+def note_identical(runs: Sequence[Run]) -> list[Run]:
+    """The runs, each with a finding where an earlier one is byte for byte the same checkpoint."""
+    noted = []
+    for index, run in enumerate(runs):
+        twin = next((r for r in runs[:index] if r.checkpoint_id == run.checkpoint_id), None)
+        if twin is None:
+            noted.append(run)
+            continue
+        message = (
+            f"{run.checkpoint} holds the same tensors as {twin.checkpoint}, byte for byte: one of the two is not the "
+            "checkpoint that its name says."
+        )
+        noted.append(replace(run, findings=(*run.findings, Finding("identical-checkpoint", message))))
+    return noted
+
+
+def _unmeasured(
+    opened: Opened, extract_settings: ExtractConfig, fit_settings: FitConfig, findings: Sequence[Finding]
+) -> Run:
+    """The run of a checkpoint that holds values that are not finite: what the scan says, and nothing measured."""
+    num_layers = layers_of(opened.files.config)
+    return Run(
+        checkpoint=str(opened.path),
+        checkpoint_id=opened.scan.checkpoint_id,
+        num_layers=num_layers,
+        layers=parse_layers(extract_settings.layers, num_layers),
+        scheme=fit_settings.scheme,
+        group_size=fit_settings.group_size,
+        seed=extract_settings.seed,
+        tokens={"fit": 0, "select": 0, "eval": 0},
+        seq_len=0,
+        data="none: nothing was measured",
+        vocab_size=0,
+        step=training_step(opened.path),
+        config={"extract": relevant(extract_settings), "fit": relevant(fit_settings)},
+        findings=(*opened.scan.findings, *findings),
+    )

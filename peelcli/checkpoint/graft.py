@@ -1,0 +1,66 @@
+"""Write a copy of a checkpoint with some weights replaced, shard by shard; the source is never touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peelcli.checkpoint.files import CheckpointFiles, read_tensor
+from peelcli.errors import CheckpointError, UsageError
+
+_COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
+Replace = Callable[[Tensor], Tensor]
+
+
+def write_copy(files: CheckpointFiles, replacements: Mapping[str, Replace], output: Path) -> None:
+    """Copy `files` to the new directory `output`; `replacements` map tensor names to what becomes of the tensor.
+
+    Shards keep their division and are written as safetensors. The directory takes its name when it is whole.
+    """
+    unknown = sorted(set(replacements) - set(files.tensors))
+    if unknown:
+        raise CheckpointError(
+            f"{files.directory}: holds no tensor {unknown[0]!r}; this family's weights are converted as they are loaded. "
+            "Save the model with save_pretrained by the newest transformers and audit that copy."
+        )
+    if output.exists():
+        raise UsageError(f"{output}: exists already; name a new directory with --output")
+    partial = output.with_name(output.name + ".partial")
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir(parents=True)
+    try:
+        _write(files, replacements, partial)
+        partial.replace(output)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(files: CheckpointFiles, replacements: Mapping[str, Replace], directory: Path) -> None:
+    for pattern in _COMPANIONS:
+        for path in files.directory.glob(pattern):
+            if path.is_file() and not path.name.endswith(".index.json"):
+                shutil.copyfile(path, directory / path.name)
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(files.files, start=1):
+        name = "model.safetensors"
+        if len(files.files) > 1:
+            name = f"model-{number:05d}-of-{len(files.files):05d}.safetensors"
+        tensors = {}
+        for info in (i for i in files.tensors.values() if i.file == shard):
+            value = read_tensor(info)
+            if info.name in replacements:
+                value = replacements[info.name](value).to(value.dtype)
+            tensors[info.name] = value.contiguous().clone()
+            weight_map[info.name] = name
+        save_file(tensors, directory / name, metadata={"format": "pt"})
+    if len(files.files) > 1:
+        size = sum(info.nbytes for info in files.tensors.values())
+        index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

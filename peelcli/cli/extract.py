@@ -1,0 +1,29 @@
+"""`peel extract`: run the checkpoint over the calibration tokens and store every layer's trained states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peelcli.cli.console import Console
+from peelcli.cli.options import with_options
+from peelcli.cli.places import workspace_for
+from peelcli.config import Configs, ExtractConfig
+
+Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Directory with config.json and weights.")]
+
+
+@with_options(ExtractConfig)
+def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
+    """Dump the trained states of every layer into an HDF5 file, and print its path."""
+    console.hush_libraries()
+    from peelcli.audit import extract_steps, open_and_scan
+
+    settings = configs[ExtractConfig]
+    workspace = workspace_for(checkpoint, None)
+    opened = console.drive(open_and_scan(checkpoint, workspace))
+    path = console.drive(extract_steps(opened, settings, workspace, settings.output))
+    console.written(path)
+    return 0

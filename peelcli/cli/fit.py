@@ -1,0 +1,37 @@
+"""`peel fit`: fit the references of every layer to the trained states, and measure them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peelcli.cli.console import Console
+from peelcli.cli.options import with_options
+from peelcli.cli.places import workspace_for
+from peelcli.config import Configs, FitConfig
+
+Activations = Annotated[Path, typer.Argument(metavar="ACTS", help="File that `peel extract` wrote.")]
+Moved = Annotated[
+    Path | None,
+    typer.Option("--checkpoint", metavar="CKPT", help="Where the checkpoint is now, if it has moved.", show_default=False),
+]
+
+
+@with_options(FitConfig)
+def fit(activations: Activations, configs: Configs, console: Console, checkpoint: Moved = None) -> int:
+    """Fit and score the references of every layer, and print the path of the file that holds them."""
+    console.hush_libraries()
+    from peelcli.activations import ActivationFile
+    from peelcli.audit import fit_steps, open_and_scan
+
+    settings = configs[FitConfig]
+    acts = ActivationFile(activations)
+    acts.close()
+    where = checkpoint or Path(acts.about["checkpoint"])
+    workspace = workspace_for(where, None)
+    opened = console.drive(open_and_scan(where, workspace))
+    path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output))
+    console.written(path)
+    return 0

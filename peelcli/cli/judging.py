@@ -1,0 +1,52 @@
+"""From runs to a rendered report and an exit code, as `report`, `audit` and `demo` share it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+
+from peelcli.cli.console import Console
+from peelcli.config import ReportConfig
+from peelcli.errors import ResourceError
+from peelcli.records import AuditResult, Run
+
+FLAGGED = 1
+
+
+def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]:
+    """The verdicts of every run, under the policy of `settings`."""
+    from peelcli.verdict import Policy, judge
+
+    policy = Policy(
+        fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
+    )
+    return [judge(run, policy) for run in runs]
+
+
+def show(results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
+    """Render the report to stdout, or to the file of `settings` where the command has one."""
+    from peelcli.report import render
+
+    output = settings.output if to_file and str(settings.output) != "-" else None
+    on_terminal = console.stdout_is_terminal and output is None
+    width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
+    color = output is None and console.color(console.stdout)
+    text = render(results, settings.format, top=settings.top, width=width, color=color)
+    if output is None:
+        console.result(text)
+        return
+    partial = output.with_name(output.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResourceError(f"{output}: cannot be written ({error.strerror}); name another --output") from error
+    console.written(output)
+
+
+def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:
+    """1 where a layer or a network is flagged, unless --exit-zero."""
+    flagged = any(r.flagged or r.network_flagged for r in results)
+    return FLAGGED if flagged and not settings.exit_zero else 0

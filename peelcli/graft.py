@@ -1,0 +1,64 @@
+"""Repair: a reference in place of what it stands in for, as a checkpoint that transformers opens.
+
+What is dropped is written as zeros: a sublayer whose matrices and biases are zero adds nothing to the residual stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from peelcli import fitstore
+from peelcli.checkpoint.files import CheckpointFiles
+from peelcli.checkpoint.graft import Replace, write_copy
+from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.errors import CheckpointError
+from peelcli.records import SUBLAYERS, Reference
+
+
+def graft(fit: Path, files: CheckpointFiles, model: BlockwiseModel, reference: Reference, output: Path) -> None:
+    """Write a copy of the checkpoint to `output` with `reference`, as fitted in `fit`, in place."""
+    layers, _ = group_by_layer(files, model.num_layers)
+    names = {
+        layer: {relative: info.name for relative, info in members.items()} for layer, members in layers.items()
+    }
+    replacements: dict[str, Replace] = {}
+
+    def put(layer: int, relative: str, replace: Replace) -> None:
+        replacements[names.get(layer, {}).get(relative, f"layer {layer}: {relative}")] = replace
+
+    if reference.kind == "identity":
+        parts = (reference.sublayer,) if reference.sublayer else SUBLAYERS
+        for relative in _contributing(model, reference.layer, parts):
+            put(reference.layer, relative, torch.zeros_like)
+    else:
+        witness = fitstore.load_witness(fit, reference)
+        like = torch.empty(0, dtype=torch.float32)
+        for relative, value in witness.weights(like).items():
+            put(reference.layer, relative, _constant(value))
+        for layer in range(reference.layer + 1, reference.target + 1):
+            for relative in _contributing(model, layer, SUBLAYERS):
+                put(layer, relative, torch.zeros_like)
+    write_copy(files, replacements, output)
+
+
+def _constant(value: Tensor) -> Replace:
+    return lambda _: value
+
+
+def _contributing(model: BlockwiseModel, layer: int, parts: Iterable[str]) -> list[str]:
+    """The matrices and biases of some sublayers; their norms stay, for a norm of zeros is zero."""
+    sublayers = {s.name: s for s in model.sublayers(layer)}
+    if not sublayers:
+        raise CheckpointError(
+            f"layer {layer}: attention and MLP cannot be told apart in {model.family}, so that dropping the block cannot be "
+            "written as weights. Graft another reference, or remove the layer from the model."
+        )
+    prefixes = tuple(f"{module}." for part in parts for module in sublayers[part].modules)
+    matrices = {m.name for m in model.matrices(layer)}
+    biases = {m.rpartition(".")[0] + ".bias" for m in matrices}
+    return [n for n in model.parameter_names(layer) if n.startswith(prefixes) and n in matrices | biases]

@@ -1,0 +1,128 @@
+"""What an audit will read, hold, write and take, said before it begins (`--dry-run`)."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from peelcli.activations import states_nbytes
+from peelcli.audit import open_and_scan
+from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.structure import layers_of
+from peelcli.config import ExtractConfig, FitConfig, parse_layers
+from peelcli.extract import stored_states
+from peelcli.fit import FIT_BATCH, SPAN_STEPS
+from peelcli.machine import available_memory, cpu_quota
+from peelcli.progress import Progress
+from peelcli.workspace import Workspace
+
+_IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read
+_EFFICIENCY = 0.3  # of the rate of a large matrix product, reached by small blocks with attention
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes and seconds that an audit is expected to take, beside what there is."""
+
+    checkpoint: Path
+    num_layers: int
+    layers: tuple[int, ...]
+    tokens: int
+    read_nbytes: int
+    memory_nbytes: float
+    free_memory: int | None
+    disk_nbytes: int
+    free_disk: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and disk suffice."""
+        memory = self.free_memory is None or self.memory_nbytes <= self.free_memory
+        return memory and self.disk_nbytes <= self.free_disk
+
+
+def plan_steps(
+    path: Path, extract: ExtractConfig, fit: FitConfig, workspace: Workspace
+) -> Generator[Progress, None, Plan]:
+    """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run."""
+    opened = yield from open_and_scan(path, workspace)
+    files, config = opened.files, opened.files.config
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    num_layers = layers_of(config)
+    layers = parse_layers(extract.layers, num_layers)
+    width = next((int(text[k]) for k in ("hidden_size", "n_embd", "d_model") if isinstance(text.get(k), int)), 0)
+    vocab = int(text.get("vocab_size") or 0)
+    members, _ = group_by_layer(files, num_layers)
+    block = max((sum(i.numel for i in m.values()) for m in members.values()), default=0)
+    inside = sum(i.numel for m in members.values() for i in m.values())
+    outside = sum(i.numel for i in files.tensors.values()) - inside
+    itemsize = 2 if extract.dtype in ("bfloat16", "float16") else 4
+    tokens = extract.fit_tokens + extract.select_tokens + extract.eval_tokens
+    measured = extract.select_tokens + extract.eval_tokens
+    seq_len = extract.seq_len or 256
+    states = states_nbytes(
+        len(stored_states(num_layers, layers)), max(1, tokens // seq_len), seq_len, width, "float32"
+    ) * itemsize // 4
+    candidates = len(layers) * (16 if fit.ladder else 11)
+    scratch = 2 * candidates * measured * width * itemsize
+    # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
+    memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
+    challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
+    memory += 4 * itemsize * inside if challenge else 0
+    batch = FIT_BATCH * seq_len
+    steps = fit.direct_steps * (3 + 2 * SPAN_STEPS + (5 / 3 if fit.ladder else 0))
+    flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)
+    flops += 2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates
+    flops += 6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
+    yield Progress("plan", 0, 1, "measuring this machine")
+    seconds = 10.0 + flops / (_EFFICIENCY * _rate(extract.threads or cpu_quota()))
+    return Plan(
+        path,
+        num_layers,
+        layers,
+        tokens,
+        opened.scan.total_nbytes,
+        memory,
+        available_memory(),
+        states + scratch,
+        shutil.disk_usage(workspace.directory).free,
+        seconds,
+    )
+
+
+def _rate(threads: int) -> float:
+    """Floating-point operations a second of a matrix product here."""
+    torch.set_num_threads(threads)
+    a = torch.randn(512, 512)
+    (a @ a).sum()
+    began = time.perf_counter()
+    for _ in range(8):
+        a = (a @ a).clamp(-1, 1)
+    return 8 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
+
+
+def _size(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
+def render_plan(plan: Plan) -> str:
+    """The plan as text, one line a resource."""
+    minutes, seconds = divmod(round(plan.seconds), 60)
+    free_memory = "unknown" if plan.free_memory is None else _size(plan.free_memory)
+    return "\n".join(
+        [
+            f"plan for {plan.checkpoint} (nothing is run)",
+            f"  layers  {len(plan.layers)} of {plan.num_layers}, on {plan.tokens:,} tokens",
+            f"  read    {_size(plan.read_nbytes)} of weights, once to scan and once a stage",
+            f"  memory  {_size(plan.memory_nbytes)} at most; {free_memory} free",
+            f"  disk    {_size(plan.disk_nbytes)} at most; {_size(plan.free_disk)} free",
+            f"  time    about {minutes} min {seconds:02d} s on this machine's processors",
+            "  fits" if plan.fits else "  DOES NOT FIT: lower --tokens or --layers, or go elsewhere with --output",
+        ]
+    )

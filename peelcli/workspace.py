@@ -1,0 +1,115 @@
+"""The work directory of an audit: which file holds what, under names that say to what it belongs.
+
+A file is used again only where its key is the same: the checkpoint's hash, the text, every setting that matters,
+and the version of peel. Never inside the checkpoint's own directory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peelcli import __version__
+from peelcli.checkpoint.files import CheckpointFiles
+from peelcli.checkpoint.scan import ScanResult
+from peelcli.errors import ArtefactError, CalibrationError, ResourceError, UsageError
+from peelcli.records import Finding
+
+
+def signature(paths: Iterable[Path]) -> list[list[Any]]:
+    """Name, size and time of change of files: what tells that a file has not changed without reading it."""
+    found = []
+    for path in paths:
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise CalibrationError(f"{path}: {error.strerror}; check the path given to --data.") from error
+        found.append([path.name, status.st_size, status.st_mtime_ns])
+    return found
+
+
+def digest(value: Any) -> str:
+    """16 hexadecimal digits that stand for a JSON value and this version of peel."""
+    text = json.dumps([__version__, value], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class Workspace:
+    """The files of one checkpoint's audits."""
+
+    def __init__(self, directory: Path, checkpoint: Path) -> None:
+        """Make the directory. UsageError where it lies inside the checkpoint's."""
+        resolved, source = directory.resolve(), checkpoint.resolve()
+        if resolved == source or source in resolved.parents:
+            raise UsageError(
+                f"{directory}: lies inside the checkpoint {checkpoint}, which peel never writes to. Name another "
+                "directory with --output."
+            )
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ResourceError(
+                f"{directory}: cannot be made ({error.strerror}). Name another work directory with --output."
+            ) from error
+        self.directory = directory
+
+    @classmethod
+    def under(cls, base: Path, checkpoint: Path) -> Workspace:
+        """The directory for `checkpoint` below `base`: its name, and a hash of its whole path."""
+        where = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
+        return cls(base / f"{checkpoint.resolve().name or 'checkpoint'}-{where}", checkpoint)
+
+    def activations(self, key: str) -> Path:
+        """The file of trained states of an extraction."""
+        return self.directory / f"acts-{key}.h5"
+
+    def fit(self, key: str) -> Path:
+        """The file of a fit."""
+        return self.directory / f"fit-{key}.h5"
+
+    @property
+    def offload(self) -> Path:
+        """Where weights go that cannot be read in place."""
+        return self.directory / "offload"
+
+    # -- the scan, kept for as long as no file of the checkpoint changes ----------------------------------------------
+
+    def _scan_path(self) -> Path:
+        return self.directory / "scan.json"
+
+    def kept_scan(self, files: CheckpointFiles) -> ScanResult | None:
+        """The scan of these very files, where it was done before."""
+        path = self._scan_path()
+        if not path.exists():
+            return None
+        try:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["key"] != _scan_key(files):
+                return None
+            return _scan_from(kept["scan"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(f"{path}: damaged ({error}); delete it.") from error
+
+    def keep_scan(self, files: CheckpointFiles, scan: ScanResult) -> None:
+        """Remember a scan."""
+        path = self._scan_path()
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial.write_text(json.dumps({"key": _scan_key(files), "scan": asdict(scan)}), encoding="utf-8")
+        partial.replace(path)
+
+
+def _scan_key(files: CheckpointFiles) -> str:
+    return digest([str(files.directory), signature([files.directory / "config.json", *files.files])])
+
+
+def _scan_from(values: Mapping[str, Any]) -> ScanResult:
+    by_layer = {
+        name: {int(k): v for k, v in values[name].items()} for name in ("layer_hashes", "layer_num_parameters")
+    }
+    findings = tuple(Finding(**f) for f in values["findings"])
+    return ScanResult(**{**values, **by_layer, "findings": findings})
