@@ -12,10 +12,11 @@ are whole: a process killed at any moment leaves a file that the next one goes o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def open_h5(path: Path, schema: str, version: int) -> h5py.File:
             f"{path}: schema version {at!r} is newer than {version}, the newest this peel ({__version__}) reads. Upgrade peel."
         )
     return file
+
+
+@contextlib.contextmanager
+def writing() -> Iterator[None]:
+    """Make one kind of the errors with which HDF5 says that it could not write: on a full disk it raises both."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(*error.args) from error
 
 
 def write_root(file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -131,6 +141,7 @@ class ActivationWriter:
         ids: (n_seq, seq_len). stored: which of O_0…O_K the file will hold. dtype: of the stored states.
         """
         self.path, self.dtype = path, dtype
+        self._discarded = False
         self._partial = path.with_name(path.name + ".partial")
         self._journal = path.with_name(path.name + ".partial.journal")
         key = {"about": about, "config": config, "stored": list(stored), "dtype": dtype}
@@ -144,12 +155,17 @@ class ActivationWriter:
         n_seq, seq_len = ids.shape
         require_space(path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states")
         self._file = h5py.File(self._partial, "w")
-        write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
-        self._file.create_dataset("ids", data=ids.astype(np.int32))
-        for name in ("nll", "entropy"):
-            self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
-        self._allocate(stored, (n_seq, seq_len, d_model))
-        self._file.flush()
+        try:
+            with writing():
+                write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
+                self._file.create_dataset("ids", data=ids.astype(np.int32))
+                for name in ("nll", "entropy"):
+                    self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
+                self._allocate(stored, (n_seq, seq_len, d_model))
+                self._file.flush()
+        except BaseException:
+            self.discard()
+            raise
 
     def _allocate(self, stored: Sequence[int], shape: tuple[int, int, int]) -> None:
         scales = self._file.create_group("scales")
@@ -178,7 +194,9 @@ class ActivationWriter:
 
     def write(self, layer: int, start: int, states: Tensor) -> None:
         """Store O_layer of the rows from `start` on; states: (n_rows, seq_len, d_model)."""
-        self._file[f"states/{layer:03d}"][start : start + len(states)] = _to_stored(states, self.dtype)
+        stored = _to_stored(states, self.dtype)
+        with writing():
+            self._file[f"states/{layer:03d}"][start : start + len(stored)] = stored
 
     def read(self, layer: int, rows: slice) -> Tensor:
         """States written before, as the next layer's input when a run is resumed."""
@@ -186,7 +204,8 @@ class ActivationWriter:
 
     def finish_layer(self, layer: int) -> None:
         """O_layer is whole: payload first, then the journal."""
-        self._file.flush()
+        with writing():
+            self._file.flush()
         new = not self._journal.exists()
         with self._journal.open("a", encoding="utf-8") as journal:
             journal.write(f"{self._key}\n{layer}\n" if new else f"{layer}\n")
@@ -196,19 +215,22 @@ class ActivationWriter:
 
     def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
         """Store the trained model's losses (n_seq,) and give the file its name."""
-        self._file["nll"][...], self._file["entropy"][...] = nll, entropy
-        self._file.close()
+        with writing():
+            self._file["nll"][...], self._file["entropy"][...] = nll, entropy
+            self._file.close()
         self._partial.replace(self.path)
         self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file, whatever state it is in; it can be gone on with."""
-        if self._file:
+        if self._file and not self._discarded:
             self._file.close()
 
     def discard(self) -> None:
         """Delete what was written: nothing to go on with."""
-        self.close()
+        with contextlib.suppress(OSError, RuntimeError):  # HDF5 cannot close what a full disk keeps it from writing
+            self.close()
+        self._discarded = True
         self._partial.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 

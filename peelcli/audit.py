@@ -32,7 +32,7 @@ from peelcli.records import Finding, Run
 from peelcli.workspace import Workspace, digest, signature
 
 Steps = Generator[Progress, None, Any]
-TOKENS_A_BATCH = 4096
+TOKENS_A_BATCH = 1024
 # Settings that change where or how fast something is computed, never what.
 _IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
 

@@ -62,8 +62,8 @@ def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -
     )
     try:
         yield from _layers(model, ids, width, writer, task)
-    except OSError:
-        writer.discard()  # a full disk: leave no half of a file in the way
+    except (OSError, NonFiniteStates):
+        writer.discard()  # a full disk, or a broken checkpoint: leave no half of a file in the way
         raise
     finally:
         writer.close()

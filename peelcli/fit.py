@@ -36,9 +36,10 @@ from peelcli.verdict import data_fit
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 FIT_BATCH = 4  # sequences a step
+SCORE_TOKENS = 1024  # a batch whose activations stay in a processor's cache; larger ones were slower
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
 SPAN_STEPS = 1  # a span is fitted as long as `direct`
-LADDER_SHARE = 3  # the ladder only orders schemes: one part in so many of the steps
+LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
@@ -94,7 +95,7 @@ class Fitter:
             candidates,
             self.parts_dir,
             key=self._key,
-            batch_size=self.settings.batch_size or max(1, 4096 // self.acts.ids.shape[1]),
+            batch_size=self.settings.batch_size or max(1, SCORE_TOKENS // self.acts.ids.shape[1]),
         )
         yield from sweep.run()
         ids = self.acts.ids[self.acts.rows["eval"]]

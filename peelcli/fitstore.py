@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.activations import open_h5, read_json, write_root
+from peelcli.activations import open_h5, read_json, write_root, writing
 from peelcli.errors import ArtefactError
 from peelcli.quant.packing import pack, unpack
 from peelcli.quant.schemes import scheme_named
@@ -41,7 +41,7 @@ def replacing(path: Path) -> Iterator[h5py.File]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with h5py.File(partial, "w") as file:
+        with writing(), h5py.File(partial, "w") as file:
             yield file
         partial.replace(path)
     except BaseException:

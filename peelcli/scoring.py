@@ -120,14 +120,18 @@ class Sweep:
         begun = [c for c in self.candidates if c.reference.layer < layer]
         starting = [c for c in self.candidates if c.reference.layer == layer]
         partial = self.scratch / "sweep.partial"
-        with partial.open("wb") as out, self.model.block(layer) as module:
-            if begun:
-                with self._path(layer - 1).open("rb") as states:
-                    for candidate in begun:
-                        self._carry(candidate, layer, module, states, out)
-            for candidate in starting:
-                self._begin(candidate, module, out)
-        partial.replace(self._path(layer))
+        try:
+            with partial.open("wb") as out, self.model.block(layer) as module:
+                if begun:
+                    with self._path(layer - 1).open("rb") as states:
+                        for candidate in begun:
+                            self._carry(candidate, layer, module, states, out)
+                for candidate in starting:
+                    self._begin(candidate, module, out)
+            partial.replace(self._path(layer))
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
         index = self._path(layer).with_suffix(".json")
         record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
         temporary = index.with_suffix(".partial")

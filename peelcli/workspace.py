@@ -99,8 +99,12 @@ class Workspace:
         """Remember a scan."""
         path = self._scan_path()
         partial = path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps({"key": _scan_key(files), "scan": asdict(scan)}), encoding="utf-8")
-        partial.replace(path)
+        try:
+            partial.write_text(json.dumps({"key": _scan_key(files), "scan": asdict(scan)}), encoding="utf-8")
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def _scan_key(files: CheckpointFiles) -> str:

@@ -58,6 +58,10 @@ def test_budgets_are_met_and_described(text: Path) -> None:
 
 def test_the_same_seed_gives_the_same_ids_and_another_does_not(text: Path) -> None:
     assert build(text).content_hash == build(text).content_hash != build(text, seed=1).content_hash
+    # Where the whole text is used there is no choice of sequences, only of their parts.
+    whole = [build(text, tokens=dict.fromkeys(BUDGETS, 16000), seed=seed).split for seed in (0, 1)]
+    assert distinct_ids(whole[0]) == distinct_ids(whole[1])
+    assert whole[0].content_hash != whole[1].content_hash
 
 
 def test_the_parts_of_a_text_share_no_words(text: Path) -> None:
@@ -180,6 +184,8 @@ def test_bos_is_known_from_the_tokenizer(tmp_path: Path) -> None:
     got = build(path, tokens=dict.fromkeys(BUDGETS, 320))
     assert got.starts_with_bos
     assert got.notes == ()
+    np.save(tmp_path / "rows.npy", np.arange(2, 4002).reshape(100, 40))
+    assert not build(tmp_path / "rows.npy", tokens=dict.fromkeys(BUDGETS, 320)).starts_with_bos
 
 
 def test_several_files_are_one_text(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_without_paragraphs_lines_then_sentences_then_words(between: str, patter
     [
         (["ab\n\ncd"], (0, 0), 9, (0, 0)),
         (["ab\n\ncd"], (0, 1), 9, (0, 4)),
-        (["ab\n\ncd"], (0, 4), 9, (0, 4)),  # a token has taken the break with it
+        (["ab\n\ncd\n\nef"], (0, 4), 9, (0, 4)),  # a token has taken the break with it
         (["ab\n\n  cd\n\nef"], (0, 5), 9, (0, 10)),
         (["a\nbc\nd"], (0, 3), 9, (0, 5)),  # never back to the line that is begun
         (["ab. cd ef"], (0, 1), 9, (0, 4)),
@@ -307,9 +307,9 @@ class LetterTokenizer(PreTrainedTokenizer):
 
 def test_a_tokenizer_without_offsets_serves_and_does_not_overlap() -> None:
     text, _ = number_text([2] * 800)
-    rows = cut([text], 32, 20, LetterTokenizer())
+    rows = cut([text], 32, 150, LetterTokenizer())
     places = [text.index("".join(map(chr, row))) for row in rows]
-    assert len(rows) == 20
+    assert len(rows) > 80
     assert (np.diff(places) >= 32).all()
     assert all(place == 0 or text[place - 1] == "\n" for place in places)
 

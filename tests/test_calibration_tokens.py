@@ -85,6 +85,7 @@ def test_rows_of_a_matrix_begin_sequences(tmp_path: Path) -> None:
     assert notes == ()
     assert len(rows) == 30
     assert set(rows[:, 0].tolist()) <= set(matrix[:, 0].tolist())
+    assert rows.dtype == np.int64, "unsigned ids would wrap, and torch has no use for them"
     more, notes = windows(segments, 10, 70, bos=None)
     assert len(more) == 70
     assert any("mid-document" in note for note in notes)

@@ -59,9 +59,8 @@ def _counts(config: dict[str, Any], keys: tuple[str, ...]) -> list[int]:
 def _families(files: CheckpointFiles) -> dict[str, _Family]:
     families: dict[str, _Family] = defaultdict(lambda: defaultdict(dict))
     for info in files.tensors.values():
+        # What stands before the number (`module.`) is of no matter; wrappers within a layer would be.
         parts = [part for part in info.name.split(".") if part not in _WRAPPERS]
-        while parts and parts[0] == "module":
-            parts = parts[1:]
         for i, part in enumerate(parts):
             # Nested numbers (experts) form families too; they are smaller than the layers around them.
             if part.isascii() and part.isdigit() and len(part) < 7:
@@ -95,7 +94,7 @@ def _nearest(
             )
             return prefix, count, [Finding("surplus-layers", message)]
         # A family with few of the numbers is something else (experts, shared groups), not layers with holes.
-        if max(family, default=count) < count and 2 * len(missing) <= count:
+        if 2 * len(missing) <= count:
             raise CheckpointError(
                 f"{files.directory}: incomplete: the config says {count} layers, {prefix}.0 to "
                 f"{prefix}.{count - 1}, but layer {missing[0] + 1} ({prefix}.{missing[0]}) has no tensors; "

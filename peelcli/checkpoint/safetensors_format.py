@@ -70,7 +70,7 @@ def _header(file: Path) -> dict[str, dict]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
+        if length > size - 8:
             raise CheckpointError(
                 f"{file}: truncated or not safetensors: its header should be {length:,} bytes long, "
                 f"but the whole file has {size:,}; {_AGAIN}"

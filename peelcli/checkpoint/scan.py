@@ -70,7 +70,7 @@ class _Contents:
 def scan_steps(
     files: CheckpointFiles, num_layers: int | None = None
 ) -> Generator[Progress, None, ScanResult]:
-    """Hash every tensor and check the floating ones, yielding the bytes read; see `Finding` for what may be found.
+    """Hash every tensor and check the floating ones, yielding the bytes read.
 
     `num_layers` overrides what the config says. A tensor's hash is over dtype, shape and bytes, so it is the
     same in either format and however the checkpoint is sharded; a layer's is over its tensors under their

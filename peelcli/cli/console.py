@@ -139,7 +139,7 @@ class Console:
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        # Threads that spin while they wait make a busy machine many times slower, and an idle one hardly faster.
+        # Threads that spin while they wait make a busy machine many times slower, an idle one hardly faster.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         # It warns that blocks are left on disk, which is what they are meant to be.
         logging.getLogger("accelerate").setLevel(logging.INFO if self.verbose else logging.ERROR)

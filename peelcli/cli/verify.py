@@ -35,7 +35,7 @@ def verify(fit: Fit, checkpoint: Checkpoint, configs: Configs, console: Console)
         return 0
     _, model = console.drive(open_fitted(checkpoint, run, machine, workspace_for(checkpoint, None)))
     gaps = [(v.reference, result.gap_of(v.reference)) for v in chosen if v.reference is not None]
-    batch_size = machine.batch_size or max(1, 4096 // run.seq_len)
+    batch_size = machine.batch_size or max(1, 1024 // run.seq_len)
     for replay in console.drive(replay_steps(fit, model, gaps, batch_size)):
         console.result(
             f"layer {replay.reference.layer}: {replay.reference.key}: gap reported {replay.reported:+.5f}, "

@@ -54,8 +54,8 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     In range is qmin − ½ ≤ r ≤ qmax + ½, half a step more than in that paper: weights that lie on the
     outermost levels, as those of a low-bit checkpoint do, would otherwise be shut out by a rounding of r.
     `binary` passes to the weight everywhere, so that every sign can still flip; its scale gets c, the true
-    slope. A scale may be trained to any value; below 0 it mirrors the levels. Where the scale
-    is 0 the group stays 0: that scale gets no gradient, `binary` aside. NaN and infinity come out as NaN.
+    slope. A scale may be trained to any value; below 0 it mirrors the levels. At 0 its group is 0 and, but
+    for `binary`, stays so: the scale gets no gradient. NaN and infinity come out as NaN.
     """
     if scheme.is_free:
         return weight

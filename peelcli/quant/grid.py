@@ -56,9 +56,8 @@ def recognise_grid(
     check_weight(weight)
     rows = weight.detach().reshape(-1, weight.shape[-1])
     found = []
-    for size in dict.fromkeys(group_sizes):
-        if num_groups(rows.shape[1], size) == 1 and size is not None:
-            continue  # the same as whole channels
+    # A single group is the whole channel, and reported as such.
+    for size in dict.fromkeys(size if num_groups(rows.shape[1], size) > 1 else None for size in group_sizes):
         levels = _levels_of_rows(_spread(rows, _SAMPLE_ROWS), size)
         if levels is not None:
             bits = SCHEMES[_scheme_of(levels)].num_bits

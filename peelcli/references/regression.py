@@ -20,7 +20,8 @@ from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
 
-CHECKS = 6  # how often the fit looks at `select`
+CHECKS = 4  # how often the fit looks at `select`…
+CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
 
 
@@ -111,7 +112,7 @@ def fit_regression(
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)
-    limit = 16
+    limit = CHECKED
 
     curve = [fvu(forward, parameters.weights(), select, budget.batch_size, limit)]
     best, best_witness, running = curve[0], parameters.witness(), 0.0
@@ -158,5 +159,5 @@ def _verdict_on(curve: Sequence[float]) -> tuple[bool, str]:
     if min(curve) < 1e-6:
         return True, "the error is zero"
     if gain <= SETTLED:
-        return True, f"the last third of the steps gained {max(gain, 0.0):.1%}"
-    return False, f"still gaining: {gain:.1%} in the last third of the steps"
+        return True, f"the last half of the steps gained {max(gain, 0.0):.1%}"
+    return False, f"still gaining: {gain:.1%} in the last half of the steps"

@@ -100,7 +100,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) ->
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=None,
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        for layer in model.model.layers:  # as in GPT-2: what a block adds at first does not grow with depth
+            layer.self_attn.o_proj.weight /= math.sqrt(2 * args.layers)
+            layer.mlp.down_proj.weight /= math.sqrt(2 * args.layers)
+    return model
 
 
 def train(
@@ -220,7 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the two checkpoints of `peel demo`.")
     parser.add_argument("--out", type=Path, required=True, help="directory that gets healthy/ and stuck/")
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--stop-step", type=int, default=8, help="steps after which the stuck layer stops")
+    parser.add_argument("--stop-step", type=int, default=10, help="steps after which the stuck layer stops")
     parser.add_argument("--stuck-layer", type=int, default=3, help="counted from 1")
     parser.add_argument("--layers", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=80)

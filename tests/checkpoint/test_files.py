@@ -244,7 +244,8 @@ def test_a_truncated_file_is_refused_wherever_it_was_cut(
     file = write(tmp_path, name, TENSORS) / name
     raw = file.read_bytes()
     file.write_bytes(raw[: data.draw(st.integers(1, len(raw) - 1))])
-    assert name in refusal(tmp_path)
+    _, message = refusal(tmp_path).split(name, 1)  # the directory is named after this test
+    assert "truncated" in message or (name.endswith(".bin") and "damaged" in message)
 
 
 @fuzz

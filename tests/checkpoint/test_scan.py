@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from peelcli.checkpoint import scan as scan_module
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.scan import scan_steps, ScanResult, compare, scan
+from peelcli.checkpoint.scan import ScanResult, compare, scan, scan_steps
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 State = dict[str, torch.Tensor]

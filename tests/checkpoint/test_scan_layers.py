@@ -132,7 +132,7 @@ def test_layers_that_no_name_tells_are_told() -> None:
 
 
 def test_hostile_names_do_no_harm() -> None:
-    odd = ["9" * 5000, "٣.x", "-1.x", "..0..", "", ".", "model.layers.00.x"]
+    odd = ["9" * 5000, "٣.x", "².x", "-1.x", "..0..", "", ".", "model.layers.00.x"]
     found = names(
         files(*(tensor(name, 2, 2) for name in odd), *stack("model.layers.", 3), num_hidden_layers=3)
     )

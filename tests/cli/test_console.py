@@ -327,7 +327,7 @@ def test_a_narrow_encoding_spells_out_what_it_lacks() -> None:
     assert (done.returncode, done.stdout) == (1, "\\u2192 result \n")
 
 
-HEAVY = ("torch", "transformers", "accelerate", "h5py", "yaml", "rich", "numpy", "safetensors")
+HEAVY = ("torch", "transformers", "accelerate", "h5py", "yaml", "numpy", "safetensors")
 
 
 def test_the_command_line_starts_light() -> None:

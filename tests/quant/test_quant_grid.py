@@ -80,15 +80,27 @@ def test_a_codebook_that_is_not_equally_spaced_is_no_grid(num_values, group_size
 
 
 def test_a_little_noise_is_forgiven_and_more_is_not():
-    weight = quantised("int4", (64, 256))
-    noise = torch.rand_like(weight) * 2 - 1
-    assert recognise_grid(weight * (1 + 1e-3 * noise)) == Grid("int4", None, 4.0)
-    assert recognise_grid(weight * (1 + 0.05 * noise)) is None
+    codes = torch.randint(-8, 8, (64, 256)).float()
+    noise = torch.where(codes == 0, 0.0, torch.rand(64, 256) * 2 - 1)
+    assert recognise_grid((codes + 0.008 * noise) * 0.3) == Grid("int4", None, 4.0)
+    assert recognise_grid((codes + 0.1 * noise) * 0.3) is None
 
 
 def test_one_channel_off_the_grid_is_enough():
     weight = quantised("ternary", (2000, 64))
     weight[1234] = torch.randn(64) * 0.02
+    assert recognise_grid(weight) is None
+
+
+def test_a_short_last_group_off_the_grid_is_enough():
+    weight = quantised("int4", (64, 150), 64)
+    weight[:, 128:] = torch.randn(64, 22) * 0.02
+    assert recognise_grid(weight) is None
+
+
+def test_small_values_beside_equal_outliers_do_not_pass_for_zeros():
+    weight = torch.randn(64, 256) * 1e-4
+    weight[:, ::16] = torch.randn(64, 16).sign()
     assert recognise_grid(weight) is None
 
 
@@ -114,17 +126,26 @@ def test_short_rows_of_random_weights_are_not_recognised(d_out, d_in, dtype, see
     assert recognise_grid(weight.to(dtype), (None, 32, 16, 4)) is None
 
 
+@pytest.mark.parametrize("d_in", [1, 2, 3, 4, 5])
+def test_very_many_or_very_few_values_of_very_short_rows_prove_nothing(d_in):
+    assert recognise_grid(torch.randn(4000, d_in)) is None
+    singles = torch.randn(500, 1, d_in)
+    assert not any(recognise_grid(weight) for weight in singles)
+
+
 @pytest.mark.parametrize(
     "weight",
     [
         torch.zeros(64, 64),
         torch.full((64, 64), 0.3),
         torch.randn(64, 1).expand(64, 64),
+        torch.tensor([[0.3, -0.3, -0.3, 0.3]]),
         torch.eye(64),
+        torch.eye(64) - torch.eye(64).roll(1, 0),
         torch.full((64, 64), float("nan")),
         torch.full((64, 64), float("inf")),
     ],
-    ids=["zero", "constant", "constant rows", "identity", "nan", "inf"],
+    ids=["zero", "constant", "constant rows", "four values", "identity", "differences", "nan", "inf"],
 )
 def test_degenerate_weights_are_not_recognised(weight):
     assert recognise_grid(weight) is None
@@ -146,6 +167,7 @@ def test_only_the_groupings_asked_for_are_tried():
     weight = quantised("int4", (64, 256), 64)
     assert recognise_grid(weight, (None, 128)) is None
     assert recognise_grid(weight, (64,)) == Grid("int4", 64, 4.0)
+    assert recognise_grid(weight[:, :64], (64,)) == Grid("int4", None, 4.0)  # one group: the whole channel
 
 
 def test_what_is_no_linear_weight_is_refused():
