@@ -51,7 +51,9 @@ def require_space(path: Path, nbytes: int, what: str) -> None:
 def open_h5(path: Path, schema: str, version: int) -> h5py.File:
     """Open one of peel's files for reading, or say in words why it cannot be."""
     if not path.is_file():
-        raise ArtefactError(f"{path}: no such file. Write it first: `peel extract` makes activations, `peel fit` a fit.")
+        raise ArtefactError(
+            f"{path}: no such file. Write it first: `peel extract` makes activations, `peel fit` a fit."
+        )
     try:
         file = h5py.File(path, "r")
     except BlockingIOError as error:
@@ -66,11 +68,13 @@ def open_h5(path: Path, schema: str, version: int) -> h5py.File:
     found, at = file.attrs.get("schema"), file.attrs.get("schema_version")
     if found != schema:
         file.close()
-        raise ArtefactError(f"{path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments.")
+        raise ArtefactError(
+            f"{path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments."
+        )
     if not isinstance(at, (int, np.integer)) or int(at) > version:
         file.close()
         raise ArtefactError(
-            f"{path}: schema version {at!r} is newer than {version}, the newest this peel ({__version__}) reads. Upgrade peel."
+            f"{path}: schema version {at!r} is newer than {version}, the newest that peel {__version__} reads. Upgrade."
         )
     return file
 
@@ -84,7 +88,9 @@ def writing() -> Iterator[None]:
         raise OSError(*error.args) from error
 
 
-def write_root(file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+def write_root(
+    file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]
+) -> None:
     """The root attributes that every file of peel's carries."""
     file.attrs["schema"], file.attrs["schema_version"] = schema, version
     file.attrs["peel_version"], file.attrs["checkpoint_id"] = __version__, str(about["checkpoint_id"])
@@ -101,7 +107,9 @@ def read_json(file: h5py.File, name: str) -> dict[str, Any]:
         raw = file.attrs[name] if name in file.attrs else file[name][()]
         value = json.loads(raw)
     except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ArtefactError(f"{file.filename}: {name!r} is missing or damaged ({error}); make the file anew.") from error
+        raise ArtefactError(
+            f"{file.filename}: {name!r} is missing or damaged ({error}); make the file anew."
+        ) from error
     if not isinstance(value, dict):
         raise ArtefactError(f"{file.filename}: {name!r} should be a JSON object; make the file anew.")
     return value
@@ -153,7 +161,9 @@ class ActivationWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._journal.unlink(missing_ok=True)
         n_seq, seq_len = ids.shape
-        require_space(path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states")
+        require_space(
+            path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states"
+        )
         self._file = h5py.File(self._partial, "w")
         try:
             with writing():
@@ -228,7 +238,9 @@ class ActivationWriter:
 
     def discard(self) -> None:
         """Delete what was written: nothing to go on with."""
-        with contextlib.suppress(OSError, RuntimeError):  # HDF5 cannot close what a full disk keeps it from writing
+        with contextlib.suppress(
+            OSError, RuntimeError
+        ):  # HDF5 cannot close what a full disk keeps it from writing
             self.close()
         self._discarded = True
         self._partial.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ from peelcli.checkpoint.tokenizer import load_tokenizer
 from peelcli.config import ExtractConfig, FitConfig, MachineConfig, parse_layers
 from peelcli.describe import describe, training_step
 from peelcli.errors import ArtefactError, CheckpointError
-from peelcli.extract import Extraction, NonFiniteStates, extract, stored_states
-from peelcli.fit import Fitter, FitTask
+from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
+from peelcli.fit import FitTask, Fitter
 from peelcli.machine import cpu_quota
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run
@@ -99,7 +99,9 @@ def open_model(opened: Opened, settings: MachineConfig, workspace: Workspace) ->
     if dtype == "auto":
         half = device.startswith("cuda") and opened.stored_bits <= 16
         dtype = "bfloat16" if half else "float32"
-    return BlockwiseModel(opened.path, dtype=getattr(torch, dtype), device=device, offload_dir=workspace.offload)
+    return BlockwiseModel(
+        opened.path, dtype=getattr(torch, dtype), device=device, offload_dir=workspace.offload
+    )
 
 
 def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
@@ -108,7 +110,13 @@ def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) ->
     tokenizer = load_tokenizer(opened.path) if needs_tokenizer else None
     budget = {"fit": settings.fit_tokens, "select": settings.select_tokens, "eval": settings.eval_tokens}
     return build_calibration(
-        settings.data, tokenizer, model.vocab_size, model.max_positions, settings.seq_len, budget, settings.seed
+        settings.data,
+        tokenizer,
+        model.vocab_size,
+        model.max_positions,
+        settings.seq_len,
+        budget,
+        settings.seed,
     )
 
 
@@ -122,10 +130,14 @@ def extract_steps(
         if settings.resume and _key_of(path) == key:
             return path
         if output is not None:
-            raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+            raise ArtefactError(
+                f"{path}: exists and holds other work. Pass --overwrite, or another --output."
+            )
     if not opened.is_finite:
         first = next(f for f in opened.scan.findings if f.kind == "non-finite")
-        raise CheckpointError(f"{first.message} Nothing can be extracted; `peel audit` reports the layer as broken.")
+        raise CheckpointError(
+            f"{first.message} Nothing can be extracted; `peel audit` reports the layer as broken."
+        )
     yield Progress("open", 0, 2, "model")
     model = open_model(opened, settings, workspace)
     layers = parse_layers(settings.layers, model.num_layers)
@@ -177,7 +189,9 @@ def fit_steps(
             if settings.resume and fitstore.key_of(path) == key:
                 return path
             if output is not None:
-                raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+                raise ArtefactError(
+                    f"{path}: exists and holds other work. Pass --overwrite, or another --output."
+                )
         yield Progress("open", 0, 1, "model")
         run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
         model = open_model(opened, run_in, workspace)
@@ -212,7 +226,7 @@ class AuditPaths:
 def audit_steps(
     path: Path, extract_settings: ExtractConfig, fit_settings: FitConfig, workspace: Workspace
 ) -> Generator[Progress, None, AuditPaths]:
-    """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields a run with its findings alone."""
+    """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields its findings alone."""
     opened = yield from open_and_scan(path, workspace)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
@@ -222,7 +236,7 @@ def audit_steps(
         return AuditPaths(fitstore.read_fit(fitted), acts if acts.exists() else None, fitted)
     try:
         activations = yield from extract_steps(opened, extract_settings, workspace)
-    except NonFiniteStates as error:
+    except NonFiniteStatesError as error:
         finding = Finding("non-finite", str(error), layer=error.layer or None)
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
     fitted = yield from fit_steps(opened, activations, fit_settings, workspace)

@@ -27,14 +27,18 @@ def training_step(directory: Path) -> int | None:
         try:
             step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
         except (ValueError, AttributeError) as error:
-            raise CheckpointError(f"{state}: not the JSON object that the Trainer writes ({error}); mend or remove it.") from error
+            raise CheckpointError(
+                f"{state}: not the JSON object that the Trainer writes ({error}); mend or remove it."
+            ) from error
         if isinstance(step, int):
             return step
     match = _STEP.search(directory.resolve().name)
     return int(match.group(1)) if match else None
 
 
-def layer_grid(model: BlockwiseModel, layer: int, stored_bits: float) -> tuple[float, tuple[str, int | None] | None]:
+def layer_grid(
+    model: BlockwiseModel, layer: int, stored_bits: float
+) -> tuple[float, tuple[str, int | None] | None]:
     """Bits per weight of one layer, and the one grid (scheme, group size) that all its matrices lie on, if they do."""
     weights = model.read_weights(layer)
     found: list[tuple[int, Grid | None]] = []
@@ -49,7 +53,7 @@ def layer_grid(model: BlockwiseModel, layer: int, stored_bits: float) -> tuple[f
 
 
 def unigram_ce(fit: np.ndarray, evaluation: np.ndarray, vocab_size: int) -> float:
-    """CE, in nats per token, on `evaluation` of the token frequencies of `fit` (add-one smoothed): no context at all."""
+    """CE, in nats per token, on `evaluation` of the token frequencies of `fit` (add-one smoothed)."""
     counts = np.bincount(fit[:, 1:].ravel(), minlength=vocab_size) + 1.0
     return float(-np.log(counts / counts.sum())[evaluation[:, 1:]].mean())
 
@@ -67,11 +71,15 @@ def describe(
 ) -> dict[str, Any]:
     """Everything a report needs of the checkpoint and the tokens, as JSON values."""
     split = calibration.split
-    bits, grids = zip(*(layer_grid(model, n, stored_bits) for n in range(1, model.num_layers + 1)), strict=True)
+    bits, grids = zip(
+        *(layer_grid(model, n, stored_bits) for n in range(1, model.num_layers + 1)), strict=True
+    )
     skipped = list(calibration.notes)
     without = [n for n in layers if not model.sublayers(n)]
     if without:
-        skipped.append(f"attention and MLP of layers {without}: not told apart in this family; audited as whole blocks")
+        skipped.append(
+            f"attention and MLP of layers {without}: not told apart in this family; audited as whole blocks"
+        )
     return {
         "checkpoint": str(directory),
         "checkpoint_id": checkpoint_id,

@@ -62,7 +62,7 @@ def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -
     )
     try:
         yield from _layers(model, ids, width, writer, task)
-    except (OSError, NonFiniteStates):
+    except (OSError, NonFiniteStatesError):
         writer.discard()  # a full disk, or a broken checkpoint: leave no half of a file in the way
         raise
     finally:
@@ -93,7 +93,7 @@ def _layers(
                     hidden[rows] = out.cpu()
                     _store(writer, layer, at, hidden[rows], store)
         if not bool(torch.isfinite(hidden).all()):
-            raise NonFiniteStates(layer)
+            raise NonFiniteStatesError(layer)
         if store:
             writer.finish_layer(layer)
     yield Progress("extract", last + 1, total, "loss")
@@ -102,7 +102,7 @@ def _layers(
     yield Progress("extract", total, total, "loss")
 
 
-class NonFiniteStates(CheckpointError):
+class NonFiniteStatesError(CheckpointError):
     """The weights are finite and the states after `layer` are not."""
 
     def __init__(self, layer: int) -> None:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from peelcli import fitstore
@@ -24,7 +23,7 @@ from peelcli.config import FitConfig, parse_layers
 from peelcli.machine import available_memory
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.records import Finding, FitOutcome, Reference, Run, Score
+from peelcli.records import FitOutcome, Reference, Run, Score, run_from
 from peelcli.references.catalogue import references_of
 from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap, Witness
@@ -144,7 +143,13 @@ class Fitter:
         elif scheme.name != self.plan.scheme:
             steps //= LADDER_SHARE
         return fit_regression(
-            forward, maps, scheme, reference.group_size, fit, select, self._budget(reference.kind, steps, start)
+            forward,
+            maps,
+            scheme,
+            reference.group_size,
+            fit,
+            select,
+            self._budget(reference.kind, steps, start),
         )
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
@@ -174,7 +179,9 @@ class Fitter:
         layers = self.plan.layers
         with contextlib.ExitStack() as stack:
             first = min(layers)
-            modules = {n: stack.enter_context(self.model.block(n)) for n in range(first, self.plan.num_layers + 1)}
+            modules = {
+                n: stack.enter_context(self.model.block(n)) for n in range(first, self.plan.num_layers + 1)
+            }
             for done, layer in enumerate(layers):
                 yield Progress("challenge", done, len(layers), f"layer {layer}")
                 path = self.parts_dir / f"challenge-{layer:03d}.h5"
@@ -186,7 +193,7 @@ class Fitter:
 
     def _why_no_challenge(self) -> str | None:
         rows = self.acts.rows["eval"]
-        if data_fit(self.acts.nll[rows], self.acts.entropy[rows]) == "foreign":
+        if data_fit(self.acts.nll[rows].tolist(), self.acts.entropy[rows].tolist()) == "foreign":
             return "the text is foreign to this model, so that every layer could only gain by adapting to it"
         free = available_memory()
         needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
@@ -200,7 +207,9 @@ class Fitter:
             for later in range(layer + 1, self.plan.num_layers + 1):
                 hidden = self.model.run_block(later, modules[later], hidden, batch.ids)
             logits = self.model.logits(hidden, batch.ids)[:, :-1].float()
-            return nn.functional.cross_entropy(logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device))
+            return nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device)
+            )
 
         module = modules[layer]
         trained = {name: p.data for name, p in module.named_parameters()}
@@ -225,10 +234,12 @@ class Fitter:
         for reference, outcome in self._outcomes.items():
             nll, kl = sweep.losses.nll[reference.key], sweep.losses.kl[reference.key]
             outcome = replace(outcome, fvu_eval=sweep.losses.fvu_eval[reference.key])
-            scores.append(Score(reference, outcome, losses(nll, "select"), losses(nll, "eval"), losses(kl, "eval")))
-        return run_record(
+            scores.append(
+                Score(reference, outcome, losses(nll, "select"), losses(nll, "eval"), losses(kl, "eval"))
+            )
+        return run_from(
             about,
-            self.task.config,
+            config=self.task.config,
             layers=self.plan.layers,
             scheme=self.plan.scheme,
             group_size=self.plan.group_size,
@@ -238,15 +249,3 @@ class Fitter:
             entropy_eval=tuple(self.acts.entropy[rows["eval"]].tolist()),
             scores=tuple(scores),
         )
-
-
-def run_record(about: Mapping[str, Any], config: dict[str, Any], **measured: Any) -> Run:
-    """A Run from what the scan and the extraction found (`about`) and what was measured."""
-    names = ("checkpoint", "checkpoint_id", "num_layers", "seed", "tokens", "seq_len", "data", "vocab_size")
-    names += ("unigram_ce", "step", "family", "dtype", "device")
-    plain = {name: about[name] for name in names}
-    findings = tuple(Finding(**f) for f in about["findings"])
-    values = {"layers": tuple(about["layers"]), "scheme": "", "skipped": tuple(about["skipped"])}
-    values |= {"layer_bits": tuple(about["layer_bits"]), "findings": findings, "config": config}
-    return Run(**{**plain, **values, **measured})
-

@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -29,7 +28,7 @@ from peelcli.activations import open_h5, read_json, write_root, writing
 from peelcli.errors import ArtefactError
 from peelcli.quant.packing import pack, unpack
 from peelcli.quant.schemes import scheme_named
-from peelcli.records import Finding, FitOutcome, Reference, Run, Score
+from peelcli.records import FitOutcome, Reference, Run, Score, run_from
 from peelcli.references.interface import QuantizedMatrix, Witness
 
 SCHEMA, SCHEMA_VERSION = "peel/fit", 1
@@ -107,7 +106,10 @@ def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, 
         group = file.create_group("references")
         for reference, (witness, outcome) in results.items():
             one = group.create_group(reference.key)
-            one.attrs["reference"], one.attrs["fit"] = json.dumps(asdict(reference)), json.dumps(asdict(outcome))
+            one.attrs["reference"], one.attrs["fit"] = (
+                json.dumps(asdict(reference)),
+                json.dumps(asdict(outcome)),
+            )
             write_witness(one, witness)
 
 
@@ -141,7 +143,9 @@ def load_witness(path: Path, reference: Reference) -> Witness:
     with h5py.File(path, "r") as file:
         name = f"references/{reference.key}"
         if name not in file:
-            raise ArtefactError(f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer.")
+            raise ArtefactError(
+                f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
+            )
         return read_witness(file[name])
 
 
@@ -197,17 +201,12 @@ def read_fit(path: Path) -> Run:
                 Score(_reference(one), _outcome(one), *(tuple(one[n][...].tolist()) for n in _SCORE_ARRAYS))
                 for one in file["references"].values()
             )
-            arrays = {n: tuple(file["trained"][n][...].tolist()) for n in ("nll_select", "nll_eval", "entropy_eval")}
-            return _run_from(about, scores, arrays)
+            arrays = {
+                n: tuple(file["trained"][n][...].tolist()) for n in ("nll_select", "nll_eval", "entropy_eval")
+            }
+            return run_from(about, scores=scores, **arrays)
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel fit`.") from error
 
 
 _SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")
-
-
-def _run_from(about: Mapping[str, Any], scores: tuple[Score, ...], arrays: Mapping[str, tuple[float, ...]]) -> Run:
-    known = {f.name for f in fields(Run)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k in known}
-    values["findings"] = tuple(Finding(**f) for f in about["findings"])
-    return replace(Run(**values), scores=scores, **arrays)

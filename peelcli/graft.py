@@ -20,11 +20,14 @@ from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
 
 
-def graft(fit: Path, files: CheckpointFiles, model: BlockwiseModel, reference: Reference, output: Path) -> None:
+def graft(
+    fit: Path, files: CheckpointFiles, model: BlockwiseModel, reference: Reference, output: Path
+) -> None:
     """Write a copy of the checkpoint to `output` with `reference`, as fitted in `fit`, in place."""
     layers, _ = group_by_layer(files, model.num_layers)
     names = {
-        layer: {relative: info.name for relative, info in members.items()} for layer, members in layers.items()
+        layer: {relative: info.name for relative, info in members.items()}
+        for layer, members in layers.items()
     }
     replacements: dict[str, Replace] = {}
 
@@ -55,7 +58,7 @@ def _contributing(model: BlockwiseModel, layer: int, parts: Iterable[str]) -> li
     sublayers = {s.name: s for s in model.sublayers(layer)}
     if not sublayers:
         raise CheckpointError(
-            f"layer {layer}: attention and MLP cannot be told apart in {model.family}, so that dropping the block cannot be "
+            f"layer {layer}: attention and MLP cannot be told apart in {model.family}, so dropping the block cannot be "
             "written as weights. Graft another reference, or remove the layer from the model."
         )
     prefixes = tuple(f"{module}." for part in parts for module in sublayers[part].modules)

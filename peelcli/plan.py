@@ -53,10 +53,13 @@ def plan_steps(
     """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run."""
     opened = yield from open_and_scan(path, workspace)
     files, config = opened.files, opened.files.config
-    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else config
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) else config
     num_layers = layers_of(config)
     layers = parse_layers(extract.layers, num_layers)
-    width = next((int(text[k]) for k in ("hidden_size", "n_embd", "d_model") if isinstance(text.get(k), int)), 0)
+    width = next(
+        (int(text[k]) for k in ("hidden_size", "n_embd", "d_model") if isinstance(text.get(k), int)), 0
+    )
     vocab = int(text.get("vocab_size") or 0)
     members, _ = group_by_layer(files, num_layers)
     block = max((sum(i.numel for i in m.values()) for m in members.values()), default=0)
@@ -66,9 +69,13 @@ def plan_steps(
     tokens = extract.fit_tokens + extract.select_tokens + extract.eval_tokens
     measured = extract.select_tokens + extract.eval_tokens
     seq_len = extract.seq_len or 256
-    states = states_nbytes(
-        len(stored_states(num_layers, layers)), max(1, tokens // seq_len), seq_len, width, "float32"
-    ) * itemsize // 4
+    states = (
+        states_nbytes(
+            len(stored_states(num_layers, layers)), max(1, tokens // seq_len), seq_len, width, "float32"
+        )
+        * itemsize
+        // 4
+    )
     candidates = len(layers) * (16 if fit.ladder else 11)
     scratch = 2 * candidates * measured * width * itemsize
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
@@ -78,8 +85,12 @@ def plan_steps(
     batch = FIT_BATCH * seq_len
     steps = fit.direct_steps * (3 + 2 * SPAN_STEPS + (5 / 3 if fit.ladder else 0))
     flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)
-    flops += 2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates
-    flops += 6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
+    flops += (
+        2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates
+    )
+    flops += (
+        6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
+    )
     yield Progress("plan", 0, 1, "measuring this machine")
     seconds = 10.0 + flops / (_EFFICIENCY * _rate(extract.threads or cpu_quota()))
     return Plan(
@@ -123,6 +134,8 @@ def render_plan(plan: Plan) -> str:
             f"  memory  {_size(plan.memory_nbytes)} at most; {free_memory} free",
             f"  disk    {_size(plan.disk_nbytes)} at most; {_size(plan.free_disk)} free",
             f"  time    about {minutes} min {seconds:02d} s on this machine's processors",
-            "  fits" if plan.fits else "  DOES NOT FIT: lower --tokens or --layers, or go elsewhere with --output",
+            "  fits"
+            if plan.fits
+            else "  DOES NOT FIT: lower --tokens or --layers, or go elsewhere with --output",
         ]
     )

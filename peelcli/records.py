@@ -6,7 +6,9 @@ because the sequence, not the token, is the unit of every statistic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 SUBLAYERS = ("attention", "mlp")
 KINDS = ("identity", "direct", "span", "challenge")
@@ -69,7 +71,9 @@ class Score:
 class Finding:
     """Something the scan of the files found before any model was built."""
 
-    kind: str  # "non-finite" (fatal for the layer), "duplicate-layer", "low-bit", "constant"
+    # "non-finite" and "duplicate-layer" make a layer broken; notes are "constant", "surplus-layers", "layers-unknown",
+    # "identical-checkpoint" and "identical-layer"
+    kind: str
     message: str
     layer: int | None = None
     tensor: str | None = None
@@ -83,12 +87,12 @@ class Run:
     checkpoint_id: str
     num_layers: int
     layers: tuple[int, ...]  # the layers that were audited
-    scheme: str
     seed: int
     tokens: dict[str, int]  # {"fit": …, "select": …, "eval": …}
     seq_len: int
     data: str  # which text, in words
     vocab_size: int
+    scheme: str = ""
     nll_select: tuple[float, ...] = ()
     nll_eval: tuple[float, ...] = ()
     entropy_eval: tuple[float, ...] = ()  # mean entropy of the model's own predictions on the same positions
@@ -104,6 +108,14 @@ class Run:
     findings: tuple[Finding, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
     seconds: float = 0.0
+
+
+def run_from(about: Mapping[str, Any], **measured: Any) -> Run:
+    """A Run from its description as JSON values (lists where the record has tuples) and what was measured."""
+    known = {f.name for f in fields(Run)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k in known}
+    values["findings"] = tuple(Finding(**f) for f in about["findings"])
+    return Run(**{**values, **measured})
 
 
 @dataclass(frozen=True)

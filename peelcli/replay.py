@@ -39,9 +39,13 @@ class Replay:
 
 
 @torch.no_grad()
-def mean_nll(model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, witness: Witness) -> float:
+def mean_nll(
+    model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, witness: Witness
+) -> float:
     """Mean next-token loss on `ids` (n_seq, seq_len), with the reference `put` in place (None: as trained)."""
-    hidden = torch.cat([model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)])
+    hidden = torch.cat(
+        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
+    )
     for layer in range(1, model.num_layers + 1):
         if put is not None and put.layer < layer <= put.target:
             continue  # a span has done the work of this layer
@@ -67,7 +71,7 @@ def mean_nll(model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference
 def replay_steps(
     fit: Path, model: BlockwiseModel, gaps: Sequence[tuple[Reference, float]], batch_size: int
 ) -> Generator[Progress, None, list[Replay]]:
-    """Measure every reference of `gaps` (with its reported gap) again. Raises ReplayError where one does not come back."""
+    """Measure every reference of `gaps` (with its reported gap) again. Raises ReplayError where one differs."""
     ids = fitstore.read_eval_ids(fit)
     yield Progress("verify", 0, len(gaps) + 1, "as trained")
     trained = mean_nll(model, ids, batch_size, None, Witness())
@@ -80,7 +84,9 @@ def replay_steps(
     yield Progress("verify", len(gaps) + 1, len(gaps) + 1, "all witnesses")
     failed = [r for r in found if not r.holds]
     if failed:
-        lines = [f"  {r.reference.key}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed]
+        lines = [
+            f"  {r.reference.key}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed
+        ]
         raise ReplayError(
             f"{fit}: {len(failed)} of {len(found)} witnesses did not reproduce their gap (nats per token):\n"
             + "\n".join(lines)

@@ -129,14 +129,15 @@ class Sweep:
                 for candidate in starting:
                     self._begin(candidate, module, out)
             partial.replace(self._path(layer))
+            index = self._path(layer).with_suffix(".json")
+            record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
+            temporary = index.with_suffix(".partial")
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+            temporary.replace(index)
         except BaseException:
-            partial.unlink(missing_ok=True)
+            for stray in self.scratch.glob("sweep*.partial"):
+                stray.unlink()
             raise
-        index = self._path(layer).with_suffix(".json")
-        record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
-        temporary = index.with_suffix(".partial")
-        temporary.write_text(json.dumps(record), encoding="utf-8")
-        temporary.replace(index)
         for old in (self._path(layer - 1), self._path(layer - 1).with_suffix(".json")):
             old.unlink(missing_ok=True)
 
@@ -144,7 +145,9 @@ class Sweep:
         for at in range(0, self.n_rows, self.batch_size):
             yield slice(at, min(at + self.batch_size, self.n_rows))
 
-    def _carry(self, candidate: Candidate, layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO) -> None:
+    def _carry(
+        self, candidate: Candidate, layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO
+    ) -> None:
         """Move one candidate's states through the trained block; a span that reaches further is passed on as it is."""
         for rows in self._batches():
             hidden = self._read(states, rows.stop - rows.start)
@@ -156,7 +159,7 @@ class Sweep:
         """Put one candidate in place of its layer and note how much of the update it leaves unexplained."""
         reference = candidate.reference
         weights = candidate.witness().weights(next(module.parameters())) if candidate.witness else None
-        dropped = ()
+        dropped: tuple[str, ...] = ()
         if reference.kind == "identity":
             dropped = (reference.sublayer,) if reference.sublayer else SUBLAYERS
         error = update = 0.0
@@ -167,7 +170,9 @@ class Sweep:
             if reference.kind == "identity" and reference.sublayer is None:
                 hidden = before
             else:
-                hidden = self.model.run_block(reference.layer, module, before, self.ids[rows], weights, dropped)
+                hidden = self.model.run_block(
+                    reference.layer, module, before, self.ids[rows], weights, dropped
+                )
             self._write(out, hidden)
             after = self.acts.states(reference.target, absolute).to(hidden)
             on_eval = slice(max(0, n_select - rows.start), None)
@@ -208,5 +213,3 @@ class Sweep:
                     nll, _, log_q = token_losses(self.model.logits(hidden, ids), ids)
                     self.losses.nll[key][rows] = nll.cpu().numpy()
                     self.losses.kl[key][rows] = (p * (log_p - log_q)).sum(-1).double().mean(1).cpu().numpy()
-
-

@@ -17,7 +17,13 @@ class StateData:
     """Inputs O_{layer−1} and targets O_target of the sequences of `part`, on `device` in `dtype`."""
 
     def __init__(
-        self, acts: ActivationFile, part: str, layer: int, target: int, device: torch.device, dtype: torch.dtype
+        self,
+        acts: ActivationFile,
+        part: str,
+        layer: int,
+        target: int,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
         """`part` is fit, select or eval."""
         self._acts, self._rows = acts, acts.rows[part]

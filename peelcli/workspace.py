@@ -113,7 +113,8 @@ def _scan_key(files: CheckpointFiles) -> str:
 
 def _scan_from(values: Mapping[str, Any]) -> ScanResult:
     by_layer = {
-        name: {int(k): v for k, v in values[name].items()} for name in ("layer_hashes", "layer_num_parameters")
+        name: {int(k): v for k, v in values[name].items()}
+        for name in ("layer_hashes", "layer_num_parameters")
     }
     findings = tuple(Finding(**f) for f in values["findings"])
     return ScanResult(**{**values, **by_layer, "findings": findings})

@@ -12,7 +12,13 @@ import transformers
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 _SMALL = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4}
-_GATED = {**_SMALL, "intermediate_size": 48, "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8}
+_GATED = {
+    **_SMALL,
+    "intermediate_size": 48,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "head_dim": 8,
+}
 
 FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "llama": ("LlamaConfig", {**_GATED, "tie_word_embeddings": True}),

@@ -25,7 +25,7 @@ def write_copy(files: CheckpointFiles, replacements: Mapping[str, Replace], outp
     unknown = sorted(set(replacements) - set(files.tensors))
     if unknown:
         raise CheckpointError(
-            f"{files.directory}: holds no tensor {unknown[0]!r}; this family's weights are converted as they are loaded. "
+            f"{files.directory}: holds no tensor {unknown[0]!r}; this family's weights are converted when loaded. "
             "Save the model with save_pretrained by the newest transformers and audit that copy."
         )
     if output.exists():
@@ -63,4 +63,6 @@ def _write(files: CheckpointFiles, replacements: Mapping[str, Replace], director
     if len(files.files) > 1:
         size = sum(info.nbytes for info in files.tensors.values())
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
-        (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (directory / "model.safetensors.index.json").write_text(
+            json.dumps(index, indent=2) + "\n", encoding="utf-8"
+        )

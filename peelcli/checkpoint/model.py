@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class BlockwiseModel:
         mapping = _device_map(skeleton, self.blocks_name, device)
         del skeleton
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 directory,
                 dtype=dtype,
                 device_map=mapping,
@@ -103,6 +104,7 @@ class BlockwiseModel:
                 f"{directory}: the weights do not fit the model that config.json describes: {error}. "
                 "Check that config.json and the weights come from the same run."
             ) from error
+        model, info = loaded
         missing = sorted(info["missing_keys"])
         if missing:
             raise CheckpointError(
@@ -136,11 +138,13 @@ class BlockwiseModel:
             for key, parameter in module.named_parameters(recurse=False):
                 full = f"{name}.{key}" if name else key
                 if weights_map is not None and parameter.device.type == "meta":
-                    readers[full] = lambda m=weights_map, k=key: m[k]
+                    readers[full] = partial(weights_map.__getitem__, key)
                 elif parameter.device.type != "meta":
-                    readers[full] = lambda p=parameter.data: p
+                    readers[full] = partial(_same, parameter.data)
                 else:
-                    raise CheckpointError(f"layer {index + 1}: the weight {full!r} was not loaded from the checkpoint")
+                    raise CheckpointError(
+                        f"layer {index + 1}: the weight {full!r} was not loaded from the checkpoint"
+                    )
         remove_hook_from_module(block, recurse=True)
         return readers
 
@@ -258,7 +262,7 @@ class BlockwiseModel:
         return out[0] if isinstance(out, (tuple, list)) else out
 
     def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): final norm and head as the model has them."""
+        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head."""
         with self._stand_ins(lambda index: lambda *args, **kwargs: self._like_output(hidden)):
             return self.model(input_ids=ids.to(self.device), use_cache=False).logits
 
@@ -271,7 +275,9 @@ class BlockwiseModel:
         ids = torch.arange(2 * length).view(2, length) % self.vocab_size
         self._sublayers: list[tuple[Sublayer, ...]] = [() for _ in self._blocks]
         prepared = self._record(ids)
-        self._constant_arguments = _equal(prepared.arguments, self._record((ids + 7) % self.vocab_size).arguments)
+        self._constant_arguments = _equal(
+            prepared.arguments, self._record((ids + 7) % self.vocab_size).arguments
+        )
         arguments = prepared.arguments[0]
         with self.block(1) as module:
             out = module(prepared.hidden, *arguments.args, **arguments.kwargs)
@@ -302,6 +308,10 @@ def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _same(value: Tensor) -> Tensor:
+    return value
 
 
 def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

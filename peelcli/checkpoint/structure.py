@@ -54,8 +54,9 @@ def num_hidden_layers(config: object) -> int:
 
 def layers_of(config: Mapping[str, Any]) -> int:
     """The number of decoder blocks that config.json names, before transformers has read it."""
-    for values in (config, config.get("text_config")):
-        for key in _NUM_LAYERS if isinstance(values, Mapping) else ():
+    nested = config.get("text_config")
+    for values in (config, nested if isinstance(nested, Mapping) else {}):
+        for key in _NUM_LAYERS:
             if isinstance(values.get(key), int) and values[key] > 0:
                 return int(values[key])
     raise CheckpointError(_NO_LAYERS)

@@ -15,7 +15,8 @@ from peelcli.cli.places import workspace_for
 from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig
 
 Checkpoints = Annotated[
-    list[Path], typer.Argument(metavar="CKPT...", help="Directories with config.json and weights, oldest first.")
+    list[Path],
+    typer.Argument(metavar="CKPT...", help="Directories with config.json and weights, oldest first."),
 ]
 
 
@@ -27,8 +28,8 @@ def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     from peelcli.plan import plan_steps, render_plan
 
     settings, report = configs[AuditConfig], configs[ReportConfig]
-    again = {"resume": settings.resume, "overwrite": settings.overwrite}
-    extract, fit = (replace(configs[section], **again) for section in (ExtractConfig, FitConfig))
+    extract = replace(configs[ExtractConfig], resume=settings.resume, overwrite=settings.overwrite)
+    fit = replace(configs[FitConfig], resume=settings.resume, overwrite=settings.overwrite)
     runs = []
     for checkpoint in checkpoints:
         workspace = workspace_for(checkpoint, settings.output, alone=len(checkpoints) == 1)

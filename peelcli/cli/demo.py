@@ -24,12 +24,16 @@ def demo(configs: Configs, console: Console) -> int:
     for name in DEMOS:
         with as_file(files("peelcli") / "demo" / name) as checkpoint:
             workspace = workspace_for(checkpoint, None)
-            done = console.drive(audit_steps(checkpoint, configs[ExtractConfig], configs[FitConfig], workspace))
+            done = console.drive(
+                audit_steps(checkpoint, configs[ExtractConfig], configs[FitConfig], workspace)
+            )
         results += judge_runs([done.run], configs[ReportConfig])
     for result in results:
         show([result], configs[ReportConfig], console, to_file=False)
     stuck, healthy = (bool(r.flagged) for r in results)
     if not stuck or healthy:
-        raise PeelError("the demo did not come out as planted: the stuck layer unflagged, or the healthy twin flagged")
+        raise PeelError(
+            "the demo did not come out as planted: the stuck layer unflagged, or the healthy twin flagged"
+        )
     console.note("`peel audit` ends with exit code 1 for the first of these, and with 0 for the second.")
     return 0

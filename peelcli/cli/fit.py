@@ -15,7 +15,12 @@ from peelcli.config import Configs, FitConfig
 Activations = Annotated[Path, typer.Argument(metavar="ACTS", help="File that `peel extract` wrote.")]
 Moved = Annotated[
     Path | None,
-    typer.Option("--checkpoint", metavar="CKPT", help="Where the checkpoint is now, if it has moved.", show_default=False),
+    typer.Option(
+        "--checkpoint",
+        metavar="CKPT",
+        help="Where the checkpoint is now, if it has moved.",
+        show_default=False,
+    ),
 ]
 
 

@@ -19,13 +19,21 @@ Layer = Annotated[int, typer.Option("--layer", metavar="N", help="Layer to repla
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="New directory for the copy.")]
 Key = Annotated[
     str | None,
-    typer.Option("--reference", metavar="KEY", help="Which reference; unset: the one that decided.", show_default=False),
+    typer.Option(
+        "--reference", metavar="KEY", help="Which reference; unset: the one that decided.", show_default=False
+    ),
 ]
 
 
 @with_options(MachineConfig)
 def graft(
-    fit: Fit, checkpoint: Checkpoint, layer: Layer, output: Output, configs: Configs, console: Console, reference: Key = None
+    fit: Fit,
+    checkpoint: Checkpoint,
+    layer: Layer,
+    output: Output,
+    configs: Configs,
+    console: Console,
+    reference: Key = None,
 ) -> int:
     """Write a checkpoint that transformers opens, with the reference of one layer in place, and print its path."""
     console.hush_libraries()
@@ -40,10 +48,16 @@ def graft(
     if reference is None and not decided:
         raise UsageError(f"--layer {layer}: has no reference in {fit}, which holds layers {list(run.layers)}")
     if reference is not None and reference not in known:
-        raise UsageError(f"--reference {reference}: expected one of {', '.join(known) or 'none: no such layer'}")
+        raise UsageError(
+            f"--reference {reference}: expected one of {', '.join(known) or 'none: no such layer'}"
+        )
     chosen = known[reference] if reference is not None else decided[0]
-    opened, model = console.drive(open_fitted(checkpoint, run, configs[MachineConfig], workspace_for(checkpoint, None)))
+    opened, model = console.drive(
+        open_fitted(checkpoint, run, configs[MachineConfig], workspace_for(checkpoint, None))
+    )
     write_graft(fit, opened.files, model, chosen, output)
-    console.note(f"{chosen.key} in place; loss {result.loss_with(chosen):.5f} nats per token on the audit's tokens")
+    console.note(
+        f"{chosen.key} in place; loss {result.loss_with(chosen):.5f} nats per token on the audit's tokens"
+    )
     console.written(output)
     return 0

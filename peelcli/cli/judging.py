@@ -24,7 +24,9 @@ def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]
     return [judge(run, policy) for run in runs]
 
 
-def show(results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
+def show(
+    results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True
+) -> None:
     """Render the report to stdout, or to the file of `settings` where the command has one."""
     from peelcli.report import render
 
@@ -42,7 +44,9 @@ def show(results: Sequence[AuditResult], settings: ReportConfig, console: Consol
         partial.replace(output)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ResourceError(f"{output}: cannot be written ({error.strerror}); name another --output") from error
+        raise ResourceError(
+            f"{output}: cannot be written ({error.strerror}); name another --output"
+        ) from error
     console.written(output)
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -28,7 +29,11 @@ from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")  # safetensors and HDF5 do not set errno
+NO_SPACE_WORDS = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+)  # safetensors and HDF5 do not set errno
 _HDF5_FILE = re.compile(r"filename = '([^']+)'")
 NO_MEMORY_WORDS = "DefaultCPUAllocator"  # torch raises a plain RuntimeError where the CPU's memory is out
 
@@ -77,6 +82,7 @@ def main() -> NoReturn:
     """Run the command line of the process and end it with the exit code."""
     if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="peel")
+    _hush_hdf5()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -109,7 +115,10 @@ def explain(error: Exception) -> tuple[int, str]:
         return USAGE, _usage(error)
     full = next((e for e in _chain(error) if _is_no_space(e)), None)
     if full is not None:
-        return FAILED, f"no space left on the disk ({_no_space(full)}); free some, or go elsewhere with -o/--output"
+        return (
+            FAILED,
+            f"no space left on the disk ({_no_space(full)}); free some, or go elsewhere with -o/--output",
+        )
     if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in str(error):
         return FAILED, (
             f"out of memory ({_summary(error)}); try a smaller --batch-size or --seq-len, "
@@ -149,6 +158,21 @@ def _no_space(error: BaseException) -> str:
     words = next((words for words in NO_SPACE_WORDS if words in str(error)), str(error))
     name = getattr(error, "filename", None) or _HDF5_FILE.search(str(error))
     return f"{words}: {name if isinstance(name, str) else name[1]}" if name else words
+
+
+def _hush_hdf5() -> None:
+    """Keep h5py from printing, past us, that it could not close a file on a full disk: the error itself is told."""
+
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        frames = traceback.extract_tb(trace)
+        if not (frames and frames[-1].filename.startswith("h5py")):
+            sys.__excepthook__(kind, error, trace)
+
+    def unraisable(failure: sys.UnraisableHookArgs) -> None:
+        if "h5py" not in str(failure.object):
+            sys.__unraisablehook__(failure)
+
+    sys.excepthook, sys.unraisablehook = uncaught, unraisable
 
 
 def _version(context: typer.Context, asked: bool) -> None:

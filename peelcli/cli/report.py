@@ -12,7 +12,9 @@ from peelcli.cli.judging import exit_code, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.config import Configs, ReportConfig
 
-Fits = Annotated[list[Path], typer.Argument(metavar="FIT...", help="Files that `peel fit` wrote, oldest first.")]
+Fits = Annotated[
+    list[Path], typer.Argument(metavar="FIT...", help="Files that `peel fit` wrote, oldest first.")
+]
 
 
 @with_options(ReportConfig)

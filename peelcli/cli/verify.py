@@ -31,7 +31,9 @@ def verify(fit: Fit, checkpoint: Checkpoint, configs: Configs, console: Console)
     wanted = parse_layers(machine.layers, run.num_layers) if machine.layers else result.flagged
     chosen = [v for v in result.layers if v.layer in wanted and v.reference is not None]
     if not chosen:
-        console.result(f"{fit}: no flagged layer has a witness; nothing to verify. Name layers with --layers.")
+        console.result(
+            f"{fit}: no flagged layer has a witness; nothing to verify. Name layers with --layers."
+        )
         return 0
     _, model = console.drive(open_fitted(checkpoint, run, machine, workspace_for(checkpoint, None)))
     gaps = [(v.reference, result.gap_of(v.reference)) for v in chosen if v.reference is not None]

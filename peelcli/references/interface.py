@@ -67,7 +67,11 @@ class QuantizedMatrix:
     def weight(self, like: Tensor) -> Tensor:
         """The weight as the block stores it, in `like`'s dtype and on its device."""
         value = dequantize(
-            self.codes.to(like.device), self.scale.to(like.device), scheme_named(self.scheme), self.group_size, like.dtype
+            self.codes.to(like.device),
+            self.scale.to(like.device),
+            scheme_named(self.scheme),
+            self.group_size,
+            like.dtype,
         )
         return value.transpose(-1, -2).contiguous() if self.transposed else value
 

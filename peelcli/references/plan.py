@@ -24,7 +24,7 @@ class Plan:
         return layer in self.sublayers
 
     def start(self, layer: int, scheme: str, asked: str, bits: float) -> str:
-        """`warm` or `fresh`: a layer that lies on a grid of no more bits than the scheme's would be fitted to itself."""
+        """`warm` or `fresh`: a layer on a grid of no more bits than the scheme's would be fitted to itself."""
         if asked != "auto" or scheme == "fp":
             return "warm" if asked == "auto" else asked
         return "fresh" if self.layer_bits[layer] <= bits else "warm"

@@ -76,7 +76,9 @@ def start_parameters(
     return _Parameters(maps, latent, scale, scheme, group_size)
 
 
-def fvu(forward: Forward, weights: Mapping[str, Tensor], data: Data, batch_size: int, limit: int | None = None) -> float:
+def fvu(
+    forward: Forward, weights: Mapping[str, Tensor], data: Data, batch_size: int, limit: int | None = None
+) -> float:
     """Fraction of the update O_t − O_{l−1} that the block with `weights` leaves unexplained, over `data`."""
     error = update = 0.0
     count = len(data) if limit is None else min(limit, len(data))
@@ -103,11 +105,15 @@ def fit_regression(
     parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed)
     groups = []
     for m in maps:
-        rate = budget.learning_rate * max(float(parameters.latent[m.name].detach().square().mean().sqrt()), 1e-12)
+        rate = budget.learning_rate * max(
+            float(parameters.latent[m.name].detach().square().mean().sqrt()), 1e-12
+        )
         groups.append({"params": [parameters.latent[m.name]], "lr": rate})
         if scheme.name != "fp":
             mean_scale = float(parameters.scale[m.name].detach().mean())
-            groups.append({"params": [parameters.scale[m.name]], "lr": budget.learning_rate * max(mean_scale, 1e-12)})
+            groups.append(
+                {"params": [parameters.scale[m.name]], "lr": budget.learning_rate * max(mean_scale, 1e-12)}
+            )
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)

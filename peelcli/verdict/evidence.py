@@ -12,7 +12,11 @@ from peelcli.records import Run, Score
 from peelcli.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.policy import Policy
 
-STATE_KINDS = ("identity", "direct", "span")  # aim at the model's own states, so that foreign text does not help them
+STATE_KINDS = (
+    "identity",
+    "direct",
+    "span",
+)  # aim at the model's own states, so that foreign text does not help them
 
 
 @dataclass(frozen=True)

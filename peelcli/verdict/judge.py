@@ -36,19 +36,17 @@ def judge(run: Run, policy: Policy | None = None) -> AuditResult:
 
 
 def _judge_layers(run: Run, policy: Policy) -> tuple[LayerVerdict, ...]:
-    broken = {f.layer: f for f in reversed(run.findings) if f.kind in ("non-finite", "duplicate-layer") and f.layer}
+    broken = {
+        f.layer: f for f in reversed(run.findings) if f.kind in ("non-finite", "duplicate-layer") and f.layer
+    }
     if any(f.kind == "non-finite" for f in run.findings):
-        return tuple(
-            words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers
-        )
+        return tuple(words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers)
     if len(run.nll_eval) < policy.min_sequences:
         return tuple(words.too_few(n, len(run.nll_eval), policy.min_sequences) for n in run.layers)
     foreign = data_fit(run.nll_eval, run.entropy_eval, policy.foreign_gap) == "foreign"
     evidence = gather(run, policy, foreign, mismatch(run.nll_eval, run.entropy_eval))
     verdicts = _Rules(run, policy, evidence, foreign).verdicts()
-    return tuple(
-        words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts
-    )
+    return tuple(words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts)
 
 
 class _Rules:
@@ -57,7 +55,8 @@ class _Rules:
     def __init__(self, run: Run, policy: Policy, evidence: Sequence[Evidence], foreign: bool) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
         self.by_layer = {
-            n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n] for n in run.layers
+            n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n]
+            for n in run.layers
         }
         self.deciding = {n: [e for e in es if in_class(run, e.score)] for n, es in self.by_layer.items()}
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
@@ -127,16 +126,19 @@ class _Rules:
         return e.divergence if self.foreign else e.cost_select
 
     def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
-        """A span that matches blames, of its layers, the one that costs least to drop; not where one is flagged already."""
+        """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""
         fair = [
             e
             for e in self.spans
-            if self._matches(e) and not taken & set(range(e.score.reference.layer, e.score.reference.target + 1))
+            if self._matches(e)
+            and not taken & set(range(e.score.reference.layer, e.score.reference.target + 1))
         ]
         rejected = self._holm({i: e.p_matched for i, e in enumerate(fair)})
         found: dict[int, Evidence] = {}
         for index, e in enumerate(fair):
-            inside = [n for n in range(e.score.reference.layer, e.score.reference.target + 1) if n in self.by_layer]
+            inside = [
+                n for n in range(e.score.reference.layer, e.score.reference.target + 1) if n in self.by_layer
+            ]
             if rejected[index] and inside and not set(inside) & set(found):
                 found[min(inside, key=lambda n: self._drop_cost(n) or 0.0)] = e
         return found
@@ -160,10 +162,14 @@ class _Rules:
     def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
         evidence = self.deciding[layer]
         if not evidence:
-            return words.undecided(layer, "no reference of this layer could be measured", "see what was skipped", facts)
+            return words.undecided(
+                layer, "no reference of this layer could be measured", "see what was skipped", facts
+            )
         closest = min(evidence, key=lambda e: (e.cost.mean - e.margin) / max(e.usual, 1e-12))
         unsettled = [
-            e for e in evidence if not e.score.fit.converged and self._matches(e) and e.cost.mean < 3 * e.margin
+            e
+            for e in evidence
+            if not e.score.fit.converged and self._matches(e) and e.cost.mean < 3 * e.margin
         ]
         if closest.cost.low <= max(closest.margin, 0.0) and self._matches(closest):
             return words.straddles(layer, closest, facts)
@@ -187,7 +193,11 @@ class _Rules:
         evidence = self.by_layer[layer]
         blocks = [e for e in evidence if e.score.reference.sublayer is None]
         own = own_bits(self.run, layer)
-        direct = [e for e in blocks if e.score.reference.kind == "direct" and e.score.reference.scheme == self.run.scheme]
+        direct = [
+            e
+            for e in blocks
+            if e.score.reference.kind == "direct" and e.score.reference.scheme == self.run.scheme
+        ]
         relative = [1.0 - e.relative_cost for e in self.deciding[layer]]
         excess = self.excess.get(layer)
         if excess and not self.foreign:

@@ -35,13 +35,18 @@ def stack_of(run: Run) -> Score | None:
 
 def is_untrained(run: Run, policy: Policy) -> bool:
     """Whether the blocks together contribute nothing and the loss is no better than that of token frequencies."""
-    stack = stack_of(run) if run.num_layers > 1 else next(
-        (s for s in run.scores if s.reference == Reference("identity", 1, 1)), None
+    stack = (
+        stack_of(run)
+        if run.num_layers > 1
+        else next((s for s in run.scores if s.reference == Reference("identity", 1, 1)), None)
     )
     if stack is None or len(run.nll_eval) < 2 or not np.isfinite(stack.nll_eval).all():
         return False
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
-    return cost.high < policy.untrained_gap and float(np.mean(run.nll_eval)) > run.unigram_ce - policy.untrained_gap
+    return (
+        cost.high < policy.untrained_gap
+        and float(np.mean(run.nll_eval)) > run.unigram_ce - policy.untrained_gap
+    )
 
 
 def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
@@ -71,7 +76,9 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
 
 
 def _adaptation_note(run: Run) -> list[str]:
-    gains = [np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores if s.reference.kind == "challenge"]
+    gains = [
+        np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores if s.reference.kind == "challenge"
+    ]
     gains = [g for g in gains if np.isfinite(g)]
     if len(gains) < 2 or np.median(gains) < 0.02:
         return []

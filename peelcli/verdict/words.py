@@ -49,7 +49,13 @@ def _interval(interval: Interval) -> tuple[float, float]:
 
 
 def _make(
-    layer: int, verdict: str, reason: str, advice: str, facts: Facts, e: Evidence | None = None, blame: bool = False
+    layer: int,
+    verdict: str,
+    reason: str,
+    advice: str,
+    facts: Facts,
+    e: Evidence | None = None,
+    blame: bool = False,
 ) -> LayerVerdict:
     sublayer = None
     if e is not None and blame:
@@ -113,15 +119,23 @@ def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         f"costs the other layers {e.usual:.4f} in the median."
     )
     verdict = _make(layer, "matched", reason, UNUSED, facts, e, blame=True)
-    bits = [b for b in (facts.effective_bits, e.score.reference.bits if not e.score.reference.sublayer else None) if b is not None]
+    bits = [
+        b
+        for b in (facts.effective_bits, e.score.reference.bits if not e.score.reference.sublayer else None)
+        if b is not None
+    ]
     return replace(verdict, effective_bits=min(bits, default=None))
 
 
 def untrained(layer: int, e: Evidence | None, facts: Facts) -> LayerVerdict:
     """The network as a whole is untrained: every layer is matched by its absence."""
-    reason = "The network without any of its blocks has the same loss: nothing in this layer has been learned."
+    reason = (
+        "The network without any of its blocks has the same loss: nothing in this layer has been learned."
+    )
     advice = "Check that the weights were loaded into the checkpoint at all; then train."
-    return _make(layer, "matched", reason, advice, replace(facts, effective_bits=0.0, score=1.0), e, blame=True)
+    return _make(
+        layer, "matched", reason, advice, replace(facts, effective_bits=0.0, score=1.0), e, blame=True
+    )
 
 
 def effective(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
@@ -168,7 +182,10 @@ def broken(layer: int, finding: Finding) -> LayerVerdict:
 def not_measured(layer: int) -> LayerVerdict:
     """Sound itself, in a checkpoint that is not."""
     return undecided(
-        layer, "the checkpoint holds values that are not finite, so nothing was measured", "Mend it first.", Facts()
+        layer,
+        "the checkpoint holds values that are not finite, so nothing was measured",
+        "Mend it first.",
+        Facts(),
     )
 
 

@@ -48,8 +48,12 @@ def test_sublayers_by_structure(family: str, tmp_path: Path) -> None:
         with model.block(2) as module:
             whole = model.run_block(2, module, hidden, ids)
             for part in found:
-                assert not torch.allclose(model.run_block(2, module, hidden, ids, dropped=(part,)), whole, atol=1e-4)
-            assert torch.allclose(model.run_block(2, module, hidden, ids, dropped=tuple(found)), hidden, atol=1e-5)
+                assert not torch.allclose(
+                    model.run_block(2, module, hidden, ids, dropped=(part,)), whole, atol=1e-4
+                )
+            assert torch.allclose(
+                model.run_block(2, module, hidden, ids, dropped=tuple(found)), hidden, atol=1e-5
+            )
     names = [m.name for m in model.matrices(2)]
     assert names
     assert all("norm" not in n for n in names)
@@ -70,6 +74,8 @@ def test_pickled_and_prefixed_checkpoints_open(tmp_path: Path) -> None:
         (tmp_path / name / "model.safetensors").unlink()
         state = {prefix + key: value for key, value in plain.state_dict().items()}
         torch.save(state, tmp_path / name / "pytorch_model.bin")
-        model = BlockwiseModel(tmp_path / name, dtype=torch.float32, device="cpu", offload_dir=tmp_path / f"{name}-off")
+        model = BlockwiseModel(
+            tmp_path / name, dtype=torch.float32, device="cpu", offload_dir=tmp_path / f"{name}-off"
+        )
         read = model.read_weights(2)["self_attn.q_proj.weight"]
         assert torch.equal(read, plain.state_dict()["model.layers.1.self_attn.q_proj.weight"])

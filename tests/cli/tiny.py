@@ -111,12 +111,11 @@ class Blow:
 
 
 class _Struck(io.TextIOWrapper):
-    blow: Blow
+    blow: Blow | None = None
 
     def write(self, text: str) -> int:
         written = super().write(text)
-        if text.startswith(self.blow.line):
-            self.flush()
+        if self.blow is not None and text.startswith(self.blow.line):
             strike = threading.Timer(self.blow.delay, os.kill, (os.getpid(), self.blow.number))
             strike.daemon = True
             strike.start()
@@ -125,7 +124,7 @@ class _Struck(io.TextIOWrapper):
 
 def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blow | None) -> None:
     from peelcli.cli import console
-    from peelcli.cli.main import run
+    from peelcli.cli.main import main
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["XDG_CACHE_HOME"] = str(home)
@@ -133,14 +132,14 @@ def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blo
     for name, number in (("out", 1), ("err", 2)):
         file = os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
-    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115  # open as long as the process lives
+    sys.stdout = open(1, "w", closefd=False)
+    sys.stderr = struck = _Struck(open(2, "wb", closefd=False), line_buffering=True)
     if blow is not None:
-        console.EVERY_SECONDS = 0.0
-        struck = _Struck(io.FileIO(2, "w"), write_through=True)
-        struck.blow, sys.stderr = blow, struck
+        console.EVERY_SECONDS, struck.blow = 0.0, blow  # a line for every step, so that the blow falls where it is meant to
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
-    sys.exit(run(arguments))
+    sys.argv = ["peel", *arguments]
+    main()
 
 
 def peel_apart(

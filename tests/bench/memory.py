@@ -1,0 +1,134 @@
+"""Does memory grow with depth? Peak resident memory of the extraction and of the scoring sweep, 4 layers and 32.
+
+    python tests/bench/memory.py [--write]
+
+A random Llama of width 512, the same tokens at every depth, each stage in a process of its own. The sweep carries three
+`identity` candidates a layer (block, attention, MLP). Goal: the deeper model takes at most 15% more. Some minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+from results import Measured, parser, publish, run_child, table
+
+GOAL = 1.15
+SEQ_LEN = 128
+TOKENS = {"fit": 16 * SEQ_LEN, "select": 8 * SEQ_LEN, "eval": 8 * SEQ_LEN}  # 8 sequences a part is the least
+STAGES = ("extract", "score")
+
+
+def resident(field: str) -> int:
+    """A line of this process's status in bytes: VmRSS now, VmHWM at most (Linux)."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+def make(directory: Path, num_layers: int, dtype: str) -> None:
+    """Save the checkpoint and the tokens."""
+    import torch
+    from models import save_llama, save_tokens
+
+    save_llama(directory / "checkpoint", num_layers, dtype=getattr(torch, dtype))
+    save_tokens(directory / "tokens.npy", 4 * sum(TOKENS.values()))
+
+
+def run_stage(directory: Path, stage: str) -> None:
+    """One stage in this process; prints what was resident before it began and at its peak, and the weights' bytes."""
+    from peelcli.audit import extract_steps, open_and_scan, open_model
+    from peelcli.config import ExtractConfig
+    from peelcli.workspace import Workspace
+
+    settings = ExtractConfig(
+        data=(directory / "tokens.npy",), seq_len=SEQ_LEN, device="cpu", dtype="float32", threads=1,
+        **{f"{part}_tokens": budget for part, budget in TOKENS.items()},
+    )  # fmt: skip
+    workspace = Workspace(directory / "work", directory / "checkpoint")
+    imported = resident("VmRSS")
+    opened = drive(open_and_scan(directory / "checkpoint", workspace))
+    acts = directory / "acts.h5"
+    if stage == "extract":
+        drive(extract_steps(opened, settings, workspace, acts))
+    else:
+        drive(sweep_steps(open_model(opened, settings, workspace), acts, directory / "scratch"))
+    # How much of the peak is the scan's own 64 MB at a time shows in neither stage: it is done in the first child.
+    figures = {"imported": imported, "peak": resident("VmHWM"), "weights": opened.scan.total_nbytes}
+    print(json.dumps(figures))
+
+
+def sweep_steps(model, acts_path: Path, scratch: Path):  # type: ignore[no-untyped-def]
+    """The sweep over every layer's identity references."""
+    from peelcli.activations import ActivationFile
+    from peelcli.records import SUBLAYERS, Reference
+    from peelcli.scoring import Candidate, Sweep
+
+    references = [
+        Reference("identity", layer, layer, part)
+        for layer in range(1, model.num_layers + 1)
+        for part in (None, *SUBLAYERS)
+    ]
+    acts = ActivationFile(acts_path)
+    sweep = Sweep(model, acts, [Candidate(r, None) for r in references], scratch, key="bench", batch_size=4096 // SEQ_LEN)
+    yield from sweep.run()
+    if len(sweep.losses.nll) != len(references):
+        raise SystemExit("the sweep did not measure every candidate")
+
+
+def drive(steps):  # type: ignore[no-untyped-def]
+    """Run a stage to its end; returns its result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
+def child(directory: Path, *args: str) -> Measured:
+    """This script again, in a process of its own."""
+    return run_child([__file__, "--child", str(directory), *args], threads=1)
+
+
+def measure(num_layers: int, dtype: str) -> dict[str, dict[str, int]]:
+    """Figures of each stage, in bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        child(directory, "make", str(num_layers), dtype)
+        return {stage: json.loads(child(directory, stage).stdout) for stage in STAGES}
+
+
+def main() -> None:
+    """Measure, print, and keep the figures where asked."""
+    options = parser(__doc__)
+    options.add_argument("--layers", type=int, nargs=2, default=(4, 32), metavar=("FEW", "MANY"))
+    options.add_argument("--stored", nargs="+", default=["float32", "bfloat16"], help="dtypes of the weights on disk")
+    args = options.parse_args()
+    rows, met = [], True
+    for dtype in args.stored:
+        few, many = (measure(n, dtype) for n in args.layers)
+        for stage in STAGES:
+            a, b = few[stage], many[stage]
+            growth = b["peak"] / a["peak"]
+            met = met and growth <= GOAL
+            megabytes = (x / 1e6 for x in (a["weights"], b["weights"], a["imported"], a["peak"], b["peak"]))
+            rows.append((dtype, stage, *(f"{x:.0f}" for x in megabytes), f"{growth:.3f}"))
+    few, many = args.layers
+    header = ("stored as", "stage", f"weights, {few} layers", f"{many} layers", "after imports")
+    header += (f"peak, {few} layers", f"{many} layers", "ratio")
+    text = f"Megabytes; run in float32, {sum(TOKENS.values()):,} tokens of which {TOKENS['select'] + TOKENS['eval']:,} "
+    text += f"are scored, one thread.\n\n{table(header, rows)}\n\n"
+    text += f"Goal (peak at {many} layers at most {GOAL:.2f} of that at {few}): {'met' if met else 'MISSED'}."
+    publish("memory", text, write=args.write)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--child"]:
+        where, what, *rest = sys.argv[2:]
+        if what == "make":
+            make(Path(where), int(rest[0]), rest[1])
+        else:
+            run_stage(Path(where), what)
+    else:
+        main()
