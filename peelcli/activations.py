@@ -12,11 +12,10 @@ are whole: a process killed at any moment leaves a file that the next one goes o
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
+from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 1
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -74,18 +74,9 @@ def open_h5(path: Path, schema: str, version: int) -> h5py.File:
     if not isinstance(at, (int, np.integer)) or int(at) > version:
         file.close()
         raise ArtefactError(
-            f"{path}: schema version {at!r} is newer than {version}, the newest that peel {__version__} reads. Upgrade."
+            f"{path}: schema version {at} is newer than {version}, the newest that peel {__version__} reads. Upgrade."
         )
     return file
-
-
-@contextlib.contextmanager
-def writing() -> Iterator[None]:
-    """Make one kind of the errors with which HDF5 says that it could not write: on a full disk it raises both."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise OSError(*error.args) from error
 
 
 def write_root(
@@ -149,30 +140,31 @@ class ActivationWriter:
         ids: (n_seq, seq_len). stored: which of O_0…O_K the file will hold. dtype: of the stored states.
         """
         self.path, self.dtype = path, dtype
-        self._discarded = False
         self._partial = path.with_name(path.name + ".partial")
         self._journal = path.with_name(path.name + ".partial.journal")
         key = {"about": about, "config": config, "stored": list(stored), "dtype": dtype}
         self._key = json.dumps(key, sort_keys=True)
         self.finished = self._read_journal() if resume else set()
         if self.finished:
-            self._file = h5py.File(self._partial, "r+")
+            self._sink = Sink(self._partial, new=False)
+            self._file = h5py.File(self._sink, "r+")
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._journal.unlink(missing_ok=True)
         n_seq, seq_len = ids.shape
         require_space(
             path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states"
         )
-        self._file = h5py.File(self._partial, "w")
+        self._sink = Sink(self._partial, new=True)  # from here on it is ours
+        self._journal.unlink(missing_ok=True)
+        self._file = h5py.File(self._sink, "w")
         try:
-            with writing():
-                write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
-                self._file.create_dataset("ids", data=ids.astype(np.int32))
-                for name in ("nll", "entropy"):
-                    self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
-                self._allocate(stored, (n_seq, seq_len, d_model))
-                self._file.flush()
+            write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
+            self._file.create_dataset("ids", data=ids.astype(np.int32))
+            for name in ("nll", "entropy"):
+                self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
+            self._allocate(stored, (n_seq, seq_len, d_model))
+            self._file.flush()
+            self._sink.check()
         except BaseException:
             self.discard()
             raise
@@ -204,9 +196,8 @@ class ActivationWriter:
 
     def write(self, layer: int, start: int, states: Tensor) -> None:
         """Store O_layer of the rows from `start` on; states: (n_rows, seq_len, d_model)."""
-        stored = _to_stored(states, self.dtype)
-        with writing():
-            self._file[f"states/{layer:03d}"][start : start + len(stored)] = stored
+        self._file[f"states/{layer:03d}"][start : start + len(states)] = _to_stored(states, self.dtype)
+        self._sink.check()
 
     def read(self, layer: int, rows: slice) -> Tensor:
         """States written before, as the next layer's input when a run is resumed."""
@@ -214,8 +205,8 @@ class ActivationWriter:
 
     def finish_layer(self, layer: int) -> None:
         """O_layer is whole: payload first, then the journal."""
-        with writing():
-            self._file.flush()
+        self._file.flush()
+        self._sink.check()
         new = not self._journal.exists()
         with self._journal.open("a", encoding="utf-8") as journal:
             journal.write(f"{self._key}\n{layer}\n" if new else f"{layer}\n")
@@ -225,24 +216,21 @@ class ActivationWriter:
 
     def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
         """Store the trained model's losses (n_seq,) and give the file its name."""
-        with writing():
-            self._file["nll"][...], self._file["entropy"][...] = nll, entropy
-            self._file.close()
+        self._file["nll"][...], self._file["entropy"][...] = nll, entropy
+        self.close()
+        self._sink.check()
         self._partial.replace(self.path)
         self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Let go of the file, whatever state it is in; it can be gone on with."""
-        if self._file and not self._discarded:
+        if self._file:
             self._file.close()
+        self._sink.close()
 
     def discard(self) -> None:
         """Delete what was written: nothing to go on with."""
-        with contextlib.suppress(
-            OSError, RuntimeError
-        ):  # HDF5 cannot close what a full disk keeps it from writing
-            self.close()
-        self._discarded = True
+        self.close()
         self._partial.unlink(missing_ok=True)
         self._journal.unlink(missing_ok=True)
 

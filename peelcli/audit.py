@@ -29,7 +29,7 @@ from peelcli.fit import FitTask, Fitter
 from peelcli.machine import cpu_quota
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run
-from peelcli.workspace import Workspace, digest, signature
+from peelcli.workspace import Workspace, digest, require_outside, signature
 
 Steps = Generator[Progress, None, Any]
 TOKENS_A_BATCH = 1024
@@ -91,7 +91,8 @@ def fit_key(extraction: str, settings: FitConfig) -> str:
 
 def open_model(opened: Opened, settings: MachineConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
-    torch.set_num_threads(settings.threads or cpu_quota())
+    # Never more than torch has of itself, which is what OMP_NUM_THREADS asks for.
+    torch.set_num_threads(settings.threads or min(cpu_quota(), torch.get_num_threads()))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -126,6 +127,7 @@ def extract_steps(
     """Make sure of the file of trained states; returns its path."""
     key = extraction_key(opened, settings)
     path = output or workspace.activations(key)
+    require_outside(path, opened.path)
     if path.exists() and not settings.overwrite:
         if settings.resume and _key_of(path) == key:
             return path
@@ -185,6 +187,7 @@ def fit_steps(
             )
         key = fit_key(str(acts.about.get("key")), settings)
         path = output or workspace.fit(key)
+        require_outside(path, opened.path)
         if path.exists() and not settings.overwrite:
             if settings.resume and fitstore.key_of(path) == key:
                 return path

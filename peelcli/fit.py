@@ -82,6 +82,8 @@ class Fitter:
     def run(self) -> Iterator[Progress]:
         """Fit, score and write `task.output`; yields as it goes."""
         self.parts_dir.mkdir(parents=True, exist_ok=True)
+        if not self.task.resume:
+            self._clear_parts()
         yield from self._fit_layers()
         if "challenge" in self.plan.kinds:
             yield from self._challenge_layers()
@@ -99,9 +101,12 @@ class Fitter:
         yield from sweep.run()
         ids = self.acts.ids[self.acts.rows["eval"]]
         fitstore.write_fit(self.task.output, self._record(sweep), ids, self._parts)
+        self._clear_parts()
+        self.parts_dir.rmdir()
+
+    def _clear_parts(self) -> None:
         for leftover in self.parts_dir.iterdir():
             leftover.unlink()
-        self.parts_dir.rmdir()
 
     def _witness_loader(self, reference: Reference) -> Any:
         return lambda: fitstore.load_witness(self._parts[reference.key], reference)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -24,12 +24,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.activations import open_h5, read_json, write_root, writing
+from peelcli.activations import open_h5, read_json, write_root
 from peelcli.errors import ArtefactError
 from peelcli.quant.packing import pack, unpack
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import FitOutcome, Reference, Run, Score, run_from
 from peelcli.references.interface import QuantizedMatrix, Witness
+from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/fit", 1
 
@@ -40,8 +41,10 @@ def replacing(path: Path) -> Iterator[h5py.File]:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
-        with writing(), h5py.File(partial, "w") as file:
-            yield file
+        with closing(Sink(partial, new=True)) as sink:
+            with h5py.File(sink, "w") as file:
+                yield file
+            sink.check()
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)

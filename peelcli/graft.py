@@ -18,12 +18,14 @@ from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
+from peelcli.workspace import require_outside
 
 
 def graft(
     fit: Path, files: CheckpointFiles, model: BlockwiseModel, reference: Reference, output: Path
 ) -> None:
     """Write a copy of the checkpoint to `output` with `reference`, as fitted in `fit`, in place."""
+    require_outside(output, files.directory)
     layers, _ = group_by_layer(files, model.num_layers)
     names = {
         layer: {relative: info.name for relative, info in members.items()}
@@ -36,8 +38,9 @@ def graft(
 
     if reference.kind == "identity":
         parts = (reference.sublayer,) if reference.sublayer else SUBLAYERS
-        for relative in _contributing(model, reference.layer, parts):
-            put(reference.layer, relative, torch.zeros_like)
+        for layer in range(reference.layer, reference.target + 1):
+            for relative in _contributing(model, layer, parts):
+                put(layer, relative, torch.zeros_like)
     else:
         witness = fitstore.load_witness(fit, reference)
         like = torch.empty(0, dtype=torch.float32)

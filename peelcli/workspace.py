@@ -39,17 +39,22 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def require_outside(output: Path, checkpoint: Path) -> None:
+    """UsageError where `output`, a file or a directory, would lie in the checkpoint's own directory."""
+    resolved, source = output.resolve(), checkpoint.resolve()
+    if resolved == source or source in resolved.parents:
+        raise UsageError(
+            f"{output}: lies inside the checkpoint {checkpoint}, which peel never writes to. Name another place "
+            "with --output."
+        )
+
+
 class Workspace:
     """The files of one checkpoint's audits."""
 
     def __init__(self, directory: Path, checkpoint: Path) -> None:
         """Make the directory. UsageError where it lies inside the checkpoint's."""
-        resolved, source = directory.resolve(), checkpoint.resolve()
-        if resolved == source or source in resolved.parents:
-            raise UsageError(
-                f"{directory}: lies inside the checkpoint {checkpoint}, which peel never writes to. Name another "
-                "directory with --output."
-            )
+        require_outside(directory, checkpoint)
         try:
             directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -120,6 +120,7 @@ class BlockwiseModel:
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
         self._forwards = [type(block).forward for block in self._blocks]
+        self._shapes = [{n: p.shape for n, p in block.named_parameters()} for block in self._blocks]
         self._weights = [self._detach_weights(i) for i in range(self.num_layers)]
         self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
         self._constant_arguments: bool | None = None
@@ -149,11 +150,21 @@ class BlockwiseModel:
         return readers
 
     def read_weights(self, layer: int) -> dict[str, Tensor]:
-        """The parameters of one block, by name relative to the block, on the device and in the dtype it runs in."""
-        return {
-            name: read().to(device=self.device, dtype=self.dtype)
-            for name, read in self._weights[layer - 1].items()
-        }
+        """The parameters of one block, by name relative to the block, on the device and in the dtype it runs in.
+
+        Raises CheckpointError where one has not the shape that config.json calls for: transformers does not look at
+        what it leaves on disk.
+        """
+        weights = {}
+        for name, read in self._weights[layer - 1].items():
+            value, expected = read(), self._shapes[layer - 1][name]
+            if value.shape != expected:
+                raise CheckpointError(
+                    f"layer {layer}: the weight {name!r} has shape {list(value.shape)}, and config.json calls for "
+                    f"{list(expected)}. Check that config.json and the weights come from the same run."
+                )
+            weights[name] = value.to(device=self.device, dtype=self.dtype)
+        return weights
 
     @contextlib.contextmanager
     def block(self, layer: int) -> Iterator[nn.Module]:

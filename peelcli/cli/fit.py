@@ -11,6 +11,7 @@ from peelcli.cli.console import Console
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import Configs, FitConfig
+from peelcli.errors import ArtefactError
 
 Activations = Annotated[Path, typer.Argument(metavar="ACTS", help="File that `peel extract` wrote.")]
 Moved = Annotated[
@@ -35,6 +36,11 @@ def fit(activations: Activations, configs: Configs, console: Console, checkpoint
     acts = ActivationFile(activations)
     acts.close()
     where = checkpoint or Path(acts.about["checkpoint"])
+    if not where.is_dir():
+        raise ArtefactError(
+            f"{activations}: was extracted from {where}, which is not there (from here). Name the checkpoint with "
+            "--checkpoint."
+        )
     workspace = workspace_for(where, None)
     opened = console.drive(open_and_scan(where, workspace))
     path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output))

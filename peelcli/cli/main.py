@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import TracebackType
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -29,12 +27,8 @@ from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-NO_SPACE_WORDS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-)  # safetensors and HDF5 do not set errno
-_HDF5_FILE = re.compile(r"filename = '([^']+)'")
+# safetensors does not set errno
+NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
 NO_MEMORY_WORDS = "DefaultCPUAllocator"  # torch raises a plain RuntimeError where the CPU's memory is out
 
 # typer carries click inside in newer versions and imports it in older ones; its own BadParameter is in both.
@@ -82,7 +76,6 @@ def main() -> NoReturn:
     """Run the command line of the process and end it with the exit code."""
     if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="peel")
-    _hush_hdf5()
     sys.exit(run(sys.argv[1:]))
 
 
@@ -113,12 +106,8 @@ def explain(error: Exception) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, ClickException):
         return USAGE, _usage(error)
-    full = next((e for e in _chain(error) if _is_no_space(e)), None)
-    if full is not None:
-        return (
-            FAILED,
-            f"no space left on the disk ({_no_space(full)}); free some, or go elsewhere with -o/--output",
-        )
+    if getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS):
+        return FAILED, f"no space left on the disk ({error}); free some, or go elsewhere with -o/--output"
     if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in str(error):
         return FAILED, (
             f"out of memory ({_summary(error)}); try a smaller --batch-size or --seq-len, "
@@ -140,39 +129,6 @@ def _invoke(app: typer.Typer, arguments: Sequence[str], console: Console) -> int
             return command.invoke(context) or 0
     except typer.Exit as stop:
         return stop.exit_code
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what led to it: on a full disk HDF5 fails once more when it closes the file."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _is_no_space(error: BaseException) -> bool:
-    return getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS)
-
-
-def _no_space(error: BaseException) -> str:
-    """The error in a few words; HDF5's own are many, with addresses in memory."""
-    words = next((words for words in NO_SPACE_WORDS if words in str(error)), str(error))
-    name = getattr(error, "filename", None) or _HDF5_FILE.search(str(error))
-    return f"{words}: {name if isinstance(name, str) else name[1]}" if name else words
-
-
-def _hush_hdf5() -> None:
-    """Keep h5py from printing, past us, that it could not close a file on a full disk: the error itself is told."""
-
-    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        frames = traceback.extract_tb(trace)
-        if not (frames and frames[-1].filename.startswith("h5py")):
-            sys.__excepthook__(kind, error, trace)
-
-    def unraisable(failure: sys.UnraisableHookArgs) -> None:
-        if "h5py" not in str(failure.object):
-            sys.__unraisablehook__(failure)
-
-    sys.excepthook, sys.unraisablehook = uncaught, unraisable
 
 
 def _version(context: typer.Context, asked: bool) -> None:

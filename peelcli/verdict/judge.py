@@ -6,7 +6,9 @@ together (Holm). What each verdict means, and why these rules, stands in the REA
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from statistics import median
 
 import numpy as np
 
@@ -17,13 +19,17 @@ from peelcli.verdict.evidence import (
     Evidence,
     Excess,
     challenge_excess,
+    fair_share,
     gather,
     in_class,
     is_lighter,
+    is_usable,
     own_bits,
 )
-from peelcli.verdict.network import data_fit, is_untrained, judge_network, mismatch
+from peelcli.verdict.network import data_fit, is_untrained, judge_network, losses_are_finite, mismatch
 from peelcli.verdict.policy import Policy
+
+_LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost nothing make ratios of any size
 
 
 def judge(run: Run, policy: Policy | None = None) -> AuditResult:
@@ -41,12 +47,19 @@ def _judge_layers(run: Run, policy: Policy) -> tuple[LayerVerdict, ...]:
     }
     if any(f.kind == "non-finite" for f in run.findings):
         return tuple(words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers)
+    verdicts = _measured(run, policy)
+    return tuple(words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts)
+
+
+def _measured(run: Run, policy: Policy) -> list[LayerVerdict]:
+    """What the losses say of every layer of a checkpoint whose files are sound."""
     if len(run.nll_eval) < policy.min_sequences:
-        return tuple(words.too_few(n, len(run.nll_eval), policy.min_sequences) for n in run.layers)
+        return [words.too_few(n, len(run.nll_eval), policy.min_sequences) for n in run.layers]
+    if not losses_are_finite(run):
+        return [words.no_loss(n) for n in run.layers]
     foreign = data_fit(run.nll_eval, run.entropy_eval, policy.foreign_gap) == "foreign"
     evidence = gather(run, policy, foreign, mismatch(run.nll_eval, run.entropy_eval))
-    verdicts = _Rules(run, policy, evidence, foreign).verdicts()
-    return tuple(words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts)
+    return _Rules(run, policy, evidence, foreign).verdicts()
 
 
 class _Rules:
@@ -59,7 +72,14 @@ class _Rules:
             for n in run.layers
         }
         self.deciding = {n: [e for e in es if in_class(run, e.score)] for n, es in self.by_layer.items()}
+        self.lighter = {n: [e for e in es if is_lighter(run, e.score)] for n, es in self.deciding.items()}
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
+        self.drops = {
+            n: e
+            for n, es in self.by_layer.items()
+            for e in es
+            if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
+        }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
 
     def verdicts(self) -> list[LayerVerdict]:
@@ -94,53 +114,68 @@ class _Rules:
     def _surpassed(self) -> dict[int, Evidence]:
         best = {n: e for n in self.run.layers if (e := self._surpassing(n)) is not None}
         rejected = self._holm({n: e.p_surpassed for n, e in best.items()})
-        return {n: self._whole_if_whole(n, best[n]) for n in best if rejected[n]}
+        found = {n: best[n] for n in best if rejected[n] and best[n].surpasses}
+        # A block that surpasses by less than its part does so thanks to that part.
+        return {
+            n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean >= e.gap.low), e)
+            for n, e in found.items()
+        }
 
-    def _whole_if_whole(self, layer: int, best: Evidence) -> Evidence:
-        """Where dropping or replacing the whole block surpasses or matches too, the block is to blame, not a part."""
-        if best.score.reference.sublayer is None:
-            return best
-        kind, sound = best.score.reference.kind, 1.0 - self.policy.confidence
-        for other in self.deciding[layer]:
-            r = other.score.reference
-            if r.sublayer is None and r.kind == kind and min(other.p_surpassed, other.p_matched) < sound:
-                return other
-        return best
+    def _wholes(self, layer: int, part: Evidence) -> list[Evidence]:
+        """References of the same kind for the whole block: where one says the same, the block is to blame."""
+        if part.score.reference.sublayer is None:
+            return []
+        kind = part.score.reference.kind
+        return [
+            e
+            for e in self.deciding[layer]
+            if e.score.reference.sublayer is None and e.score.reference.kind == kind
+        ]
 
     # -- matched --------------------------------------------------------------------------------------------------
 
     def _matches(self, e: Evidence) -> bool:
         """A match leaves the predictions alone, too: equal losses by chance, of other predictions, are none."""
-        return e.margin > 0 and e.divergence < self.policy.divergence_factor * e.margin
+        return (
+            e.margin > 0
+            and is_lighter(self.run, e.score)
+            and e.divergence < self.policy.divergence_factor * e.margin
+        )
 
     def _matched(self, taken: set[int]) -> dict[int, Evidence]:
         best: dict[int, Evidence] = {}
+        tried: dict[int, int] = {}
         for layer in self.run.layers:
-            fair = [e for e in self.deciding[layer] if is_lighter(self.run, e.score) and self._matches(e)]
+            fair = [e for e in self.deciding[layer] if self._matches(e)]
             if layer not in taken and fair:
                 best[layer] = min(fair, key=lambda e: self._select_cost(e) / e.margin)
-        rejected = self._holm({n: e.p_matched for n, e in best.items()})
-        return {n: self._whole_if_whole(n, e) for n, e in best.items() if rejected[n]}
+                # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
+                tried[layer] = len(fair) if self.foreign else 1
+        p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
+        rejected = self._holm(p_values)
+        return {
+            n: next((o for o in self._wholes(n, e) if self._matches(o) and o.costs_less), e)
+            for n, e in best.items()
+            if rejected[n] and e.costs_less
+        }
 
     def _select_cost(self, e: Evidence) -> float:
         return e.divergence if self.foreign else e.cost_select
 
     def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
         """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""
-        fair = [
-            e
-            for e in self.spans
-            if self._matches(e)
-            and not taken & set(range(e.score.reference.layer, e.score.reference.target + 1))
-        ]
-        rejected = self._holm({i: e.p_matched for i, e in enumerate(fair)})
+        rejected = self._holm({i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)})
+        fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
-        for index, e in enumerate(fair):
-            inside = [
-                n for n in range(e.score.reference.layer, e.score.reference.target + 1) if n in self.by_layer
-            ]
-            if rejected[index] and inside and not set(inside) & set(found):
-                found[min(inside, key=lambda n: self._drop_cost(n) or 0.0)] = e
+        for e in sorted(fair, key=lambda e: e.cost.mean / e.margin):
+            inside = set(range(e.score.reference.layer, e.score.reference.target + 1))
+            # A layer that was not audited may be the one: then none can be blamed.
+            if inside <= set(self.by_layer) and not inside & (taken | set(found)):
+                found[
+                    min(
+                        sorted(inside), key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf
+                    )
+                ] = e
         return found
 
     # -- challenge --------------------------------------------------------------------------------------------------
@@ -155,39 +190,34 @@ class _Rules:
             return {}
         rejected = self._holm({n: x.p_value for n, x in self.excess.items()})
         peak = max(self.excess, key=lambda n: self.excess[n].interval.mean)
-        return {peak: self.excess[peak]} if rejected[peak] else {}
+        return {peak: self.excess[peak]} if rejected[peak] and self.excess[peak].stands_out else {}
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
     def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
-        evidence = self.deciding[layer]
+        """Effective only where every reference costs clearly more, and none might have cost less with more steps."""
+        evidence = self.lighter[layer]
         if not evidence:
-            return words.undecided(
-                layer, "no reference of this layer could be measured", "see what was skipped", facts
-            )
-        closest = min(evidence, key=lambda e: (e.cost.mean - e.margin) / max(e.usual, 1e-12))
-        unsettled = [
-            e
-            for e in evidence
-            if not e.score.fit.converged and self._matches(e) and e.cost.mean < 3 * e.margin
-        ]
-        if closest.cost.low <= max(closest.margin, 0.0) and self._matches(closest):
+            diverged = sum(s.reference.layer == layer and not is_usable(s) for s in self.run.scores)
+            return words.unmeasured(layer, diverged, facts)
+        factor = self.policy.unsettled_factor
+        straddling = [e for e in evidence if e.cost.low <= e.margin]
+        unsettled = [e for e in evidence if not e.score.fit.converged and e.cost.mean < factor * e.margin]
+        closest = min(straddling or unsettled or evidence, key=_distance)
+        if straddling:
             return words.straddles(layer, closest, facts)
         if unsettled:
-            return words.unsettled(layer, unsettled[0], facts)
+            return words.unsettled(layer, closest, facts)
         return words.effective(layer, closest, facts)
 
-    # -- facts ----------------------------------------------------------------------------------------------------------
+    # -- facts ------------------------------------------------------------------------------------------------------
 
     def _holm(self, p_values: Mapping[int, float]) -> dict[int, bool]:
         alpha = 1.0 - self.policy.confidence
         return dict(zip(p_values, holm(list(p_values.values()), alpha), strict=True)) if p_values else {}
 
     def _drop_cost(self, layer: int) -> float | None:
-        for e in self.by_layer[layer]:
-            if e.score.reference.kind == "identity" and e.score.reference.sublayer is None:
-                return -e.gap.mean
-        return None
+        return -self.drops[layer].gap.mean if layer in self.drops else None
 
     def _facts(self, layer: int) -> words.Facts:
         evidence = self.by_layer[layer]
@@ -198,22 +228,29 @@ class _Rules:
             for e in blocks
             if e.score.reference.kind == "direct" and e.score.reference.scheme == self.run.scheme
         ]
-        relative = [1.0 - e.relative_cost for e in self.deciding[layer]]
+        telling = [e for e in self.deciding[layer] if is_lighter(self.run, e.score) or e.surpasses]
+        relative = [1.0 - e.relative_cost for e in telling]
         excess = self.excess.get(layer)
         if excess and not self.foreign:
             relative.append(excess.interval.mean / excess.threshold)
         return words.Facts(
             own_bits=own,
-            effective_bits=self._effective_bits(blocks),
+            effective_bits=self._effective_bits(layer, blocks),
             fvu=direct[0].score.fit.fvu_eval if direct else None,
             drop_cost=self._drop_cost(layer),
-            score=float(np.max(relative)) if relative else None,
+            score=float(np.clip(max(relative), -_LIMIT, _LIMIT)) if relative else None,
             foreign=self.foreign,
         )
 
-    def _effective_bits(self, blocks: Sequence[Evidence]) -> float | None:
+    def _effective_bits(self, layer: int, blocks: Sequence[Evidence]) -> float | None:
         """Bits of the cheapest stand-in for the whole block whose cost is small against what dropping a layer costs."""
-        worth = next((e.usual for e in blocks if e.score.reference.kind == "identity"), 0.0)
+        drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
+        worth = median(drops) if len(drops) > 1 else fair_share(self.run)
         margin = self.policy.effective_share * worth
         cheap = [e.score.reference.bits for e in blocks if worth > 0 and e.cost.high < margin]
         return min(cheap, default=None)
+
+
+def _distance(e: Evidence) -> float:
+    """How far the cost of a reference lies above a match, in units of what it usually costs."""
+    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)

@@ -17,7 +17,7 @@ def data_fit(nll: Sequence[float], entropy: Sequence[float], gap: float = Policy
 
     A model is calibrated on text like that it was trained on: its loss there is about the mean entropy of its own
     predictions on the same contexts (measured on a real 5-layer model: 0.4 nats apart on its own kind of text, 2.9 on
-    Shakespeare, 3.1 on Python's documentation). It costs nothing beside the loss, where sampling would cost a pass a token.
+    Shakespeare, 3.1 on Python's documentation). It costs nothing beside the loss; sampling would cost a pass a token.
     """
     return "foreign" if mismatch(nll, entropy) > gap else "own"
 
@@ -25,6 +25,11 @@ def data_fit(nll: Sequence[float], entropy: Sequence[float], gap: float = Policy
 def mismatch(nll: Sequence[float], entropy: Sequence[float]) -> float:
     """Mean loss less mean predictive entropy, in nats per token; near 0 where the model is calibrated."""
     return float(np.mean(nll) - np.mean(entropy))
+
+
+def losses_are_finite(run: Run) -> bool:
+    """Whether the trained model's own losses are: what every gap is taken from."""
+    return bool(np.isfinite([*run.nll_select, *run.nll_eval]).all())
 
 
 def stack_of(run: Run) -> Score | None:
@@ -40,7 +45,7 @@ def is_untrained(run: Run, policy: Policy) -> bool:
         if run.num_layers > 1
         else next((s for s in run.scores if s.reference == Reference("identity", 1, 1)), None)
     )
-    if stack is None or len(run.nll_eval) < 2 or not np.isfinite(stack.nll_eval).all():
+    if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
         return False
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
     return (
@@ -56,20 +61,23 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
         return NetworkVerdict(None, None, None, ("broken",) if broken else ())
     ce, entropy = float(np.mean(run.nll_eval)), float(np.mean(run.entropy_eval))
     fit = data_fit(run.nll_eval, run.entropy_eval, policy.foreign_gap)
+    if not losses_are_finite(run):
+        note = "The network's own loss is not finite on some sequences. Try --dtype float32; if it stays, it is broken."
+        return NetworkVerdict(None, None, None, ("broken",), (note,))
     flags = ["broken"] if broken else []
     notes = []
     if is_untrained(run, policy):
         flags.append("untrained")
         fit = "unknown"
         notes.append(
-            f"The network as a whole is untrained: its loss ({ce:.2f}) is no better than that of token frequencies alone "
-            f"({run.unigram_ce:.2f}), and without any of its blocks it has the same loss."
+            f"The network as a whole is untrained: its loss ({ce:.2f}) is no better than that of token frequencies "
+            f"alone ({run.unigram_ce:.2f}), and without any of its blocks it has the same loss."
         )
     elif fit == "foreign":
         notes.append(
-            f"The text is foreign to this model: its loss ({ce:.2f}) is far above its own uncertainty ({entropy:.2f}). On such "
-            "text hardly any reference can surpass a layer, so a fault may go unseen. Pass text like that it was "
-            "trained on with --data. If this is such text, the network as a whole is damaged."
+            f"The text is foreign to this model: its loss ({ce:.2f}) is far above its own uncertainty ({entropy:.2f}). "
+            "On such text hardly any reference can surpass a layer, so a fault may go unseen. Pass text like that it "
+            "was trained on with --data. If this is such text, the network as a whole is damaged."
         )
     notes += _adaptation_note(run)
     return NetworkVerdict(ce, math.exp(min(ce, 700.0)), entropy, tuple(flags), tuple(notes), fit)
@@ -83,6 +91,6 @@ def _adaptation_note(run: Run) -> list[str]:
     if len(gains) < 2 or np.median(gains) < 0.02:
         return []
     return [
-        f"Any single layer, trained on for a few steps, gains about {np.median(gains):.2f} nats: the text differs from the "
-        "training text, or the whole network is under-trained. No layer is flagged for that."
+        f"Any single layer, trained on for a few steps, gains about {np.median(gains):.2f} nats: the text differs from "
+        "the training text, or the whole network is under-trained. No layer is flagged for that."
     ]

@@ -24,7 +24,13 @@ class Policy:
     divergence_factor: float = 2.0
     """A match must also leave the predictions alone: its divergence stays below this many times the margin."""
     effective_share: float = 0.02
-    """`effective_bits` is that of the cheapest reference that costs less than this share of what dropping costs others."""
+    """`effective_bits` is of the cheapest reference that costs less than this share of what dropping costs others."""
+    least_share: float = 0.10
+    """Where the other layers give no measure, dropping counts against this share of a layer's even part of the gain."""
+    unsettled_factor: float = 2.0
+    """A fit that had not converged leaves a layer undecided where it costs less than this many times the margin."""
+    surpassed_floor: float = 0.001
+    """Nats by which the loss must fall at least: rounding to many bits moves it by less, either way."""
     challenge_floor: float = 0.01
     """Nats by which a layer's challenge must gain more than the others', at least…"""
     challenge_share: float = 1.0
@@ -32,7 +38,9 @@ class Policy:
     foreign_gap: float = 1.25
     """Nats by which the loss may exceed the model's own uncertainty before the text counts as foreign to it."""
     foreign_share: float = 0.05
-    """On foreign text a reference must gain at least this share of that excess to surpass."""
+    """On foreign text a reference must gain at least this share of that excess to surpass…"""
+    own_gap: float = 0.5
+    """…and from this excess up, where the text is still the model's own, a part of it that grows to the whole."""
     untrained_gap: float = 0.05
     """A network is untrained where its blocks together gain less than this, and it does no better than frequencies."""
     min_sequences: int = 8

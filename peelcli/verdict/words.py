@@ -8,6 +8,7 @@ from peelcli.records import Finding, LayerVerdict, Reference
 from peelcli.statistics import Interval
 from peelcli.verdict.evidence import Evidence, Excess
 
+BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
 _PARTS = {None: "the block", "attention": "its attention", "mlp": "its MLP"}
 
 IMPROVE = (
@@ -42,6 +43,11 @@ def stand_in(reference: Reference) -> str:
     if reference.kind == "challenge":
         return "the block trained on alone"
     return f"{part} in {reference.scheme}"
+
+
+def _costs(facts: Facts) -> str:
+    """What a cost is: loss, or on foreign text the divergence from the trained model's predictions."""
+    return "changes the predictions by" if facts.foreign else "costs"
 
 
 def _interval(interval: Interval) -> tuple[float, float]:
@@ -89,10 +95,11 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
 
 def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     """Training this layer alone gains far more than training any other."""
-    gain = x.interval
+    more = x.interval
     reason = (
-        f"Trained on alone it gains {gain.mean:.4f} nats ({gain.low:+.4f} to {gain.high:+.4f}) more than the other layers, "
-        f"which gain {x.usual:.4f} in the median: proof that the layer could be better."
+        f"Trained on alone it gains {x.gap.mean:.4f} nats: proof that the layer could be better. That is "
+        f"{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain {x.usual:.4f} "
+        "in the median."
     )
     return LayerVerdict(
         layer,
@@ -100,8 +107,8 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
         reason,
         IMPROVE,
         score=facts.score,
-        gap=gain.mean,
-        gap_interval=_interval(gain),
+        gap=x.gap.mean,
+        gap_interval=_interval(x.gap),
         reference=x.score.reference,
         sublayer="block",
         effective_bits=facts.effective_bits,
@@ -113,11 +120,12 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
 
 def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """A lighter reference is as good: capacity unused, no proof of harm."""
-    what = "the predictions change by" if facts.foreign else "the loss rises by"
-    reason = (
-        f"With {stand_in(e.score.reference)} {what} {e.cost.mean:.4f} nats (at most {e.cost.high:.4f}), where the same "
-        f"costs the other layers {e.usual:.4f} in the median."
-    )
+    what = "predictions change" if facts.foreign else "loss changes"
+    reason = f"With {stand_in(e.score.reference)} the {what} by {e.cost.mean:+.4f} nats (at most {e.cost.high:+.4f}), "
+    if e.from_peers:
+        reason += f"where the same costs the other layers {e.usual:.4f} in the median."
+    else:
+        reason += f"next to nothing of what the network has learned, and no match may cost more than {e.margin:.4f}."
     verdict = _make(layer, "matched", reason, UNUSED, facts, e, blame=True)
     bits = [
         b
@@ -141,30 +149,55 @@ def untrained(layer: int, e: Evidence | None, facts: Facts) -> LayerVerdict:
 def effective(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """Every reference costs clearly more than the margin."""
     reason = (
-        f"Every reference costs clearly more than a match may; the closest, {stand_in(e.score.reference)}, costs "
-        f"{e.cost.mean:.4f} nats."
+        f"Every reference costs clearly more than a match may; the closest, {stand_in(e.score.reference)}, "
+        f"{_costs(facts)} {e.cost.mean:.4f} nats."
     )
     return _make(layer, "effective", reason, "", facts, e)
 
 
 def straddles(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
-    """The interval holds both a match and a cost."""
-    why = (
-        f"with {stand_in(e.score.reference)} the cost is {e.cost.mean:.4f} nats ({e.cost.low:+.4f} to {e.cost.high:+.4f}), and "
-        f"a match may cost {e.margin:.4f}"
-    )
-    return undecided(layer, why, "Use more tokens (--tokens).", facts, e)
+    """The cost is not clearly above what a match may cost, and the reference does not match either."""
+    cost = e.cost
+    why = f"{stand_in(e.score.reference)} {_costs(facts)} {cost.mean:.4f} nats ({cost.low:+.4f} to {cost.high:+.4f})"
+    if e.margin <= 0:
+        why += ", and the other layers give no measure of what is little"
+        return undecided(layer, why, "Use more tokens (--tokens), or audit more layers (--layers).", facts, e)
+    if not e.costs_less:
+        why += f", and a match may cost {e.margin:.4f}"
+        return undecided(layer, why, "Use more tokens (--tokens).", facts, e)
+    why += f", as little as in a match, but the predictions change by {e.divergence:.4f}"
+    return undecided(layer, why, "Use more text like the training text (--data, --tokens).", facts, e)
 
 
 def unsettled(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """The closest fit had not converged: more steps might have matched."""
-    why = f"{stand_in(e.score.reference)} costs {e.cost.mean:.4f} nats and had not converged ({e.score.fit.reason})"
+    why = (
+        f"{stand_in(e.score.reference)} {_costs(facts)} {e.cost.mean:.4f} nats, close to the {e.margin:.4f} that a match "
+        f"may, and its fit had not converged ({e.score.fit.reason})"
+    )
     return undecided(layer, why, "Give the fit more steps (--direct-steps).", facts, e)
 
 
 def undecided(layer: int, why: str, advice: str, facts: Facts, e: Evidence | None = None) -> LayerVerdict:
     """Neither can be said."""
     return _make(layer, "undecided", f"Not decided: {why}.", advice, facts, e)
+
+
+def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:
+    """No reference that could say anything has finite losses."""
+    if diverged:
+        why = f"the losses with {diverged} of its references are not finite: their fits diverged"
+        return undecided(layer, why, "Lower the step size (--learning-rate), or try --dtype float32.", facts)
+    why = "no reference lighter than the layer itself was measured"
+    return undecided(
+        layer, why, "Add kinds (--references), a --scheme of fewer bits, or --start fresh.", facts
+    )
+
+
+def no_loss(layer: int) -> LayerVerdict:
+    """The trained model's own losses are not finite, so that nothing can be compared with them."""
+    why = "the loss of the network itself is not finite on some sequences"
+    return undecided(layer, why, "Try --dtype float32; if it stays, the checkpoint is broken.", Facts())
 
 
 def too_few(layer: int, found: int, needed: int) -> LayerVerdict:
@@ -176,7 +209,7 @@ def too_few(layer: int, found: int, needed: int) -> LayerVerdict:
 def broken(layer: int, finding: Finding) -> LayerVerdict:
     """Weights or states that are not finite."""
     advice = "Do not use this checkpoint. Copy it again, or go back to the last one whose layers are finite."
-    return _make(layer, "broken", finding.message, advice, Facts(score=float(2**10)))
+    return _make(layer, "broken", finding.message, advice, Facts(score=BROKEN_SCORE))
 
 
 def not_measured(layer: int) -> LayerVerdict:
@@ -191,5 +224,12 @@ def not_measured(layer: int) -> LayerVerdict:
 
 def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
     """A layer that is another, byte for byte, is broken whatever it measures."""
-    advice = "Copy or convert the checkpoint again; if the layers share weights on purpose, leave `broken` out of --fail-on."
-    return replace(verdict, verdict="broken", reason=finding.message, advice=advice, notes=(verdict.reason,))
+    advice = "Copy or convert the checkpoint again; where layers share weights on purpose, leave broken out of --fail-on."
+    return replace(
+        verdict,
+        verdict="broken",
+        reason=finding.message,
+        advice=advice,
+        score=BROKEN_SCORE,
+        notes=(verdict.reason,),
+    )

@@ -21,9 +21,10 @@ import pytest
 from conftest import build_model
 
 SEQ_LEN = 32
-EXTRACT = ("--fit-tokens", "512", "--select-tokens", "256", "--eval-tokens", "512", "--seq-len", str(SEQ_LEN))
-FIT = ("--direct-steps", "2", "--challenge-steps", "2", "--no-ladder")
-AUDIT = (*EXTRACT, *FIT, "--threads", "1")
+ONE_THREAD = ("--threads", "1")  # tests share their machine, and threads that wait for each other slow it down
+TOKENS = ("--fit-tokens", "512", "--select-tokens", "256", "--eval-tokens", "512", "--seq-len", str(SEQ_LEN))
+STEPS = ("--direct-steps", "2", "--challenge-steps", "2", "--no-ladder")
+EXTRACT, FIT, AUDIT = (*TOKENS, *ONE_THREAD), (*STEPS, *ONE_THREAD), (*TOKENS, *STEPS, *ONE_THREAD)
 NARROW: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "head_dim": 4, "intermediate_size": 24},
     "gpt2": {"n_embd": 16},
@@ -89,9 +90,8 @@ def leftovers(*directories: Path) -> list[str]:
     """What a failed command must not leave: files under a temporary name, and results under a final one."""
     files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
     parts = [p for p in files if p.parent.name.endswith(".parts")]  # whole layers, which the next run goes on from
-    return sorted(
-        p.name for p in files if ".partial" in p.name or (p.suffix == ".h5" and p not in parts) or p.suffix == ".safetensors"
-    )
+    results = [p for p in files if p.suffix in (".h5", ".safetensors") and p not in parts]
+    return sorted(p.name for p in files if ".partial" in p.name or p in results)
 
 
 # -- in a process of its own -------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class _Struck(io.TextIOWrapper):
         return written
 
 
-def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blow | None) -> None:
+def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blow | None, closed_pipe: bool) -> None:
     from peelcli.cli import console
     from peelcli.cli.main import main
 
@@ -132,10 +132,14 @@ def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blo
     for name, number in (("out", 1), ("err", 2)):
         file = os.open(home / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
-    sys.stdout = open(1, "w", closefd=False)
-    sys.stderr = struck = _Struck(open(2, "wb", closefd=False), line_buffering=True)
+    if closed_pipe:
+        reader, writer = os.pipe()
+        os.close(reader)
+        os.dup2(writer, 1)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # open for as long as the process lives
+    sys.stderr = struck = _Struck(open(2, "wb", closefd=False), line_buffering=True)  # noqa: SIM115
     if blow is not None:
-        console.EVERY_SECONDS, struck.blow = 0.0, blow  # a line for every step, so that the blow falls where it is meant to
+        console.EVERY_SECONDS, struck.blow = 0.0, blow  # a line a step, so that the blow falls where it is meant to
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["peel", *arguments]
@@ -143,12 +147,17 @@ def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blo
 
 
 def peel_apart(
-    home: Path, *arguments: object, largest_file: int | None = None, blow: Blow | None = None
+    home: Path,
+    *arguments: object,
+    largest_file: int | None = None,
+    blow: Blow | None = None,
+    closed_pipe: bool = False,
 ) -> Done:
     """Run one command in a process of its own; a signal that ended it is a negative exit code."""
     home.mkdir(exist_ok=True)
     with at_home(home):
-        process = _PROCESSES.Process(target=_child, args=(home, [str(a) for a in arguments], largest_file, blow))
+        plain = [str(a) for a in arguments]
+        process = _PROCESSES.Process(target=_child, args=(home, plain, largest_file, blow, closed_pipe))
         process.start()
         process.join(120)
     return Done(process.exitcode, (home / "out").read_text(), (home / "err").read_text())

@@ -1,0 +1,70 @@
+"""Laws of the challenge: never worse than the trained layer on `select`, and in the layer's own class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.schemes import scheme_named
+from peelcli.references.challenge import fit_challenge
+from peelcli.references.interface import Batch, Budget, LinearMap
+
+SHIFT = torch.randn(6, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Noise:
+    """Inputs (n, 4, 6); the loss below wants them mapped by SHIFT."""
+
+    def __init__(self, seed: int) -> None:
+        self.inputs = torch.randn(8, 4, 6, generator=torch.Generator().manual_seed(seed))
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        chosen = self.inputs[list(rows)]
+        return Batch(torch.zeros(len(chosen), 4, dtype=torch.long), chosen, chosen)
+
+
+def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    return (batch.inputs @ weights["w"].T + weights["b"] - batch.inputs @ SHIFT.T).square().mean()
+
+
+def on_select(weights: Mapping[str, Tensor]) -> float:
+    return float(loss(weights, Noise(2).batch(range(8))))
+
+
+def test_gains_where_there_is_something_to_gain() -> None:
+    trained = {
+        "w": SHIFT + 0.3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(5)),
+        "b": torch.ones(6),
+    }
+    witness, outcome = fit_challenge(
+        loss, trained, [], None, Noise(1), Noise(2), Budget(80, 0.05, 4, 0, "warm")
+    )
+    assert on_select(witness.weights(trained["w"])) < 0.5 * on_select(trained)
+    assert outcome.start == "trained"
+
+
+def test_driven_too_hard_it_keeps_the_trained_weights() -> None:
+    trained = {"w": SHIFT.clone(), "b": torch.zeros(6)}
+    witness, _ = fit_challenge(loss, trained, [], None, Noise(1), Noise(2), Budget(12, 50.0, 4, 0, "warm"))
+    assert torch.equal(witness.plain["w"], trained["w"])
+    assert torch.equal(witness.plain["b"], trained["b"])
+
+
+def test_a_layer_on_a_grid_stays_on_it() -> None:
+    scheme = scheme_named("ternary")
+    weight = fake_quantize(SHIFT, initial_scale(SHIFT, scheme), scheme)
+    trained = {"w": weight, "b": torch.ones(6)}
+    maps = [LinearMap("w", weight, False)]
+    witness, _ = fit_challenge(
+        loss, trained, maps, (scheme, None), Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
+    )
+    fitted = witness.weights(weight)
+    assert on_select(fitted) < on_select(trained)
+    for row in fitted["w"]:
+        assert len(row.abs().unique()) <= 2  # 0 and one step

@@ -1,0 +1,147 @@
+"""Laws of fitting to states: never worse than the start, exactly in the scheme, repeatable, exact where it can be."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.references.interface import Batch, Budget, LinearMap
+from peelcli.references.regression import fit_regression, fvu, sequence_order
+
+N_SEQ, SEQ_LEN, WIDTH = 12, 8, 16
+
+
+class Toy:
+    """Data of a residual linear block y = x + x Wᵀ with W (WIDTH, WIDTH)."""
+
+    def __init__(self, weight: Tensor, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.inputs = torch.randn(N_SEQ, SEQ_LEN, WIDTH, generator=generator)
+        self.targets = self.inputs + self.inputs @ weight.T
+
+    def __len__(self) -> int:
+        return N_SEQ
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        rows = list(rows)
+        return Batch(torch.zeros(len(rows), SEQ_LEN, dtype=torch.long), self.inputs[rows], self.targets[rows])
+
+
+def forward(hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    return hidden + hidden @ weights["w"].T
+
+
+def budget(steps: int = 24, start: str = "warm") -> Budget:
+    return Budget(steps, 0.05, 4, 3, start)
+
+
+@pytest.mark.parametrize("name", [n for n in SCHEMES if n != "fp"])
+@pytest.mark.parametrize("group_size", [None, 5])
+def test_never_worse_than_rounding_and_exactly_in_the_scheme(name: str, group_size: int | None) -> None:
+    scheme = scheme_named(name)
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    fit, select = Toy(weight, 5), Toy(weight, 6)
+    rounded = fake_quantize(weight, initial_scale(weight, scheme, group_size), scheme, group_size)
+    witness, outcome = fit_regression(
+        forward, [LinearMap("w", weight, False)], scheme, group_size, fit, select, budget()
+    )
+    fitted = witness.weights(weight)["w"]
+    assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
+    codes = witness.quantized["w"].codes
+    assert set(codes.unique().tolist()) <= set(scheme.levels)
+    assert outcome.start == "warm"
+    assert outcome.steps == 24
+
+
+def test_fitting_gains_much_over_rounding_where_inputs_are_correlated() -> None:
+    generator = torch.Generator().manual_seed(2)
+    weight, mixing = (
+        torch.randn(WIDTH, WIDTH, generator=generator),
+        torch.randn(WIDTH, WIDTH, generator=generator),
+    )
+    fit, select = Toy(weight, 5), Toy(weight, 6)
+    for data in (fit, select):
+        data.inputs = data.inputs @ mixing
+        data.targets = data.inputs + data.inputs @ weight.T
+    scheme = scheme_named("ternary")
+    rounded = fake_quantize(weight, initial_scale(weight, scheme), scheme)
+    witness, _ = fit_regression(
+        forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget(120)
+    )
+    assert fvu(forward, witness.weights(weight), select, 4) < 0.8 * fvu(forward, {"w": rounded}, select, 4)
+
+
+def test_transposed_storage_is_the_same_fit() -> None:
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
+    fit, select, scheme = Toy(weight, 5), Toy(weight, 6), scheme_named("ternary")
+
+    def forward_transposed(hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return hidden + hidden @ weights["w"]
+
+    plain, _ = fit_regression(forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget())
+    stored = weight.T.contiguous()
+    turned, _ = fit_regression(
+        forward_transposed, [LinearMap("w", stored, True)], scheme, None, fit, select, budget()
+    )
+    torch.testing.assert_close(turned.weights(stored)["w"].T, plain.weights(weight)["w"])
+
+
+def test_a_block_already_in_the_scheme_is_reproduced() -> None:
+    scheme = scheme_named("ternary")
+    raw = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
+    weight = fake_quantize(raw, initial_scale(raw, scheme), scheme)
+    fit, select = Toy(weight, 5), Toy(weight, 6)
+    witness, outcome = fit_regression(
+        forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget()
+    )
+    assert fvu(forward, witness.weights(weight), select, 4) < 1e-8
+    assert outcome.converged
+
+
+def test_fresh_start_forgets_the_trained_weights() -> None:
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
+    fit, select, scheme = Toy(weight, 5), Toy(weight, 6), scheme_named("int8")
+    maps = [LinearMap("w", weight, False)]
+    warm, _ = fit_regression(forward, maps, scheme, None, fit, select, budget(0, "warm"))
+    fresh, _ = fit_regression(forward, maps, scheme, None, fit, select, budget(0, "fresh"))
+    assert fvu(forward, warm.weights(weight), select, 4) < 1e-3
+    assert fvu(forward, fresh.weights(weight), select, 4) > 0.5
+
+
+def test_same_seed_same_witness() -> None:
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
+    runs = [
+        fit_regression(
+            forward,
+            [LinearMap("w", weight, False)],
+            scheme_named("int2"),
+            None,
+            Toy(weight, 5),
+            Toy(weight, 6),
+            budget(),
+        )[0]
+        for _ in range(2)
+    ]
+    assert torch.equal(runs[0].quantized["w"].codes, runs[1].quantized["w"].codes)
+    assert torch.equal(runs[0].quantized["w"].scale, runs[1].quantized["w"].scale)
+
+
+def test_too_few_steps_are_called_unconverged() -> None:
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
+    fit, select = Toy(weight, 5), Toy(weight, 6)
+    maps = [LinearMap("w", weight, False)]
+    _, outcome = fit_regression(forward, maps, scheme_named("fp"), None, fit, select, budget(8, "fresh"))
+    assert not outcome.converged
+    assert "still gaining" in outcome.reason
+
+
+def test_every_sequence_is_used_before_any_is_used_again() -> None:
+    order = sequence_order(N_SEQ, budget(6))
+    flat = [row for rows in order for row in rows]
+    assert sorted(flat[:N_SEQ]) == list(range(N_SEQ))
+    assert sorted(flat[N_SEQ : 2 * N_SEQ]) == list(range(N_SEQ))

@@ -1,0 +1,149 @@
+"""The sweep measures what a plain pass with the reference in place measures, for every kind and family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from peelcli import fitstore
+from peelcli.activations import ActivationFile
+from peelcli.calibration import Calibration, Split
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.config import FitConfig
+from peelcli.describe import describe
+from peelcli.extract import Extraction, extract, stored_states
+from peelcli.fit import FitTask, Fitter
+from peelcli.records import Run
+from peelcli.references.interface import Witness
+from peelcli.replay import mean_nll
+
+SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, ladder=False)
+
+
+def calibration(vocab_size: int = 97, seq_len: int = 16) -> Calibration:
+    """Random tokens: 8 sequences a part."""
+    ids = np.random.default_rng(0).integers(3, vocab_size, (24, seq_len))
+    split = Split(ids[:8], ids[8:16], ids[16:])
+    return Calibration(split, seq_len, "random tokens", "hash", vocab_size, False)
+
+
+def extracted(directory: Path, work: Path, store_dtype: str = "float32") -> tuple[BlockwiseModel, Path]:
+    model = BlockwiseModel(directory, dtype=torch.float32, device="cpu", offload_dir=work / "off")
+    layers = tuple(range(1, model.num_layers + 1))
+    tokens = calibration()
+    about = describe(
+        directory, model, tokens, checkpoint_id="id", layers=layers, findings=(), stored_bits=32.0, seed=0
+    )
+    task = Extraction(work / "acts.h5", about, {}, stored_states(model.num_layers, layers), store_dtype, 3)
+    for _ in extract(model, tokens, task):
+        pass
+    return model, work / "acts.h5"
+
+
+def fitted(model: BlockwiseModel, acts: ActivationFile, output: Path, settings: FitConfig = SETTINGS) -> Run:
+    for _ in Fitter(model, acts, FitTask(output, settings, {})).run():
+        pass
+    return fitstore.read_fit(output)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "mixtral"])
+def test_sweep_equals_a_plain_pass(family: str, save_model: Callable[..., Path], tmp_path: Path) -> None:
+    # Small weights: a random model that is sure of itself finds random tokens foreign, which rules challenges out.
+    model, path = extracted(save_model(family, initializer_range=0.05), tmp_path)
+    acts = ActivationFile(path)
+    run = fitted(model, acts, tmp_path / "fit.h5")
+    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    assert np.mean(run.nll_eval) == pytest.approx(mean_nll(model, ids, 4, None, Witness()), abs=1e-5)
+    kinds = set()
+    for score in run.scores:
+        r = score.reference
+        witness = Witness() if r.kind == "identity" else fitstore.load_witness(tmp_path / "fit.h5", r)
+        if r.kind == "identity" and r.target > r.layer:
+            continue  # all blocks at once: the sweep's own
+        assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, witness), abs=2e-5), r.key
+        assert min(score.kl_eval) > -1e-6
+        kinds.add((r.kind, r.sublayer))
+    expected = {("identity", None), ("direct", None), ("span", None), ("challenge", None)}
+    if family != "bloom":
+        expected |= {(k, s) for k in ("identity", "direct") for s in ("attention", "mlp")}
+    assert kinds == expected
+    acts.close()
+
+
+def test_all_blocks_dropped_is_embedding_and_head(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    model, path = extracted(save_model(), tmp_path)
+    acts = ActivationFile(path)
+    run = fitted(model, acts, tmp_path / "fit.h5", FitConfig(references=("identity",), ladder=False))
+    (stack,) = [s for s in run.scores if s.reference.target == model.num_layers > s.reference.layer]
+    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    with torch.no_grad():
+        logits = model.logits(model.prepare(ids).hidden, ids)[:, :-1]
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    assert np.mean(stack.nll_eval) == pytest.approx(float(plain), abs=1e-5)
+    acts.close()
+
+
+def test_interrupted_anywhere_it_ends_the_same(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Give up after each step in turn and go on with a new fitter: the file must not tell the difference."""
+    model, path = extracted(save_model(), tmp_path)
+    acts = ActivationFile(path)
+    whole = fitted(model, acts, tmp_path / "whole.h5")
+    steps = sum(1 for _ in Fitter(model, acts, FitTask(tmp_path / "count.h5", SETTINGS, {})).run())
+    assert steps > 8
+    for stop_at in range(1, steps, 2):
+        output = tmp_path / f"stopped-{stop_at}.h5"
+        events = Fitter(model, acts, FitTask(output, SETTINGS, {})).run()
+        for _ in range(stop_at):
+            next(events)
+        events.close()
+        again = fitted(model, acts, output)
+        for a, b in zip(whole.scores, again.scores, strict=True):
+            assert a.reference == b.reference
+            assert a.nll_eval == b.nll_eval
+            assert a.fit.fvu_eval == b.fit.fvu_eval
+    assert not list(tmp_path.glob("*.parts"))
+    acts.close()
+
+
+def test_interrupted_extraction_ends_the_same(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    directory = save_model()
+    _, path = extracted(directory, tmp_path)
+    whole = ActivationFile(path)
+    model = BlockwiseModel(directory, dtype=torch.float32, device="cpu", offload_dir=tmp_path / "off")
+    task = Extraction(tmp_path / "again.h5", whole.about, {}, tuple(whole.stored), "float32", 3)
+    for _ in range(3):  # each gets one layer further
+        events = extract(model, calibration(), task)
+        next(events)
+        next(events)
+        events.close()
+        assert not task.output.exists()
+    seen = [event.detail for event in extract(model, calibration(), task)]
+    assert "embedding" not in seen  # it went on rather than began anew
+    again = ActivationFile(task.output)
+    for layer in whole.stored:
+        assert torch.equal(whole.states(layer, slice(None)), again.states(layer, slice(None)))
+    assert np.array_equal(whole.nll, again.nll)
+    whole.close()
+    again.close()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_states_are_stored_in_half_precision(
+    dtype: str, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = save_model()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "half").mkdir()
+    full = ActivationFile(extracted(directory, tmp_path / "full")[1])
+    half = ActivationFile(extracted(directory, tmp_path / "half", dtype)[1])
+    for layer in full.stored:
+        exact, stored = full.states(layer, slice(None)), half.states(layer, slice(None))
+        assert stored.dtype == getattr(torch, dtype)
+        torch.testing.assert_close(stored, exact.to(stored.dtype), rtol=0, atol=0)
+    assert np.array_equal(full.nll, half.nll)  # what is computed is not rounded, only what is stored
+    full.close()
+    half.close()
