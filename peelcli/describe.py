@@ -53,9 +53,12 @@ def layer_grid(
 
 
 def unigram_ce(fit: np.ndarray, evaluation: np.ndarray, vocab_size: int) -> float:
-    """CE, in nats per token, on `evaluation` of the token frequencies of `fit` (add-one smoothed)."""
+    """CE, in nats per token, on `evaluation` of the token frequencies of `fit` (add-one smoothed).
+
+    Never above ln(vocab_size): where `fit` is too short to know the frequencies, not to use them does better.
+    """
     counts = np.bincount(fit[:, 1:].ravel(), minlength=vocab_size) + 1.0
-    return float(-np.log(counts / counts.sum())[evaluation[:, 1:]].mean())
+    return min(float(-np.log(counts / counts.sum())[evaluation[:, 1:]].mean()), float(np.log(vocab_size)))
 
 
 def describe(

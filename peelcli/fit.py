@@ -38,7 +38,8 @@ FIT_BATCH = 4  # sequences a step
 SCORE_TOKENS = 1024  # a batch whose activations stay in a processor's cache; larger ones were slower
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
 SPAN_STEPS = 1  # a span is fitted as long as `direct`
-LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps
+LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
+ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
@@ -146,7 +147,7 @@ class Fitter:
         if reference.kind == "span":
             steps *= SPAN_STEPS
         elif scheme.name != self.plan.scheme:
-            steps //= LADDER_SHARE
+            steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         return fit_regression(
             forward,
             maps,

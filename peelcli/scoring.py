@@ -2,7 +2,7 @@
 
 Layer by layer, each candidate that has begun is moved on through the trained block, and the candidates that begin
 there are put in place. Their states lie in a scratch file, so that memory does not grow with their number; the file
-of one layer is whole before that of the layer below is deleted, so that a killed sweep goes on from there.
+of one layer is whole before that of the layer below is overwritten, so that a killed sweep goes on from there.
 """
 
 from __future__ import annotations
@@ -98,48 +98,52 @@ class Sweep:
             self._advance(layer)
         yield Progress("score", self.model.num_layers, self.model.num_layers + 1, "loss")
         self._measure()
-        for leftover in self.scratch.glob("sweep-*"):
-            leftover.unlink()
+        self._clear()
         yield Progress("score", self.model.num_layers + 1, self.model.num_layers + 1, "loss")
 
     # -- the states of one layer ----------------------------------------------------------------------------------
 
     def _path(self, layer: int) -> Path:
-        return self.scratch / f"sweep-{layer:03d}.states"
+        """Two files in turn: while one is overwritten the states of the layer below stay whole in the other."""
+        return self.scratch / f"sweep-{layer % 2}.states"
+
+    @property
+    def _index(self) -> Path:
+        return self.scratch / "sweep-index.json"
 
     def _resume(self) -> int:
         """The last layer that an interrupted sweep of the same candidates finished, or 0."""
-        for index in sorted(self.scratch.glob("sweep-*.json"), reverse=True):
-            record = json.loads(index.read_text(encoding="utf-8"))
-            if record.get("key") == self.key and self._path(record["layer"]).exists():
-                self.losses.fvu_eval = record["fvu_eval"]
-                return int(record["layer"])
-        return 0
+        if not self._index.exists():
+            return 0
+        record = json.loads(self._index.read_text(encoding="utf-8"))
+        if record["key"] != self.key:
+            return 0
+        self.losses.fvu_eval = record["fvu_eval"]
+        return int(record["layer"])
 
     def _advance(self, layer: int) -> None:
         begun = [c for c in self.candidates if c.reference.layer < layer]
         starting = [c for c in self.candidates if c.reference.layer == layer]
-        partial = self.scratch / "sweep.partial"
         try:
-            with partial.open("wb") as out, self.model.block(layer) as module:
+            self._path(layer).touch()
+            with self._path(layer).open("r+b") as out, self.model.block(layer) as module:
                 if begun:
                     with self._path(layer - 1).open("rb") as states:
                         for candidate in begun:
                             self._carry(candidate, layer, module, states, out)
                 for candidate in starting:
                     self._begin(candidate, module, out)
-            partial.replace(self._path(layer))
-            index = self._path(layer).with_suffix(".json")
-            record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
-            temporary = index.with_suffix(".partial")
-            temporary.write_text(json.dumps(record), encoding="utf-8")
-            temporary.replace(index)
-        except BaseException:
-            for stray in self.scratch.glob("sweep*.partial"):
-                stray.unlink()
+        except OSError:
+            self._clear()  # a full disk: give back what was taken of it
             raise
-        for old in (self._path(layer - 1), self._path(layer - 1).with_suffix(".json")):
-            old.unlink(missing_ok=True)
+        record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
+        partial = self._index.with_suffix(".partial")
+        partial.write_text(json.dumps(record), encoding="utf-8")
+        partial.replace(self._index)
+
+    def _clear(self) -> None:
+        for leftover in self.scratch.glob("sweep-*"):
+            leftover.unlink()
 
     def _batches(self) -> Iterator[slice]:
         for at in range(0, self.n_rows, self.batch_size):

@@ -14,7 +14,12 @@ from peelcli.errors import PeelError
 DEMOS = ("stuck", "healthy")
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig)
+# A quick look: fewer tokens and kinds of reference than an audit, as the planted fault is plain.
+EXTRACT = ExtractConfig(fit_tokens=8192, select_tokens=4096, eval_tokens=8192)
+FIT = FitConfig(references=("identity", "direct"), direct_steps=24, ladder=False)
+
+
+@with_options(ReportConfig)
 def demo(configs: Configs, console: Console) -> int:
     """See one flagged audit and one clean one, in under a minute; needs no data, no network and no GPU."""
     console.hush_libraries()
@@ -25,7 +30,7 @@ def demo(configs: Configs, console: Console) -> int:
         with as_file(files("peelcli") / "demo" / name) as checkpoint:
             workspace = workspace_for(checkpoint, None)
             done = console.drive(
-                audit_steps(checkpoint, configs[ExtractConfig], configs[FitConfig], workspace)
+                audit_steps(checkpoint, EXTRACT, FIT, workspace)
             )
         results += judge_runs([done.run], configs[ReportConfig])
     for result in results:

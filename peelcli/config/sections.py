@@ -125,7 +125,7 @@ class FitConfig(MachineConfig):
     ladder: bool = setting(
         True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
     )
-    challenge_steps: int = setting(60, "Optimiser steps for each challenge reference.", at_least=0)
+    challenge_steps: int = setting(40, "Optimiser steps for each challenge reference.", at_least=0)
     learning_rate: float | None = setting(
         None, "Step size of the optimiser; auto follows the kind of reference.", unset="auto", above=0
     )

@@ -131,10 +131,10 @@ def _weigh(
     usual = max(usual, least)
     if policy.matched_margin is not None:
         margin = policy.matched_margin
-    elif reference.kind != "identity":
-        margin = policy.fitted_share * usual
+    elif reference.sublayer is not None:
+        margin = policy.sublayer_share * usual
     else:
-        margin = (policy.sublayer_share if reference.sublayer else policy.identity_share) * usual
+        margin = (policy.identity_share if reference.kind == "identity" else policy.fitted_share) * usual
     gap = np.subtract(run.nll_eval, score.nll_eval)
     cost_select = np.subtract(score.nll_select, run.nll_select)
     return Evidence(

@@ -172,8 +172,8 @@ def straddles(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
 def unsettled(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """The closest fit had not converged: more steps might have matched."""
     why = (
-        f"{stand_in(e.score.reference)} {_costs(facts)} {e.cost.mean:.4f} nats, close to the {e.margin:.4f} that a match "
-        f"may, and its fit had not converged ({e.score.fit.reason})"
+        f"{stand_in(e.score.reference)} {_costs(facts)} {e.cost.mean:.4f} nats, close to the {e.margin:.4f} that a "
+        f"match may, and its fit had not converged ({e.score.fit.reason})"
     )
     return undecided(layer, why, "Give the fit more steps (--direct-steps).", facts, e)
 
@@ -224,7 +224,7 @@ def not_measured(layer: int) -> LayerVerdict:
 
 def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
     """A layer that is another, byte for byte, is broken whatever it measures."""
-    advice = "Copy or convert the checkpoint again; where layers share weights on purpose, leave broken out of --fail-on."
+    advice = "Copy or convert the checkpoint again; where layers share weights on purpose, drop broken from --fail-on."
     return replace(
         verdict,
         verdict="broken",

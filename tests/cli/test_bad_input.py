@@ -122,7 +122,10 @@ def poison(ckpt: Path, name: str, value: float) -> None:
     raise KeyError(name)
 
 
-WHERE = [("model.layers.1.mlp.up_proj.weight", float("nan"), 2), ("model.embed_tokens.weight", float("inf"), None)]
+WHERE = [
+    ("model.layers.1.mlp.up_proj.weight", float("nan"), 2),
+    ("model.embed_tokens.weight", float("inf"), None),
+]
 
 
 @pytest.mark.parametrize(("tensor", "value", "layer"), WHERE)
@@ -188,14 +191,19 @@ def empty_text(path: Path) -> Path:
 DATA: list[tuple[Callable[[Path], Path | None], tuple[str, ...]]] = [
     (ids_beyond, ("97", "big.npy", "vocabulary", "made with another tokenizer")),
     (no_file, ("absent.npy", "--data")),
-    (too_few_ids, ("24 different sequences of 32 tokens", "768 tokens", "about 300 tokens", "--data", "--seq-len")),
+    (
+        too_few_ids,
+        ("24 different sequences of 32 tokens", "768 tokens", "about 300 tokens", "--data", "--seq-len"),
+    ),
     (empty_ids, ("none.npy", "--data")),
     (empty_text, ("empty.txt", "--data")),
     (lambda path: None, ("no tokenizer", "tokenizer.json", "--data FILE.npy")),
 ]
 
 
-@pytest.mark.parametrize(("make", "words"), DATA, ids=["beyond", "absent", "few", "empty-ids", "empty-text", "default"])
+@pytest.mark.parametrize(
+    ("make", "words"), DATA, ids=["beyond", "absent", "few", "empty-ids", "empty-text", "default"]
+)
 def test_text_that_cannot_be_used_is_refused(
     make: Callable[[Path], Path | None], words: tuple[str, ...], ckpt: Path, tmp_path: Path
 ) -> None:
@@ -210,14 +218,22 @@ def test_text_that_cannot_be_used_is_refused(
 
 def test_every_mistake_of_a_config_file_is_told_at_once(ckpt: Path, tmp_path: Path) -> None:
     file = tmp_path / "nightly.yaml"
-    file.write_text("extract:\n  fit-tokens: many\n  sed: 1\nfit:\n  scheme: trenary\n  ladder: 3\nreports: {}\n")
+    file.write_text(
+        "extract:\n  fit-tokens: many\n  sed: 1\nfit:\n  scheme: trenary\n  ladder: 3\nreports: {}\n"
+    )
     done = peel(tmp_path / "cache", "audit", ckpt, "-c", file, *AUDIT)
     places = ("extract.fit-tokens", "extract.sed", "fit.scheme", "fit.ladder", "reports")
     assert_refused(done, USAGE, *(f"nightly.yaml: {place}" for place in places), "did you mean 'ternary'?")
     assert not (tmp_path / "cache").exists()
 
 
-OUTSIDE = [("9", "1-3"), ("0", "1-3"), ("2-9", "1-3"), ("3-1", "lower one first"), ("two", "a list of layers")]
+OUTSIDE = [
+    ("9", "1-3"),
+    ("0", "1-3"),
+    ("2-9", "1-3"),
+    ("3-1", "lower one first"),
+    ("two", "a list of layers"),
+]
 
 
 @pytest.mark.parametrize(("layers", "word"), OUTSIDE)
@@ -232,7 +248,9 @@ def test_layers_that_the_checkpoint_does_not_have_are_refused(
 
 
 @pytest.mark.parametrize("inside", ["audit", "extract", "graft"])
-def test_nothing_is_written_inside_the_checkpoint(inside: str, fitted: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_written_inside_the_checkpoint(
+    inside: str, fitted: dict[str, Path], tmp_path: Path
+) -> None:
     ckpt, data = fitted["ckpt"], ("--data", fitted["data"])
     before = sorted(path.name for path in ckpt.rglob("*"))
     commands: dict[str, tuple[Any, ...]] = {
@@ -248,13 +266,16 @@ def test_nothing_is_written_inside_the_checkpoint(inside: str, fitted: dict[str,
 def test_graft_does_not_write_over_a_directory(fitted: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").write_text("kept")
-    done = peel(tmp_path / "cache", "graft", fitted["fit"], fitted["ckpt"], "--layer", "1", "-o", tmp_path / "there")
+    done = peel(
+        tmp_path / "cache", "graft", fitted["fit"], fitted["ckpt"], "--layer", "1", "-o", tmp_path / "there"
+    )
     assert_refused(done, USAGE, "there: exists already", "name a new directory with --output")
     assert [path.name for path in (tmp_path / "there").iterdir()] == ["precious"]
 
 
 @pytest.mark.parametrize(
-    ("ask", "word"), [(("--layer", "9"), "layers [1, 2, 3]"), (("--layer", "2", "--reference", "best"), "identity-002")]
+    ("ask", "word"),
+    [(("--layer", "9"), "layers [1, 2, 3]"), (("--layer", "2", "--reference", "best"), "identity-002")],
 )
 def test_graft_of_a_reference_that_is_not_there(
     ask: tuple[str, ...], word: str, fitted: dict[str, Path], tmp_path: Path
@@ -315,7 +336,11 @@ FILES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
 @pytest.mark.parametrize(("damage", "words"), FILES, ids=lambda value: getattr(value, "__name__", ""))
 @pytest.mark.parametrize("command", ["fit", "report", "verify"])
 def test_a_damaged_file_is_refused(
-    command: str, damage: Callable[[Path], None], words: tuple[str, ...], fitted: dict[str, Path], tmp_path: Path
+    command: str,
+    damage: Callable[[Path], None],
+    words: tuple[str, ...],
+    fitted: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     copy = tmp_path / "copy.h5"
     shutil.copyfile(fitted["acts" if command == "fit" else "fit"], copy)
@@ -327,7 +352,9 @@ def test_a_damaged_file_is_refused(
 
 def test_a_fit_is_not_activations_and_the_other_way_round(fitted: dict[str, Path], tmp_path: Path) -> None:
     done = peel(tmp_path / "cache", "fit", fitted["fit"], *FIT)
-    assert_refused(done, FAILED, "expected a file of schema peel/activations, found 'peel/fit'", "order of arguments")
+    assert_refused(
+        done, FAILED, "expected a file of schema peel/activations, found 'peel/fit'", "order of arguments"
+    )
     done = peel(tmp_path / "cache", "report", fitted["acts"])
     assert_refused(done, FAILED, "expected a file of schema peel/fit, found 'peel/activations'")
 
@@ -357,11 +384,17 @@ def test_a_checkpoint_that_has_moved_can_be_named(fitted: dict[str, Path], tmp_p
 
 
 @pytest.mark.parametrize("command", ["extract", "fit"])
-def test_a_file_with_other_work_is_not_written_over(command: str, fitted: dict[str, Path], tmp_path: Path) -> None:
+def test_a_file_with_other_work_is_not_written_over(
+    command: str, fitted: dict[str, Path], tmp_path: Path
+) -> None:
     output = tmp_path / "mine.h5"
     shutil.copyfile(fitted["acts" if command == "extract" else "fit"], output)
     before = output.read_bytes()
-    what = (fitted["ckpt"], "--data", fitted["data"], *EXTRACT) if command == "extract" else (fitted["acts"], *FIT)
+    what = (
+        (fitted["ckpt"], "--data", fitted["data"], *EXTRACT)
+        if command == "extract"
+        else (fitted["acts"], *FIT)
+    )
     done = peel(tmp_path / "cache", command, *what, "--seed", "5", "-o", output)
     assert_refused(done, FAILED, "mine.h5: exists and holds other work", "--overwrite")
     assert output.read_bytes() == before

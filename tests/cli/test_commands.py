@@ -46,7 +46,11 @@ class Audited:
 
 
 def audited_of(base: Path, family: str, **overrides: Any) -> Audited:
-    ckpt, data, home = save_tiny(base / family, family, **overrides), save_ids(base / "ids.npy"), base / "home"
+    ckpt, data, home = (
+        save_tiny(base / family, family, **overrides),
+        save_ids(base / "ids.npy"),
+        base / "home",
+    )
     return Audited(ckpt, data, home, peel(home, "audit", ckpt, "--data", data, *AUDIT, "-f", "json"))
 
 

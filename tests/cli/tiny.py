@@ -21,7 +21,10 @@ import pytest
 from conftest import build_model
 
 SEQ_LEN = 32
-ONE_THREAD = ("--threads", "1")  # tests share their machine, and threads that wait for each other slow it down
+ONE_THREAD = (
+    "--threads",
+    "1",
+)  # tests share their machine, and threads that wait for each other slow it down
 TOKENS = ("--fit-tokens", "512", "--select-tokens", "256", "--eval-tokens", "512", "--seq-len", str(SEQ_LEN))
 STEPS = ("--direct-steps", "2", "--challenge-steps", "2", "--no-ladder")
 EXTRACT, FIT, AUDIT = (*TOKENS, *ONE_THREAD), (*STEPS, *ONE_THREAD), (*TOKENS, *STEPS, *ONE_THREAD)
@@ -89,7 +92,9 @@ def peel(home: Path, *arguments: object) -> Done:
 def leftovers(*directories: Path) -> list[str]:
     """What a failed command must not leave: files under a temporary name, and results under a final one."""
     files = [path for directory in directories for path in directory.rglob("*") if path.is_file()]
-    parts = [p for p in files if p.parent.name.endswith(".parts")]  # whole layers, which the next run goes on from
+    parts = [
+        p for p in files if p.parent.name.endswith(".parts")
+    ]  # whole layers, which the next run goes on from
     results = [p for p in files if p.suffix in (".h5", ".safetensors") and p not in parts]
     return sorted(p.name for p in files if ".partial" in p.name or p in results)
 
@@ -122,7 +127,9 @@ class _Struck(io.TextIOWrapper):
         return written
 
 
-def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blow | None, closed_pipe: bool) -> None:
+def _child(
+    home: Path, arguments: list[str], largest_file: int | None, blow: Blow | None, closed_pipe: bool
+) -> None:
     from peelcli.cli import console
     from peelcli.cli.main import main
 
@@ -139,7 +146,10 @@ def _child(home: Path, arguments: list[str], largest_file: int | None, blow: Blo
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # open for as long as the process lives
     sys.stderr = struck = _Struck(open(2, "wb", closefd=False), line_buffering=True)  # noqa: SIM115
     if blow is not None:
-        console.EVERY_SECONDS, struck.blow = 0.0, blow  # a line a step, so that the blow falls where it is meant to
+        console.EVERY_SECONDS, struck.blow = (
+            0.0,
+            blow,
+        )  # a line a step, so that the blow falls where it is meant to
     if largest_file is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["peel", *arguments]
