@@ -5,6 +5,7 @@ Layer by layer: each block is read once, run over all sequences, and let go. A g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointError
 from peelcli.progress import Progress
 from peelcli.scoring import head_batch, token_losses
+
+STORE_NBYTES = 2**24  # of states that are written at once
 
 
 @dataclass(frozen=True)
@@ -84,17 +87,16 @@ def _layers(
             for at in range(0, len(ids), task.batch_size):
                 rows = slice(at, at + task.batch_size)
                 hidden[rows] = model.prepare(ids[rows]).hidden.cpu()
-                _store(writer, layer, at, hidden[rows], store)
         else:
             with model.block(layer) as module:
                 for at in range(0, len(ids), task.batch_size):
                     rows = slice(at, at + task.batch_size)
-                    out = model.run_block(layer, module, hidden[rows].to(model.device), ids[rows])
-                    hidden[rows] = out.cpu()
-                    _store(writer, layer, at, hidden[rows], store)
-        if not bool(torch.isfinite(hidden).all()):
+                    hidden[rows] = model.run_block(layer, module, hidden[rows].to(model.device), ids[rows]).cpu()
+        # Both ends are NaN where any value is; unlike isfinite, this needs no memory of its own.
+        if not all(map(math.isfinite, map(float, hidden.aminmax()))):
             raise NonFiniteStatesError(layer)
         if store:
+            _store(writer, layer, hidden)
             writer.finish_layer(layer)
     yield Progress("extract", last + 1, total, "loss")
     nll, entropy = _losses(model, hidden, ids)
@@ -115,9 +117,11 @@ class NonFiniteStatesError(CheckpointError):
         )
 
 
-def _store(writer: ActivationWriter, layer: int, at: int, states: Tensor, wanted: bool) -> None:
-    if wanted:
-        writer.write(layer, at, states)
+def _store(writer: ActivationWriter, layer: int, hidden: Tensor) -> None:
+    """Write O_layer, hidden (n_seq, seq_len, d_model), in pieces: few calls, and small copies in another dtype."""
+    step = max(1, STORE_NBYTES // (hidden[0].numel() * hidden.element_size()))
+    for at in range(0, len(hidden), step):
+        writer.write(layer, at, hidden[at : at + step])
 
 
 def _go_on_from(writer: ActivationWriter, hidden: Tensor, task: Extraction, last: int) -> int:

@@ -51,8 +51,11 @@ def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def head_batch(seq_len: int, vocab_size: int) -> int:
-    """Sequences whose logits are held at once: about 64 MB of them in float32."""
-    return max(1, 2**24 // max(1, seq_len * vocab_size))
+    """Sequences whose logits are held at once: about 8 MB in float32, and as much for each of a few steps over them.
+
+    More is slower (64 MB take three times as long): the allocator asks the system for such tensors anew each time.
+    """
+    return max(1, 2**21 // max(1, seq_len * vocab_size))
 
 
 class Sweep:
@@ -117,6 +120,7 @@ class Sweep:
             return 0
         record = json.loads(self._index.read_text(encoding="utf-8"))
         if record["key"] != self.key:
+            self._index.unlink()  # what it speaks of is about to be overwritten
             return 0
         self.losses.fvu_eval = record["fvu_eval"]
         return int(record["layer"])
@@ -133,13 +137,13 @@ class Sweep:
                             self._carry(candidate, layer, module, states, out)
                 for candidate in starting:
                     self._begin(candidate, module, out)
+            record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
+            partial = self._index.with_suffix(".partial")
+            partial.write_text(json.dumps(record), encoding="utf-8")
+            partial.replace(self._index)
         except OSError:
             self._clear()  # a full disk: give back what was taken of it
             raise
-        record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
-        partial = self._index.with_suffix(".partial")
-        partial.write_text(json.dumps(record), encoding="utf-8")
-        partial.replace(self._index)
 
     def _clear(self) -> None:
         for leftover in self.scratch.glob("sweep-*"):

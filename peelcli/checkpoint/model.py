@@ -9,6 +9,8 @@ So a stage can go layer by layer over all tokens, reading each block once, for a
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -175,6 +177,7 @@ class BlockwiseModel:
             yield module
         finally:
             _assign(module, {n: p.to("meta") for n, p in module.named_parameters()})
+            _give_back_memory()
 
     def block_nbytes(self, layer: int) -> int:
         """Bytes of one block's weights in the dtype it runs in."""
@@ -323,6 +326,17 @@ def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
 
 def _same(value: Tensor) -> Tensor:
     return value
+
+
+def _give_back_memory() -> None:
+    """Hand free memory back to the system.
+
+    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took the process to 708 MB
+    rather than 479. It costs milliseconds; another C library has no such function, and no such need.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> None:

@@ -29,6 +29,7 @@ class Evidence:
     margin: float  # what a match may cost
     usual: float  # what the same reference costs the other layers, or what stands in for that
     from_peers: bool  # whether `usual` is the lower median over the other layers
+    vacuous: bool  # a fit that costs next to nothing at any layer: in so many bits a match says nothing
     gap_threshold: float  # what a gap must exceed to count as surpassing
     p_surpassed: float
     p_matched: float
@@ -104,14 +105,14 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
     """The evidence of every usable reference but challenges, with margins from its peers at other layers."""
     usable = [s for s in run.scores if is_usable(s) and s.reference.kind in STATE_KINDS]
     costs = {s.reference.key: _costs(run, s, foreign) for s in usable}
+    groups: dict[tuple[object, ...], list[tuple[int, float]]] = {}
+    for score in usable:
+        mean = float(np.mean(costs[score.reference.key]))
+        groups.setdefault(group_of(score), []).append((score.reference.layer, mean))
     threshold = gap_threshold(policy, mismatch)
     found = []
     for score in usable:
-        peers = [
-            float(np.mean(costs[o.reference.key]))
-            for o in usable
-            if group_of(o) == group_of(score) and o.reference.layer != score.reference.layer
-        ]
+        peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
         found.append(_weigh(run, score, costs[score.reference.key], peers, policy, threshold))
     return found
 
@@ -126,11 +127,15 @@ def _weigh(
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
     usual = max(0.0, median_low(peers)) if len(peers) > 1 else 0.0
-    least = policy.least_share * fair_share(run) if reference.kind == "identity" else 0.0
-    from_peers = usual >= least
+    is_fitted = reference.kind != "identity"
+    least = 0.0 if is_fitted else policy.least_share * fair_share(run)
+    from_peers = len(peers) > 1 and usual >= least
     usual = max(usual, least)
+    vacuous = is_fitted and from_peers and usual < policy.least_usual
     if policy.matched_margin is not None:
         margin = policy.matched_margin
+    elif vacuous:
+        margin = 0.0
     elif reference.sublayer is not None:
         margin = policy.sublayer_share * usual
     else:
@@ -147,6 +152,7 @@ def _weigh(
         margin=margin,
         usual=usual,
         from_peers=from_peers,
+        vacuous=vacuous and policy.matched_margin is None,
         gap_threshold=threshold,
         p_surpassed=p_greater(gap.tolist(), threshold),
         p_matched=p_less(cost.tolist(), margin),

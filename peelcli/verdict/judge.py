@@ -109,7 +109,7 @@ class _Rules:
 
     def _surpassing(self, layer: int) -> Evidence | None:
         """The reference of a layer with the largest gap on `select`: the only one whose gap is tested on `eval`."""
-        return max(self.deciding[layer], key=lambda e: e.gap_select, default=None)
+        return min(self.deciding[layer], key=lambda e: (-e.gap_select, *_cheapest(e)), default=None)
 
     def _surpassed(self) -> dict[int, Evidence]:
         best = {n: e for n in self.run.layers if (e := self._surpassing(n)) is not None}
@@ -148,7 +148,7 @@ class _Rules:
         for layer in self.run.layers:
             fair = [e for e in self.deciding[layer] if self._matches(e)]
             if layer not in taken and fair:
-                best[layer] = min(fair, key=lambda e: self._select_cost(e) / e.margin)
+                best[layer] = min(fair, key=lambda e: (self._select_cost(e) / e.margin, *_cheapest(e)))
                 # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
                 tried[layer] = len(fair) if self.foreign else 1
         p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
@@ -167,7 +167,7 @@ class _Rules:
         rejected = self._holm({i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)})
         fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
-        for e in sorted(fair, key=lambda e: e.cost.mean / e.margin):
+        for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *_cheapest(e))):
             inside = set(range(e.score.reference.layer, e.score.reference.target + 1))
             # A layer that was not audited may be the one: then none can be blamed.
             if inside <= set(self.by_layer) and not inside & (taken | set(found)):
@@ -196,14 +196,14 @@ class _Rules:
 
     def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
         """Effective only where every reference costs clearly more, and none might have cost less with more steps."""
-        evidence = self.lighter[layer]
+        evidence = [e for e in self.lighter[layer] if not e.vacuous]
         if not evidence:
             diverged = sum(s.reference.layer == layer and not is_usable(s) for s in self.run.scores)
             return words.unmeasured(layer, diverged, facts)
         factor = self.policy.unsettled_factor
         straddling = [e for e in evidence if e.cost.low <= e.margin]
         unsettled = [e for e in evidence if not e.score.fit.converged and e.cost.mean < factor * e.margin]
-        closest = min(straddling or unsettled or evidence, key=_distance)
+        closest = min(straddling or unsettled or evidence, key=lambda e: (_distance(e), *_cheapest(e)))
         if straddling:
             return words.straddles(layer, closest, facts)
         if unsettled:
@@ -228,7 +228,8 @@ class _Rules:
             for e in blocks
             if e.score.reference.kind == "direct" and e.score.reference.scheme == self.run.scheme
         ]
-        telling = [e for e in self.deciding[layer] if is_lighter(self.run, e.score) or e.surpasses]
+        telling = [e for e in self.lighter[layer] if not e.vacuous]
+        telling += [e for e in self.deciding[layer] if e.surpasses]
         relative = [1.0 - e.relative_cost for e in telling]
         excess = self.excess.get(layer)
         if excess and not self.foreign:
@@ -247,8 +248,14 @@ class _Rules:
         drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
         worth = median(drops) if len(drops) > 1 else fair_share(self.run)
         margin = self.policy.effective_share * worth
-        cheap = [e.score.reference.bits for e in blocks if worth > 0 and e.cost.high < margin]
+        limit = self.policy.divergence_factor * margin
+        cheap = [e.score.reference.bits for e in blocks if e.cost.high < margin and e.divergence < limit]
         return min(cheap, default=None)
+
+
+def _cheapest(e: Evidence) -> tuple[float, str]:
+    """What decides a tie: an idle part makes several references exactly alike."""
+    return e.score.reference.bits, e.score.reference.key
 
 
 def _distance(e: Evidence) -> float:

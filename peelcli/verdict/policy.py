@@ -21,6 +21,8 @@ class Policy:
     """The same for attention or MLP alone: sound layers differ more in their parts than as wholes."""
     fitted_share: float = 0.15
     """A fitted reference matches below this share of what the same reference costs the other layers."""
+    least_usual: float = 0.002
+    """A fitted reference that costs the other layers less than this, in nats, can match none: it fits anything."""
     divergence_factor: float = 2.0
     """A match must also leave the predictions alone: its divergence stays below this many times the margin."""
     effective_share: float = 0.02

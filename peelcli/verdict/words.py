@@ -188,7 +188,7 @@ def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:
     if diverged:
         why = f"the losses with {diverged} of its references are not finite: their fits diverged"
         return undecided(layer, why, "Lower the step size (--learning-rate), or try --dtype float32.", facts)
-    why = "no reference lighter than the layer itself was measured"
+    why = "no reference was measured that is lighter than the layer and costs the other layers anything"
     return undecided(
         layer, why, "Add kinds (--references), a --scheme of fewer bits, or --start fresh.", facts
     )

@@ -22,8 +22,8 @@ from pathlib import Path
 from results import STORIES, parser, publish, run_child, table
 
 GOAL = 1.3
-TOKENS = {"fit": 16384, "select": 8192, "eval": 16384}  # what peel takes unasked
-CASES = {"random Llama, width 512, 8 layers": 128, "stories260K": 256}  # name → seq_len
+PARTS = {"fit": 2, "select": 1, "eval": 2}
+CASES = {"random Llama, width 512, 8 layers": (128, 10240), "stories260K": (256, 40960)}  # name → seq_len, tokens
 Timing = tuple[float, float]  # seconds: processor time, wall time
 
 
@@ -60,7 +60,7 @@ def plain_pass(checkpoint: Path, ids, batch_size: int, target: Path) -> int:  # 
     return written
 
 
-def run_case(checkpoint: Path, seq_len: int, repeats: int, scratch: Path) -> dict[str, list[Timing]]:
+def run_case(checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
     import torch
 
@@ -69,7 +69,7 @@ def run_case(checkpoint: Path, seq_len: int, repeats: int, scratch: Path) -> dic
     from peelcli.config import ExtractConfig
     from peelcli.workspace import Workspace
 
-    tokens = {f"{part}_tokens": budget for part, budget in TOKENS.items()}
+    tokens = {f"{part}_tokens": num_tokens * share // sum(PARTS.values()) for part, share in PARTS.items()}
     settings = ExtractConfig(data=(scratch / "tokens.npy",), seq_len=seq_len, device="cpu", dtype="float32",
                              threads=1, overwrite=True, **tokens)  # fmt: skip
     workspace = Workspace(scratch / "work", checkpoint)
@@ -114,8 +114,8 @@ def child(case: str, repeats: int) -> None:
         if not case.startswith("stories"):
             checkpoint, vocab_size = scratch / "checkpoint", 1000
             save_llama(checkpoint, 8)
-        save_tokens(scratch / "tokens.npy", 2 * sum(TOKENS.values()), vocab_size)
-        print(json.dumps(run_case(checkpoint, CASES[case], repeats, scratch)))
+        save_tokens(scratch / "tokens.npy", 2 * CASES[case][1], vocab_size)
+        print(json.dumps(run_case(checkpoint, *CASES[case], repeats, scratch)))
 
 
 def spread(values: list[float]) -> str:
@@ -144,7 +144,9 @@ def main() -> None:
         medians = {name: statistics.median(t[0] for t in found[name]) for name in found if name not in "AB"}
         parts.append(f"{case}: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items()))
     header = ("checkpoint", "clock", "A: extract, s", "B: plain, s", "A/B", "of single pairs")
-    text = f"{sum(TOKENS.values()):,} tokens in float32, one thread; medians of {args.repeats} with least and most.\n\n"
+    chosen = [(case, CASES[case]) for case in args.cases]
+    sizes = "; ".join(f"{name}: {tokens:,} tokens, {length} a sequence" for name, (length, tokens) in chosen)
+    text = f"{sizes}. In float32, one thread; medians of {args.repeats}, with least and most.\n\n"
     text += table(header, rows) + "\n\n" + "\n".join(f"- Of A, and the scan beside it (processor time): {p}" for p in parts)
     text += f"\n\nGoal (A/B at most {GOAL}, by processor time): {'met' if met else 'MISSED'}."
     publish("extract_cost", text, write=args.write)

@@ -164,52 +164,33 @@ def test_states_that_are_not_finite_though_the_weights_are(ckpt: Path, tmp_path:
 # -- text that cannot be used ------------------------------------------------------------------------------------------
 
 
-def ids_beyond(path: Path) -> Path:
-    np.save(path / "big.npy", np.full((40, 32), 97))
-    return path / "big.npy"
-
-
-def no_file(path: Path) -> Path:
-    return path / "absent.npy"
-
-
-def too_few_ids(path: Path) -> Path:
-    np.save(path / "few.npy", np.arange(300) % 97)
-    return path / "few.npy"
-
-
-def empty_ids(path: Path) -> Path:
-    np.save(path / "none.npy", np.zeros(0, dtype=np.int64))
-    return path / "none.npy"
-
-
-def empty_text(path: Path) -> Path:
-    (path / "empty.txt").write_text("")
-    return path / "empty.txt"
-
-
-DATA: list[tuple[Callable[[Path], Path | None], tuple[str, ...]]] = [
-    (ids_beyond, ("97", "big.npy", "vocabulary", "made with another tokenizer")),
-    (no_file, ("absent.npy", "--data")),
-    (
-        too_few_ids,
-        ("24 different sequences of 32 tokens", "768 tokens", "about 300 tokens", "--data", "--seq-len"),
+DATA: dict[str, tuple[np.ndarray | str | None, tuple[str, ...]]] = {
+    "beyond.npy": (np.full((40, 32), 97), ("97", "vocabulary", "made with another tokenizer")),
+    "few.npy": (
+        np.arange(300) % 97,
+        ("24 different sequences of 32 tokens", "768 tokens", "about 300 tokens"),
     ),
-    (empty_ids, ("none.npy", "--data")),
-    (empty_text, ("empty.txt", "--data")),
-    (lambda path: None, ("no tokenizer", "tokenizer.json", "--data FILE.npy")),
-]
+    "none.npy": (np.zeros(0, dtype=np.int64), ("--data",)),
+    "empty.txt": ("", ("--data",)),
+    "absent.npy": (None, ("--data",)),
+}
 
 
-@pytest.mark.parametrize(
-    ("make", "words"), DATA, ids=["beyond", "absent", "few", "empty-ids", "empty-text", "default"]
-)
-def test_text_that_cannot_be_used_is_refused(
-    make: Callable[[Path], Path | None], words: tuple[str, ...], ckpt: Path, tmp_path: Path
-) -> None:
-    data = make(tmp_path)
-    done = peel(tmp_path / "cache", "audit", ckpt, *(["--data", data] if data else []), *AUDIT)
-    assert_refused(done, FAILED, *words)
+@pytest.mark.parametrize("name", DATA)
+def test_text_that_cannot_be_used_is_refused(name: str, ckpt: Path, tmp_path: Path) -> None:
+    content, words = DATA[name]
+    if isinstance(content, str):
+        (tmp_path / name).write_text(content)
+    elif content is not None:
+        np.save(tmp_path / name, content)
+    done = peel(tmp_path / "cache", "audit", ckpt, "--data", tmp_path / name, *AUDIT)
+    assert_refused(done, FAILED, name, *words)
+    assert leftovers(tmp_path / "cache") == []
+
+
+def test_the_default_text_needs_a_tokenizer(ckpt: Path, tmp_path: Path) -> None:
+    done = peel(tmp_path / "cache", "audit", ckpt, *AUDIT)
+    assert_refused(done, FAILED, "no tokenizer", "tokenizer.json", "--data FILE.npy")
     assert leftovers(tmp_path / "cache") == []
 
 

@@ -92,7 +92,7 @@ def test_a_killed_sweep_goes_on_from_its_last_whole_layer_unless_told_otherwise(
     work = next((tmp_path / "peel").iterdir())
     (scratch,) = work.glob("fit-*.parts")
     kept = {path.name: path.read_bytes() for path in scratch.iterdir()}
-    assert "sweep-002.states" in kept
+    assert any(name.endswith(".states") for name in kept)
     done = peel(tmp_path, *command)
     assert "score 2/4 layer 3" in done.err
     assert "score 0/4" not in done.err

@@ -121,9 +121,13 @@ class _Struck(io.TextIOWrapper):
     def write(self, text: str) -> int:
         written = super().write(text)
         if self.blow is not None and text.startswith(self.blow.line):
-            strike = threading.Timer(self.blow.delay, os.kill, (os.getpid(), self.blow.number))
-            strike.daemon = True
-            strike.start()
+            whom = (os.getpid(), self.blow.number)
+            if self.blow.delay:
+                strike = threading.Timer(self.blow.delay, os.kill, whom)
+                strike.daemon = True
+                strike.start()
+            else:
+                os.kill(*whom)
         return written
 
 

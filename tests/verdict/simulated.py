@@ -1,8 +1,8 @@
 """Runs made of drawn per-sequence losses: what a sound network measures, and the same with a fault in one layer.
 
-Costs and their spread are those measured on a real 5-layer model: dropping a block costs .8 to 2.8 nats, its attention
-.14 to .51, its MLP .59 to .84; ternary stand-ins cost .10 to .30, .02 to .07 and .08 to .17. A sequence's difference has
-a deviation of about a fifth of the cost and .03 besides, heavy tails, and most of it in common with other references.
+Costs and their spread are those measured on a real 5-layer model: dropping a block costs .8 to 2.8 nats, its
+attention .14 to .51, its MLP .59 to .84; ternary stand-ins cost .10 to .30, .02 to .07 and .08 to .17. A sequence's
+difference has a deviation of about a fifth of the cost and .03 besides, heavy tails, and much in common with others.
 """
 
 from __future__ import annotations

@@ -99,7 +99,7 @@ def test_effective_bits_of_an_idle_layer_are_none_at_all():
 
 
 def test_own_bits_are_of_the_layer_not_of_its_place_among_the_audited():
-    effects = {r: e for r, e in sound(layers=(3, 4, 5)).items()}
+    effects = sound(layers=(3, 4, 5))
     bits = (1.0, 2.0, 3.0, 4.0, 5.0)
     result = judge(measure(effects, layers=(3, 4, 5), layer_bits=bits))
     assert [v.own_bits for v in result.layers] == [3.0, 4.0, 5.0]

@@ -67,7 +67,7 @@ def runs(draw: st.DrawFn) -> Run:
     return foreign(run) if draw(st.booleans()) else run
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(runs(), st.sets(st.sampled_from(VERDICTS)))
 def test_no_verdict_says_more_than_was_measured(run, fail_on):
     result = judge(run, Policy(fail_on=tuple(fail_on)))
@@ -98,12 +98,6 @@ def test_no_verdict_says_more_than_was_measured(run, fail_on):
             assert reference.bits < bits - 1e-9 or fit.start == "fresh"
         if verdict.verdict == "effective" and result.network.data_fit == "own":
             assert verdict.gap_interval[1] < 0
-            assert verdict.gap_interval[1] < -verdict_margin(verdict)
-
-
-def verdict_margin(verdict) -> float:
-    """A match may never be so wide that an effective layer's closest reference lies within it."""
-    return 0.0 if verdict.drop_cost is None else 0.0
 
 
 FAULTY = changed(sound(), {identity(2, "attention"): -0.06, direct(2, "attention"): -0.05}, divergence=0.2)

@@ -94,7 +94,7 @@ def test_other_findings_are_notes_and_flag_nothing(kind):
 @pytest.mark.parametrize("layers", [(3, 4, 5), (2,), (1, 5), (2, 3)])
 def test_some_layers_alone_are_judged_as_soundly(layers):
     """The reference that drops every block is missing where layer 1 was not audited, and peers are few."""
-    effects = {r: e for r, e in sound(layers=layers).items()}
+    effects = sound(layers=layers)
     result = judge(measure(effects, layers=layers))
     assert tuple(v.layer for v in result.layers) == layers
     assert {v.verdict for v in result.layers} == {"effective"}
