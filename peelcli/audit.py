@@ -21,7 +21,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.checkpoint.structure import layers_of
 from peelcli.checkpoint.tokenizer import load_tokenizer
-from peelcli.config import ExtractConfig, FitConfig, MachineConfig, parse_layers
+from peelcli.config import DeviceConfig, ExtractConfig, FitConfig, MachineConfig, parse_layers
 from peelcli.describe import describe, training_step
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
@@ -64,6 +64,7 @@ def open_and_scan(path: Path, workspace: Workspace) -> Generator[Progress, None,
     """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited."""
     files = open_checkpoint(path)
     require_decoder_only(files.config)
+    workspace.make()
     scan = workspace.kept_scan(files)
     if scan is None:
         scan = yield from scan_steps(files)
@@ -89,7 +90,7 @@ def fit_key(extraction: str, settings: FitConfig) -> str:
     return digest([extraction, relevant(settings)])
 
 
-def open_model(opened: Opened, settings: MachineConfig, workspace: Workspace) -> BlockwiseModel:
+def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
     # Never more than torch has of itself, which is what OMP_NUM_THREADS asks for.
     torch.set_num_threads(settings.threads or min(cpu_quota(), torch.get_num_threads()))
@@ -247,7 +248,7 @@ def audit_steps(
 
 
 def open_fitted(
-    path: Path, run: Run, machine: MachineConfig, workspace: Workspace
+    path: Path, run: Run, machine: DeviceConfig, workspace: Workspace
 ) -> Generator[Progress, None, tuple[Opened, BlockwiseModel]]:
     """The checkpoint that a fit belongs to, on the device and in the precision of the fit unless asked otherwise."""
     opened = yield from open_and_scan(path, workspace)

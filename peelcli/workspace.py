@@ -53,15 +53,18 @@ class Workspace:
     """The files of one checkpoint's audits."""
 
     def __init__(self, directory: Path, checkpoint: Path) -> None:
-        """Make the directory. UsageError where it lies inside the checkpoint's."""
+        """Name the directory; `make` makes it. UsageError where it lies inside the checkpoint's."""
         require_outside(directory, checkpoint)
+        self.directory = directory
+
+    def make(self) -> None:
+        """Make the directory, once it is known that there is a checkpoint to work on."""
         try:
-            directory.mkdir(parents=True, exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ResourceError(
-                f"{directory}: cannot be made ({error.strerror}). Name another work directory with --output."
+                f"{self.directory}: cannot be made ({error.strerror}). Name another work directory with --output."
             ) from error
-        self.directory = directory
 
     @classmethod
     def under(cls, base: Path, checkpoint: Path) -> Workspace:

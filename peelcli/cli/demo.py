@@ -29,9 +29,7 @@ def demo(configs: Configs, console: Console) -> int:
     for name in DEMOS:
         with as_file(files("peelcli") / "demo" / name) as checkpoint:
             workspace = workspace_for(checkpoint, None)
-            done = console.drive(
-                audit_steps(checkpoint, EXTRACT, FIT, workspace)
-            )
+            done = console.drive(audit_steps(checkpoint, EXTRACT, FIT, workspace))
         results += judge_runs([done.run], configs[ReportConfig])
     for result in results:
         show([result], configs[ReportConfig], console, to_file=False)

@@ -12,7 +12,7 @@ from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.cli.verify import Checkpoint, Fit
-from peelcli.config import Configs, MachineConfig, ReportConfig
+from peelcli.config import Configs, DeviceConfig, ReportConfig
 from peelcli.errors import UsageError
 
 Layer = Annotated[int, typer.Option("--layer", metavar="N", help="Layer to replace, counted from 1.")]
@@ -25,7 +25,7 @@ Key = Annotated[
 ]
 
 
-@with_options(MachineConfig)
+@with_options(DeviceConfig)
 def graft(
     fit: Fit,
     checkpoint: Checkpoint,
@@ -53,7 +53,7 @@ def graft(
         )
     chosen = known[reference] if reference is not None else decided[0]
     opened, model = console.drive(
-        open_fitted(checkpoint, run, configs[MachineConfig], workspace_for(checkpoint, None))
+        open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
     write_graft(fit, opened.files, model, chosen, output)
     console.note(

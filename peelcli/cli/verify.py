@@ -11,34 +11,46 @@ from peelcli.cli.console import Console
 from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import Configs, MachineConfig, ReportConfig, parse_layers
+from peelcli.config import Configs, DeviceConfig, ReportConfig, parse_layers
 
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="File that `peel fit` wrote.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint it was fitted to.")]
+Layers = Annotated[
+    str | None,
+    typer.Option(
+        "--layers",
+        metavar="LIST",
+        help="Layers to replay, such as 1,4-6; unset: those flagged.",
+        show_default=False,
+    ),
+]
 
 
-@with_options(MachineConfig, ReportConfig)
-def verify(fit: Fit, checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
+@with_options(DeviceConfig)
+def verify(
+    fit: Fit, checkpoint: Checkpoint, configs: Configs, console: Console, layers: Layers = None
+) -> int:
     """Replay the witnesses of the flagged layers, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
+    from peelcli.fit import SCORE_TOKENS
     from peelcli.fitstore import read_fit
     from peelcli.replay import replay_steps
 
-    machine = configs[MachineConfig]
     run = read_fit(fit)
-    (result,) = judge_runs([run], configs[ReportConfig])
-    wanted = parse_layers(machine.layers, run.num_layers) if machine.layers else result.flagged
+    (result,) = judge_runs([run], ReportConfig())
+    wanted = parse_layers(layers, run.num_layers) if layers else result.flagged
     chosen = [v for v in result.layers if v.layer in wanted and v.reference is not None]
     if not chosen:
         console.result(
             f"{fit}: no flagged layer has a witness; nothing to verify. Name layers with --layers."
         )
         return 0
-    _, model = console.drive(open_fitted(checkpoint, run, machine, workspace_for(checkpoint, None)))
+    _, model = console.drive(
+        open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
+    )
     gaps = [(v.reference, result.gap_of(v.reference)) for v in chosen if v.reference is not None]
-    batch_size = machine.batch_size or max(1, 1024 // run.seq_len)
-    for replay in console.drive(replay_steps(fit, model, gaps, batch_size)):
+    for replay in console.drive(replay_steps(fit, model, gaps, max(1, SCORE_TOKENS // run.seq_len))):
         console.result(
             f"layer {replay.reference.layer}: {replay.reference.key}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"

@@ -27,19 +27,9 @@ DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 
 @dataclass(frozen=True)
-class MachineConfig:
-    """What `extract` and `fit` have in common: where they run, on which layers, from which seed."""
+class DeviceConfig:
+    """What every command that runs the model has in common."""
 
-    layers: str | None = setting(
-        None,
-        "Which layers, counted from 1, such as 1,4-6.",
-        unset="all",
-        pattern=LAYERS,
-        expects="a list of layers such as 1,4-6",
-        joined=True,
-        metavar="LIST",
-        shared=True,
-    )
     device: str = setting(
         "auto",
         "Device to run on: auto takes the first accelerator, or else the CPU.",
@@ -51,15 +41,31 @@ class MachineConfig:
     dtype: str = setting(
         "auto", "Precision that the model runs in; auto follows the device.", choices=DTYPES, shared=True
     )
-    batch_size: int | None = setting(
-        None, "Sequences per forward pass; auto follows the memory.", unset="auto", at_least=1, shared=True
-    )
     threads: int | None = setting(
         None,
         "CPU threads; auto respects the CPU quota of the container.",
         unset="auto",
         at_least=1,
         shared=True,
+    )
+
+
+@dataclass(frozen=True)
+class MachineConfig(DeviceConfig):
+    """What `extract` and `fit` have in common: on which layers, from which seed, over what is there."""
+
+    layers: str | None = setting(
+        None,
+        "Which layers, counted from 1, such as 1,4-6.",
+        unset="all",
+        pattern=LAYERS,
+        expects="a list of layers such as 1,4-6",
+        joined=True,
+        metavar="LIST",
+        shared=True,
+    )
+    batch_size: int | None = setting(
+        None, "Sequences per forward pass; auto follows the memory.", unset="auto", at_least=1, shared=True
     )
     seed: int = setting(
         0, "Seed of everything that is drawn at random.", at_least=0, below=2**63, shared=True
