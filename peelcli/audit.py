@@ -150,9 +150,8 @@ def extract_steps(
         opened.path,
         model,
         calibration,
-        checkpoint_id=opened.scan.checkpoint_id,
+        scan=opened.scan,
         layers=layers,
-        findings=opened.scan.findings,
         stored_bits=opened.stored_bits,
         seed=settings.seed,
     )
@@ -261,22 +260,6 @@ def open_fitted(
     return opened, open_model(opened, settings, workspace)
 
 
-def note_identical(runs: Sequence[Run]) -> list[Run]:
-    """The runs, each with a finding where an earlier one is byte for byte the same checkpoint."""
-    noted = []
-    for index, run in enumerate(runs):
-        twin = next((r for r in runs[:index] if r.checkpoint_id == run.checkpoint_id), None)
-        if twin is None:
-            noted.append(run)
-            continue
-        message = (
-            f"{run.checkpoint} holds the same tensors as {twin.checkpoint}, byte for byte: one of the two is not the "
-            "checkpoint that its name says."
-        )
-        noted.append(replace(run, findings=(*run.findings, Finding("identical-checkpoint", message))))
-    return noted
-
-
 def _unmeasured(
     opened: Opened, extract_settings: ExtractConfig, fit_settings: FitConfig, findings: Sequence[Finding]
 ) -> Run:
@@ -295,6 +278,7 @@ def _unmeasured(
         data="none: nothing was measured",
         vocab_size=0,
         step=training_step(opened.path),
+        layer_hashes={str(n): h for n, h in opened.scan.layer_hashes.items()},
         config={"extract": relevant(extract_settings), "fit": relevant(fit_settings)},
         findings=(*opened.scan.findings, *findings),
     )

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.scan import ScanResult
 from peelcli.errors import CheckpointError
 from peelcli.quant.grid import Grid, recognise_grid
-from peelcli.records import Finding
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
 
@@ -48,8 +48,10 @@ def layer_grid(
         found.append((value.numel(), recognise_grid(value.reshape(-1, value.shape[-1]))))
     total = sum(n for n, _ in found) or 1
     bits = sum(n * (grid.num_bits if grid else stored_bits) for n, grid in found) / total
-    grids = {(g.scheme, g.group_size) if g else None for _, g in found}
-    return bits, grids.pop() if len(grids) == 1 else None
+    grids = {(g.scheme, g.group_size, g.num_bits) if g else None for _, g in found}
+    only = grids.pop() if len(grids) == 1 else None
+    # The mean of equal bits may miss them by a rounding, and they are compared with those of schemes.
+    return (only[2], only[:2]) if only else (bits, None)
 
 
 def unigram_ce(fit: np.ndarray, evaluation: np.ndarray, vocab_size: int) -> float:
@@ -66,9 +68,8 @@ def describe(
     model: BlockwiseModel,
     calibration: Calibration,
     *,
-    checkpoint_id: str,
+    scan: ScanResult,
     layers: tuple[int, ...],
-    findings: tuple[Finding, ...],
     stored_bits: float,
     seed: int,
 ) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def describe(
         )
     return {
         "checkpoint": str(directory),
-        "checkpoint_id": checkpoint_id,
+        "checkpoint_id": scan.checkpoint_id,
         "num_layers": model.num_layers,
         "layers": list(layers),
         "seed": seed,
@@ -102,6 +103,7 @@ def describe(
         "device": str(model.device),
         "layer_bits": list(bits),
         "layer_grids": [list(g) if g else None for g in grids],
-        "findings": [asdict(f) for f in findings],
+        "layer_hashes": {str(n): h for n, h in scan.layer_hashes.items()},
+        "findings": [asdict(f) for f in scan.findings],
         "skipped": skipped,
     }

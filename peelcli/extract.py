@@ -20,7 +20,7 @@ from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointError
 from peelcli.progress import Progress
-from peelcli.scoring import head_batch, token_losses
+from peelcli.scoring import head_batch, predictive_entropy, token_losses
 
 STORE_NBYTES = 2**24  # of states that are written at once
 
@@ -91,7 +91,9 @@ def _layers(
             with model.block(layer) as module:
                 for at in range(0, len(ids), task.batch_size):
                     rows = slice(at, at + task.batch_size)
-                    hidden[rows] = model.run_block(layer, module, hidden[rows].to(model.device), ids[rows]).cpu()
+                    hidden[rows] = model.run_block(
+                        layer, module, hidden[rows].to(model.device), ids[rows]
+                    ).cpu()
         # Both ends are NaN where any value is; unlike isfinite, this needs no memory of its own.
         if not all(map(math.isfinite, map(float, hidden.aminmax()))):
             raise NonFiniteStatesError(layer)
@@ -145,7 +147,7 @@ def _losses(model: BlockwiseModel, hidden: Tensor, ids: Tensor) -> tuple[np.ndar
     parts = []
     for at in range(0, len(ids), step):
         rows = slice(at, at + step)
-        nll, entropy, _ = token_losses(model.logits(hidden[rows].to(model.device), ids[rows]), ids[rows])
-        parts.append(torch.stack([nll, entropy]).cpu())
+        nll, log_p = token_losses(model.logits(hidden[rows].to(model.device), ids[rows]), ids[rows])
+        parts.append(torch.stack([nll, predictive_entropy(log_p)]).cpu())
     joined = torch.cat(parts, dim=1).numpy()
     return joined[0], joined[1]

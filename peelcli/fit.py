@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -79,9 +80,11 @@ class Fitter:
         self._key = json.dumps([about, task.config], sort_keys=True)
         self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
         self._outcomes: dict[Reference, FitOutcome] = {}
+        self._began = 0.0
 
     def run(self) -> Iterator[Progress]:
         """Fit, score and write `task.output`; yields as it goes."""
+        self._began = time.perf_counter()
         self.parts_dir.mkdir(parents=True, exist_ok=True)
         if not self.task.resume:
             self._clear_parts()
@@ -254,4 +257,5 @@ class Fitter:
             nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),
             entropy_eval=tuple(self.acts.entropy[rows["eval"]].tolist()),
             scores=tuple(scores),
+            seconds=round(time.perf_counter() - self._began, 3),
         )

@@ -105,6 +105,7 @@ class Run:
     device: str = ""
     config: dict[str, object] = field(default_factory=dict)
     scores: tuple[Score, ...] = ()
+    layer_hashes: dict[str, str] = field(default_factory=dict)  # layer number → SHA-256 of its weights
     findings: tuple[Finding, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
     seconds: float = 0.0

@@ -41,13 +41,16 @@ class Losses:
     fvu_eval: dict[str, float] = field(default_factory=dict)
 
 
-def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per-sequence mean NLL and predictive entropy (n_seq,), and log-probabilities (n_seq, seq_len−1, vocab)."""
+def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean NLL of each sequence (n_seq,), and log-probabilities (n_seq, seq_len−1, vocab)."""
     log_p = logits[:, :-1].float().log_softmax(-1)
     target = ids[:, 1:, None].to(log_p.device)
-    nll = -log_p.gather(-1, target)[..., 0].double().mean(1)
-    entropy = -(log_p.exp() * log_p).sum(-1).double().mean(1)
-    return nll, entropy, log_p
+    return -log_p.gather(-1, target)[..., 0].double().mean(1), log_p
+
+
+def predictive_entropy(log_p: Tensor) -> Tensor:
+    """Mean entropy of each sequence's predictions (n_seq,) from log-probabilities (n_seq, seq_len−1, vocab)."""
+    return -(log_p.exp() * log_p).sum(-1).double().mean(1)
 
 
 def head_batch(seq_len: int, vocab_size: int) -> int:
@@ -213,11 +216,11 @@ class Sweep:
                 ids = self.ids[rows]
                 absolute = slice(rows.start + self.rows.start, rows.stop + self.rows.start)
                 trained = self.acts.states(last, absolute).to(self.model.device, self.model.dtype)
-                _, _, log_p = token_losses(self.model.logits(trained, ids), ids)
+                _, log_p = token_losses(self.model.logits(trained, ids), ids)
                 p = log_p.exp()
                 for index, key in enumerate(keys):
                     states.seek((index * self.n_rows + at) * self._row_nbytes)
                     hidden = self._read(states, rows.stop - rows.start).to(self.model.device)
-                    nll, _, log_q = token_losses(self.model.logits(hidden, ids), ids)
+                    nll, log_q = token_losses(self.model.logits(hidden, ids), ids)
                     self.losses.nll[key][rows] = nll.cpu().numpy()
                     self.losses.kl[key][rows] = (p * (log_p - log_q)).sum(-1).double().mean(1).cpu().numpy()

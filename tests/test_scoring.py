@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import build_model
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
 from peelcli.calibration import Calibration, Split
+from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.scan import scan
 from peelcli.config import FitConfig
 from peelcli.describe import describe
 from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
+from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.schemes import scheme_named
 from peelcli.records import Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
@@ -36,7 +42,13 @@ def extracted(directory: Path, work: Path, store_dtype: str = "float32") -> tupl
     layers = tuple(range(1, model.num_layers + 1))
     tokens = calibration()
     about = describe(
-        directory, model, tokens, checkpoint_id="id", layers=layers, findings=(), stored_bits=32.0, seed=0
+        directory,
+        model,
+        tokens,
+        scan=scan(open_checkpoint(directory)),
+        layers=layers,
+        stored_bits=32.0,
+        seed=0,
     )
     task = Extraction(work / "acts.h5", about, {}, stored_states(model.num_layers, layers), store_dtype, 3)
     for _ in extract(model, tokens, task):
@@ -147,3 +159,25 @@ def test_states_are_stored_in_half_precision(
     assert np.array_equal(full.nll, half.nll)  # what is computed is not rounded, only what is stored
     full.close()
     half.close()
+
+
+def test_weights_on_a_grid_are_recognised_and_fitted_from_fresh_ones(tmp_path: Path) -> None:
+    plain = build_model("llama", hidden_size=64, head_dim=16, intermediate_size=96, initializer_range=0.05)
+    scheme = scheme_named("ternary")
+    for name, weight in plain.named_parameters():
+        if "proj" in name:
+            weight.data = fake_quantize(weight.data, initial_scale(weight.data, scheme), scheme)
+    plain.save_pretrained(tmp_path / "ckpt")
+    model, path = extracted(tmp_path / "ckpt", tmp_path)
+    acts = ActivationFile(path)
+    assert acts.about["layer_bits"] == pytest.approx([scheme.num_bits] * 3)
+    run = fitted(model, acts, tmp_path / "fit.h5")
+    starts = {s.reference.kind: s.fit.start for s in run.scores}
+    assert starts["direct"] == "fresh"
+    (challenge, *_) = [s.reference for s in run.scores if s.reference.kind == "challenge"]
+    weights = fitstore.load_witness(tmp_path / "fit.h5", challenge).weights(torch.empty(0))
+    for row in weights["mlp.up_proj.weight"]:
+        assert len(row.abs().unique()) <= 2  # a challenge stays in the layer's own precision
+    lighter = fitted(model, acts, tmp_path / "binary.h5", replace(SETTINGS, scheme="binary"))
+    assert {s.fit.start for s in lighter.scores if s.reference.kind == "direct"} == {"warm"}
+    acts.close()

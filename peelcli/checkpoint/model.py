@@ -331,7 +331,7 @@ def _same(value: Tensor) -> Tensor:
 def _give_back_memory() -> None:
     """Hand free memory back to the system.
 
-    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took the process to 708 MB
+    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took a process to 708 MB
     rather than 479. It costs milliseconds; another C library has no such function, and no such need.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -117,32 +117,6 @@ def scan(files: CheckpointFiles, num_layers: int | None = None) -> ScanResult:
             return cast(ScanResult, end.value)
 
 
-def compare(a: ScanResult, b: ScanResult) -> tuple[Finding, ...]:
-    """What of checkpoint `b` is byte for byte the same in checkpoint `a`, as findings about `b`.
-
-    One "identical-checkpoint" where all tensors are; else an "identical-layer" for each layer of `b` that `a`
-    has, be it under another number.
-    """
-    if a.tensor_hashes == b.tensor_hashes:
-        message = (
-            f"{b.directory} holds the same {b.num_tensors} tensors as {a.directory}, byte for byte: one of "
-            "the two is not the checkpoint that its name says"
-        )
-        return (Finding("identical-checkpoint", message),)
-    found = []
-    for layer, digest in b.layer_hashes.items():
-        same = [other for other, theirs in a.layer_hashes.items() if theirs == digest]
-        if same:
-            # Its own number first: where layers are twins, the one that did not move is what to tell.
-            other = layer if layer in same else same[0]
-            message = (
-                f"layer {layer} of {b.directory} is, byte for byte, layer {other} of {a.directory}: frozen, "
-                "never updated, or restored from there"
-            )
-            found.append(Finding("identical-layer", message, layer=layer))
-    return tuple(found)
-
-
 def _batches(files: CheckpointFiles) -> Iterator[tuple[Path, list[TensorInfo]]]:
     """Tensors of one file, in its order, to map together: mapped pages count as memory until let go."""
     batch: list[TensorInfo] = []

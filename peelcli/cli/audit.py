@@ -24,7 +24,7 @@ Checkpoints = Annotated[
 def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
     console.hush_libraries()
-    from peelcli.audit import audit_steps, note_identical
+    from peelcli.audit import audit_steps
     from peelcli.plan import plan_steps, render_plan
 
     settings, report = configs[AuditConfig], configs[ReportConfig]
@@ -45,6 +45,6 @@ def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
             done.activations.unlink()
     if settings.dry_run:
         return 0
-    results = judge_runs(note_identical(runs), report)
+    results = judge_runs(runs, report)
     show(results, report, console, to_file=False)
     return exit_code(results, report)

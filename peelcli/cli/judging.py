@@ -15,13 +15,13 @@ FLAGGED = 1
 
 
 def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]:
-    """The verdicts of every run, under the policy of `settings`."""
-    from peelcli.verdict import Policy, judge
+    """The verdicts of every run, oldest first, under the policy of `settings`."""
+    from peelcli.verdict import Policy, judge, note_identical
 
     policy = Policy(
         fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
     )
-    return [judge(run, policy) for run in runs]
+    return [judge(run, policy) for run in note_identical(runs)]
 
 
 def show(

@@ -3,5 +3,6 @@
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.twins import note_identical
 
-__all__ = ["Policy", "data_fit", "judge"]
+__all__ = ["Policy", "data_fit", "judge", "note_identical"]

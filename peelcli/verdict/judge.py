@@ -167,10 +167,12 @@ class _Rules:
         rejected = self._holm({i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)})
         fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
+        explained = set(taken)
         for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *_cheapest(e))):
             inside = set(range(e.score.reference.layer, e.score.reference.target + 1))
-            # A layer that was not audited may be the one: then none can be blamed.
-            if inside <= set(self.by_layer) and not inside & (taken | set(found)):
+            # One fault explains spans that overlap; a layer that was not audited may hold it: then none is blamed.
+            if inside <= set(self.by_layer) and not inside & explained:
+                explained |= inside
                 found[
                     min(
                         sorted(inside), key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf

@@ -45,17 +45,19 @@ def main() -> None:
     if not STORIES.exists():
         raise SystemExit("../shared/data/stories260K-hf is not there: put it beside the checkout")
     runs = {threads: audit(threads) for threads in args.threads}
-    met = all(run.wall <= GOAL_SECONDS and run.peak <= GOAL_BYTES for run in runs.values())
+    most = runs[max(runs)]
+    met = most.wall <= GOAL_SECONDS and most.peak <= GOAL_BYTES
     rows = [
-        (n, f"{run.wall:.1f}", f"{run.cpu:.1f}", f"{run.peak / 1e6:.0f}", run.returncode) for n, run in runs.items()
+        (n, f"{run.wall:.1f}", f"{run.cpu:.1f}", f"{run.peak / 1e6:.0f}", run.returncode)
+        for n, run in runs.items()
     ]
     text = "stories260K on tinystories.txt, all settings as they are unasked; the whole process.\n\n"
-    text += table(("threads", "wall, s", "processor, s", "peak, MB", "exit code"), rows) + "\n\n"
+    text += table(("--threads", "wall, s", "processor, s", "peak, MB", "exit code"), rows) + "\n\n"
     by_stage = {n: stages(run.stderr, run.wall) for n, run in runs.items()}
     names = list(dict.fromkeys(name for found in by_stage.values() for name in found))
     rows = [(name, *(f"{found.get(name, 0.0):.1f}" for found in by_stage.values())) for name in names]
-    text += table(("stage, wall seconds", *(f"{n} threads" for n in by_stage)), rows)
-    text += f"\n\nGoal ({GOAL_SECONDS:.0f} s and {GOAL_BYTES / 1e9} GB, on two free processors): "
+    text += table(("stage, wall seconds", *(f"--threads {n}" for n in by_stage)), rows)
+    text += f"\n\nGoal ({GOAL_SECONDS:.0f} s and {GOAL_BYTES / 1e9} GB on two free processors, --threads {max(runs)}): "
     text += "met." if met else "MISSED."
     publish("audit_cost", text, write=args.write)
 

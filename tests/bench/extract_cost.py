@@ -2,11 +2,11 @@
 
     python tests/bench/extract_cost.py [--write]
 
-A: `extract_steps`, the stage as the command runs it on a scanned checkpoint: open the model, read the token ids, describe
-the checkpoint (which reads every weight once, to find low-bit grids), run, write. B: `from_pretrained` whole in memory,
-the same batches, the same losses, and every hidden state written to a plain file. In one process, alternating, one thread.
-Goal: A takes at most 1.3 times as long as B. The scan, which hashes every tensor before anything is built, is a stage of
-its own and stands beside them.
+A: `extract_steps`, the stage as the command runs it on a scanned checkpoint: open the model, read the token ids,
+describe the checkpoint (which reads every weight once, to find low-bit grids), run, write. B: `from_pretrained` whole
+in memory, the same batches, the same losses, and every hidden state written to a plain file. Both in one process,
+alternating, one thread. Goal: A takes at most 1.3 times as long as B. The scan, which hashes every tensor before
+anything is built, is a stage of its own and stands beside them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ from results import STORIES, parser, publish, run_child, table
 
 GOAL = 1.3
 PARTS = {"fit": 2, "select": 1, "eval": 2}
-CASES = {"random Llama, width 512, 8 layers": (128, 10240), "stories260K": (256, 40960)}  # name → seq_len, tokens
+CASES = {
+    "random Llama, width 512, 8 layers": (128, 10240),
+    "stories260K": (256, 40960),
+}  # name → seq_len, tokens
 Timing = tuple[float, float]  # seconds: processor time, wall time
 
 
@@ -48,19 +51,22 @@ def plain_pass(checkpoint: Path, ids, batch_size: int, target: Path) -> int:  # 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from peelcli.scoring import token_losses
+    from peelcli.scoring import predictive_entropy, token_losses
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     losses, written = [], 0
     with torch.no_grad(), target.open("wb") as out:
         for batch in ids.split(batch_size):
             result = model(input_ids=batch, use_cache=False, output_hidden_states=True)
-            losses.append(token_losses(result.logits, batch)[:2])
+            nll, log_p = token_losses(result.logits, batch)
+            losses.append((nll, predictive_entropy(log_p)))
             written += sum(out.write(hidden.contiguous().numpy().data) for hidden in result.hidden_states)
     return written
 
 
-def run_case(checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path) -> dict[str, list[Timing]]:
+def run_case(
+    checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path
+) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
     import torch
 
@@ -85,12 +91,16 @@ def run_case(checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scra
     plain = lambda: plain_pass(checkpoint, ids, audit.TOKENS_A_BATCH // seq_len, target)  # noqa: E731
     written, expected = plain(), path.stat().st_size
     if not 0.95 < written / expected <= 1:  # HDF5 adds a little; the last state is the one that both end with
-        raise SystemExit(f"A wrote {expected} bytes in {stored} states and B {written}: they are not the same work")
+        raise SystemExit(
+            f"A wrote {expected} bytes in {stored} states and B {written}: they are not the same work"
+        )
     for _ in range(repeats):
         found["A"].append(timed(extract))
         found["B"].append(timed(plain))
     model = audit.open_model(opened, settings, workspace)
-    found["open the model"] += [timed(lambda: audit.open_model(opened, settings, workspace)) for _ in range(3)]
+    found["open the model"] += [
+        timed(lambda: audit.open_model(opened, settings, workspace)) for _ in range(3)
+    ]
     found["describe"] += [timed(lambda: grids(model, opened.stored_bits)) for _ in range(3)]
     torch.set_num_threads(1)
     return found
@@ -140,14 +150,20 @@ def main() -> None:
             ratio = statistics.median(a) / statistics.median(b)
             pairs = [x / y for x, y in zip(a, b, strict=True)]
             met = met and (ratio <= GOAL or clock == "wall")
-            rows.append((case, clock, spread(a), spread(b), f"{ratio:.2f}", f"{min(pairs):.2f}–{max(pairs):.2f}"))
+            rows.append(
+                (case, clock, spread(a), spread(b), f"{ratio:.2f}", f"{min(pairs):.2f}–{max(pairs):.2f}")
+            )
         medians = {name: statistics.median(t[0] for t in found[name]) for name in found if name not in "AB"}
         parts.append(f"{case}: " + ", ".join(f"{name} {seconds:.2f} s" for name, seconds in medians.items()))
     header = ("checkpoint", "clock", "A: extract, s", "B: plain, s", "A/B", "of single pairs")
     chosen = [(case, CASES[case]) for case in args.cases]
     sizes = "; ".join(f"{name}: {tokens:,} tokens, {length} a sequence" for name, (length, tokens) in chosen)
     text = f"{sizes}. In float32, one thread; medians of {args.repeats}, with least and most.\n\n"
-    text += table(header, rows) + "\n\n" + "\n".join(f"- Of A, and the scan beside it (processor time): {p}" for p in parts)
+    text += (
+        table(header, rows)
+        + "\n\n"
+        + "\n".join(f"- Of A, and the scan beside it (processor time): {p}" for p in parts)
+    )
     text += f"\n\nGoal (A/B at most {GOAL}, by processor time): {'met' if met else 'MISSED'}."
     publish("extract_cost", text, write=args.write)
 

@@ -1,6 +1,6 @@
 """How long does `peel --help` take? Wall time of the whole process, best of ten. Goal: under 0.3 s, without torch.
 
-    python tests/bench/help_time.py [--write]
+python tests/bench/help_time.py [--write]
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ def main() -> None:
     walls = [run_child(["-m", "peelcli", "--help"], threads=1).wall for _ in range(args.repeats)]
     bare = min(run_child(["-c", "pass"], threads=1).wall for _ in range(args.repeats))
     loaded = run_child(["-c", LOADED], threads=1).stdout.splitlines()[-1].removeprefix("loaded:").split()
-    rows = [("peel --help", f"{min(walls):.3f}", f"{statistics.median(walls):.3f}"), ("python -c pass", f"{bare:.3f}", "")]
+    rows = [
+        ("peel --help", f"{min(walls):.3f}", f"{statistics.median(walls):.3f}"),
+        ("python -c pass", f"{bare:.3f}", ""),
+    ]
     met = min(walls) < GOAL and not {"torch", "transformers"} & set(loaded)
     text = table(("command", f"best of {args.repeats}, s", "median, s"), rows)
     text += f"\n\nOf {', '.join(LIBRARIES)} it imports: {', '.join(loaded) or 'none'}.\n\n"

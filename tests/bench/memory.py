@@ -48,7 +48,9 @@ def run_stage(directory: Path, stage: str) -> None:
     )  # fmt: skip
     workspace = Workspace(directory / "work", directory / "checkpoint")
     imported = resident("VmRSS")
-    opened = drive(open_and_scan(directory / "checkpoint", workspace))  # read in the first stage, kept for the second
+    opened = drive(
+        open_and_scan(directory / "checkpoint", workspace)
+    )  # read in the first stage, kept for the second
     acts = directory / "acts.h5"
     if stage == "extract":
         drive(extract_steps(opened, settings, workspace, acts))
@@ -70,7 +72,14 @@ def sweep_steps(model, acts_path: Path, scratch: Path):  # type: ignore[no-untyp
         for part in (None, *SUBLAYERS)
     ]
     acts = ActivationFile(acts_path)
-    sweep = Sweep(model, acts, [Candidate(r, None) for r in references], scratch, key="bench", batch_size=4096 // SEQ_LEN)
+    sweep = Sweep(
+        model,
+        acts,
+        [Candidate(r, None) for r in references],
+        scratch,
+        key="bench",
+        batch_size=4096 // SEQ_LEN,
+    )
     yield from sweep.run()
     if len(sweep.losses.nll) != len(references):
         raise SystemExit("the sweep did not measure every candidate")
@@ -102,7 +111,9 @@ def main() -> None:
     """Measure, print, and keep the figures where asked."""
     options = parser(__doc__)
     options.add_argument("--layers", type=int, nargs=2, default=(4, 32), metavar=("FEW", "MANY"))
-    options.add_argument("--stored", nargs="+", default=["float32", "bfloat16"], help="dtypes of the weights on disk")
+    options.add_argument(
+        "--stored", nargs="+", default=["float32", "bfloat16"], help="dtypes of the weights on disk"
+    )
     args = options.parse_args()
     rows, met = [], True
     for dtype in args.stored:

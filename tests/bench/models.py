@@ -11,7 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCAB_SIZE = 1000
 
 
-def save_llama(directory: Path, num_layers: int, *, width: int = 512, dtype: torch.dtype = torch.float32) -> None:
+def save_llama(
+    directory: Path, num_layers: int, *, width: int = 512, dtype: torch.dtype = torch.float32
+) -> None:
     """A random Llama of `num_layers` layers, 3.2 million parameters each at width 512."""
     config = LlamaConfig(
         vocab_size=VOCAB_SIZE,

@@ -21,7 +21,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 STORIES = ROOT.parent / "shared" / "data" / "stories260K-hf"
 RESULTS = Path(__file__).with_name("RESULTS.md")
-TITLE = "# Figures\n\nWhat the scripts beside this file measured last; `python tests/bench/NAME.py --write` renews a section.\n"
+TITLE = """# Figures
+
+What the scripts beside this file measured last; `python tests/bench/NAME.py --write` renews a section.
+"""
 LIBRARIES = ("torch", "transformers", "accelerate", "h5py")
 _BYTES_A_UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss
 
@@ -42,7 +45,12 @@ def run_child(
     args: Sequence[str], *, threads: int, env: Mapping[str, str] | None = None, allowed: Sequence[int] = (0,)
 ) -> Measured:
     """Run `python ARGS` on this checkout; ends the benchmark where the exit code is not `allowed`."""
-    full = {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+    full = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "HF_HUB_OFFLINE": "1",
+    }
     full |= {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1", **(env or {})}
     full["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
     began = time.perf_counter()
@@ -84,7 +92,9 @@ def machine() -> str:
     """This machine and the versions of what runs on it, in words."""
     model, memory = platform.processor() or platform.machine(), 0.0
     if sys.platform == "linux":
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
+        found = re.search(
+            r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE
+        )
         model = found[1] if found else model
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"

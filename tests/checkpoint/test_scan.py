@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from peelcli.checkpoint import scan as scan_module
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.scan import ScanResult, compare, scan, scan_steps
+from peelcli.checkpoint.scan import ScanResult, scan, scan_steps
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 State = dict[str, torch.Tensor]
@@ -191,28 +191,15 @@ def test_copied_layers_are_found_under_their_first_number(tmp_path: Path) -> Non
     assert [f.layer for f in scan_state(tmp_path, state, num_hidden_layers=4).findings] == [2]
 
 
-def test_compare_tells_what_did_not_change(tmp_path: Path) -> None:
+def test_the_id_is_that_of_the_weights_and_the_architecture(tmp_path: Path) -> None:
     state = small_state()
     a = scan_state(tmp_path / "step-1", state)
-    state["embed.weight"] += 1
+    assert scan_state(tmp_path / "step-2", state, use_cache=False).checkpoint_id == a.checkpoint_id
+    assert scan_state(tmp_path / "step-3", state, rope_theta=5.0).checkpoint_id != a.checkpoint_id
     state["layers.0.q.weight"] += 1
-    frozen = scan_state(tmp_path / "step-2", state)
-    assert [(f.kind, f.layer) for f in compare(a, frozen)] == [("identical-layer", 2), ("identical-layer", 3)]
-    state["layers.2.q.weight"] = state["layers.1.q.weight"].clone()
-    state["layers.1.q.weight"] += 1
-    (moved,) = compare(a, scan_state(tmp_path / "step-3", state))
-    assert (moved.layer, "step-3 is, byte for byte, layer 2 of" in moved.message) == (3, True)
-    assert all(str(tmp_path / step) in moved.message for step in ("step-1", "step-3"))
-    state["layers.2.q.weight"] += 1
-    assert compare(a, scan_state(tmp_path / "step-4", state)) == ()
-    state = small_state()
-    state["layers.1.q.weight"] = state["layers.0.q.weight"].clone()
-    twins = scan_state(tmp_path / "twins", state)
-    state["layers.0.q.weight"] += 1
-    (moved, *_) = compare(twins, scan_state(tmp_path / "step-6", state))
-    assert "step-6 is, byte for byte, layer 2 of" in moved.message  # not 1, which was the same then
-    (same,) = compare(a, scan_state(tmp_path / "step-5", small_state(), use_cache=False))
-    assert (same.kind, same.layer) == ("identical-checkpoint", None)
+    moved = scan_state(tmp_path / "step-4", state)
+    assert moved.checkpoint_id != a.checkpoint_id
+    assert [n for n in (1, 2, 3) if moved.layer_hashes[n] != a.layer_hashes[n]] == [1]
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from simulated import BITS, LADDER, Effect, changed, direct, identity, idle, measure, score_of, sound
+from simulated import BITS, LADDER, PARTS, Effect, changed, direct, identity, idle, measure, score_of, sound
 
 from peelcli.verdict import judge
 
@@ -34,6 +34,22 @@ def test_warm_in_its_own_scheme_a_reference_is_the_layer_and_proves_nothing(bits
     assert result.flagged == ()
     assert {v.verdict for v in result.layers} == {"effective"}
     assert all(v.score < 0.9 for v in result.layers)
+
+
+@pytest.mark.parametrize("bits", {BITS["ternary"], *ROUNDED[0]})
+def test_the_one_ternary_layer_of_a_network_is_not_idle_for_being_itself(bits):
+    """In the other layers the ternary reference costs its usual; here it is the layer, and costs nothing."""
+    itself = changed(sound(), {direct(3, p): 0.0 for p in PARTS}, spread=0.0)
+    run = measure(itself, layer_bits=(32.0, 32.0, bits, 32.0, 32.0))
+    assert {v.verdict for v in judge(run).layers} == {"effective"}
+    assert judge(replace(run, layer_bits=(32.0,) * 5)).flagged == (3,)
+
+
+def test_free_weights_are_no_match_for_one_layer_either():
+    """Fitted as long as the others, and at layer 3 left as they were: still the layer itself."""
+    effects = {identity(n): Effect(0.9, start="none") for n in range(1, 6)}
+    effects |= {direct(n, None, "fp"): Effect(0.0 if n == 3 else 0.02, spread=0.1) for n in range(1, 6)}
+    assert judge(measure(effects, scheme="fp")).flagged == ()
 
 
 @pytest.mark.parametrize("bits", [TERNARY, *ROUNDED])

@@ -68,14 +68,14 @@ def test_noise_challenges_in_no_more_runs_than_promised():
 
 def test_on_foreign_text_the_choice_by_divergence_is_paid_for():
     """Six references at the margin of divergence: the least of six is below it by chance more often than any one."""
-    effects = {r: e for r, e in sound(8, ladder=False).items() if r.kind in ("identity", "direct")}
+    effects = {r: e for r, e in sound(3, ladder=False).items() if r.kind in ("identity", "direct")}
     effects = {r: Effect(0.5, divergence=1.0) for r in effects}
     shares = {("identity", None): 0.10, ("direct", None): 0.15}
     border = {
-        r: Effect(0.5, divergence=shares.get((r.kind, r.sublayer), 0.05)) if r.layer == 4 else e
+        r: Effect(0.5, divergence=shares.get((r.kind, r.sublayer), 0.05)) if r.layer == 2 else e
         for r, e in effects.items()
     }
-    flagged = sum(
-        bool(judge(foreign(measure(border, num_layers=8, seed=seed))).flagged) for seed in range(RUNS)
+    several = sum(
+        bool(judge(foreign(measure(border, num_layers=3, seed=seed))).flagged) for seed in range(3 * RUNS)
     )
-    assert flagged <= MOST
+    assert several <= 0.05 * 3 * RUNS

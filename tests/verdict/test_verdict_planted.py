@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import numpy as np
 import pytest
 from simulated import (
     DROPPED,
@@ -97,6 +100,13 @@ def test_the_words_never_call_proof_what_is_not():
         assert verdict.gap_interval[0] > 0
 
 
+def test_a_block_is_not_blamed_for_its_idle_part_where_dropping_it_changes_the_predictions():
+    effects = changed(sound(), idle(3, part="attention"), spread=0.05)
+    effects = changed(effects, {identity(3): 0.0, direct(3): 0.0}, divergence=0.9, spread=0.05)
+    verdict = judge(measure(effects)).layers[2]
+    assert (verdict.verdict, verdict.sublayer) == ("matched", "attention")
+
+
 def test_several_idle_layers_are_all_matched_even_where_they_are_most():
     faults = {r: c for n in (2, 3, 4, 5) for r, c in idle(n).items()}
     effects = {r: e for r, e in changed(sound(), faults, spread=0.05).items() if r.kind != "span"}
@@ -175,6 +185,38 @@ def test_foreign_text_asks_more_of_a_gap_and_takes_divergence_for_a_match():
     assert result.layers[3].verdict == "matched"
 
 
+def test_on_foreign_text_the_match_is_chosen_by_divergence():
+    """The loss of another reference falls, as on such text it may, and its divergence is just no match."""
+    effects = changed(sound(), idle(4, part="attention"), spread=0.05)
+    effects = changed(effects, {direct(4, "mlp"): -0.1}, divergence=1.5 * 0.05 * 0.15)
+    result = judge(foreign(measure(effects)))
+    assert result.flagged == (4,)
+    assert result.layers[3].sublayer == "attention"
+
+
+def exactly(values: Iterable[float], mean: float, standard_error: float) -> np.ndarray:
+    """The values moved and stretched to have just this mean and standard error."""
+    x = np.array(list(values))
+    return mean + (x - x.mean()) / x.std(ddof=1) * standard_error * np.sqrt(len(x))
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(1.95, "undecided"), (2.2, "surpassed")])
+def test_a_surpassing_gap_lies_above_zero_with_its_whole_interval(errors, verdict):
+    """One layer, so that one test decides: at 1.95 standard errors p is .028, and the interval holds zero."""
+    run = measure({identity(1): Effect(0.0, 0.5, start="none")}, num_layers=1, unigram_ce=1.8)
+    gap = exactly(np.sin(np.arange(64)), errors * 0.02, 0.02)
+    run = rescored(run, identity(1), nll_eval=tuple(np.subtract(run.nll_eval, gap)))
+    assert judge(run, Policy(surpassed_floor=0.0)).layers[0].verdict == verdict
+
+
+@pytest.mark.parametrize(("errors", "verdict"), [(1.95, "undecided"), (2.2, "matched")])
+def test_the_cost_of_a_match_lies_below_the_margin_with_its_whole_interval(errors, verdict):
+    run = measure({identity(1): Effect(0.0, 0.01, start="none")}, num_layers=1)
+    cost = exactly(np.sin(np.arange(64)), 0.1 - errors * 0.02, 0.02)
+    run = rescored(run, identity(1), nll_eval=tuple(np.add(run.nll_eval, cost)))
+    assert judge(run, Policy(matched_margin=0.1)).layers[0].verdict == verdict
+
+
 @pytest.mark.parametrize("mismatch", [-0.2, 0.0, 0.5, 0.7, 0.9, 1.1, 1.24, 1.26, 2.0, 4.0])
 def test_what_a_gap_must_exceed_grows_with_the_mismatch_without_a_step(mismatch):
     """A gain of 3 % of the mismatch, as a sound model shows on foreign text, flags nowhere between own and foreign."""
@@ -203,9 +245,11 @@ def test_a_span_blames_nothing_where_a_layer_inside_is_flagged_already():
     assert result.layers[2].verdict == "surpassed"
 
 
-def test_overlapping_spans_blame_one_layer():
-    effects = changed(sound(), {span(2, 3): 0.01, span(3, 4): 0.01, identity(3): 0.4}, spread=0.1)
-    assert judge(measure(effects)).flagged == (3,)
+@pytest.mark.parametrize("worth", [(0.9, 0.4, 0.9), (0.4, 0.9, 0.5)])
+def test_overlapping_spans_blame_one_layer(worth):
+    drops = {identity(n): w for n, w in zip((2, 3, 4), worth, strict=True)}
+    effects = changed(sound(), {span(2, 3): 0.005, span(3, 4): 0.02, **drops}, spread=0.1)
+    assert judge(measure(effects)).flagged == (3 if worth[1] == 0.4 else 2,)
 
 
 def test_a_span_into_a_layer_that_was_not_audited_blames_none():
