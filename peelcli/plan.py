@@ -92,7 +92,9 @@ def plan_steps(
         6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
     )
     yield Progress("plan", 0, 1, "measuring this machine")
-    seconds = 10.0 + flops / (_EFFICIENCY * _rate(extract.threads or min(cpu_quota(), torch.get_num_threads())))
+    seconds = 10.0 + flops / (
+        _EFFICIENCY * _rate(extract.threads or min(cpu_quota(), torch.get_num_threads()))
+    )
     return Plan(
         path,
         num_layers,

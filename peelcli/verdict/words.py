@@ -141,9 +141,8 @@ def untrained(layer: int, e: Evidence | None, facts: Facts) -> LayerVerdict:
         "The network without any of its blocks has the same loss: nothing in this layer has been learned."
     )
     advice = "Check that the weights were loaded into the checkpoint at all; then train."
-    return _make(
-        layer, "matched", reason, advice, replace(facts, effective_bits=0.0, score=1.0), e, blame=True
-    )
+    verdict = _make(layer, "matched", reason, advice, replace(facts, effective_bits=0.0, score=1.0), e)
+    return replace(verdict, sublayer="block")
 
 
 def effective(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:

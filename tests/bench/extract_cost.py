@@ -68,8 +68,6 @@ def run_case(
     checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path
 ) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
-    import torch
-
     import peelcli.audit as audit
     from peelcli.activations import ActivationFile
     from peelcli.config import ExtractConfig
@@ -102,7 +100,6 @@ def run_case(
         timed(lambda: audit.open_model(opened, settings, workspace)) for _ in range(3)
     ]
     found["describe"] += [timed(lambda: grids(model, opened.stored_bits)) for _ in range(3)]
-    torch.set_num_threads(1)
     return found
 
 

@@ -42,6 +42,7 @@ def test_the_one_ternary_layer_of_a_network_is_not_idle_for_being_itself(bits):
     itself = changed(sound(), {direct(3, p): 0.0 for p in PARTS}, spread=0.0)
     run = measure(itself, layer_bits=(32.0, 32.0, bits, 32.0, 32.0))
     assert {v.verdict for v in judge(run).layers} == {"effective"}
+    assert judge(run).layers[2].score < 0.9
     assert judge(replace(run, layer_bits=(32.0,) * 5)).flagged == (3,)
 
 
