@@ -7,14 +7,16 @@ killed run goes on from the last finished layer; the parts become one file at th
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from peelcli import fitstore
@@ -29,10 +31,11 @@ from peelcli.references.catalogue import references_of
 from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap, Witness
 from peelcli.references.plan import Plan
-from peelcli.references.regression import fit_regression
+from peelcli.references.regression import CHECKED, fit_regression
 from peelcli.scoring import Candidate, Sweep
 from peelcli.statedata import StateData
 from peelcli.verdict import data_fit
+from peelcli.workers import SMALL_NBYTES, in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 FIT_BATCH = 4  # sequences a step
@@ -126,7 +129,7 @@ class Fitter:
             path = self.parts_dir / f"layer-{layer:03d}.h5"
             if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
                 with self.model.block(layer) as module:
-                    results = {r: self._fit_one(r, module) for r in fitted}
+                    results = dict(zip(fitted, self._fit_all(fitted, layer, module), strict=True))
                 fitstore.write_part(path, self._key, results)
             self._take(path)
         yield Progress("fit", len(self.plan.layers), len(self.plan.layers), "all layers")
@@ -135,6 +138,24 @@ class Fitter:
         for reference, outcome in fitstore.read_part(path).items():
             self._outcomes[reference] = outcome
             self._parts[reference.key] = path
+
+    def _fit_all(
+        self, references: Sequence[Reference], layer: int, module: nn.Module
+    ) -> Iterator[tuple[Witness, FitOutcome]]:
+        """Fit the references of one layer, several at once where the block is small."""
+        nbytes = self.model.block_nbytes(layer) if self.model.runs_in_threads else 2**62
+        checked = min(CHECKED, self.acts.rows["select"].stop - self.acts.rows["select"].start)
+        for size in {FIT_BATCH, checked % FIT_BATCH} - {0}:
+            # What depends on the shape of a batch alone is found here, before threads would all look for it.
+            self.model.arguments(layer, self.acts.ids[:size])
+
+        def one(reference: Reference) -> tuple[Witness, FitOutcome]:
+            # A fit puts its weights in place as it runs, so that fits at once need a block each.
+            block = copy.deepcopy(module) if nbytes <= SMALL_NBYTES else module
+            with torch.enable_grad():
+                return self._fit_one(reference, block)
+
+        return in_parallel(one, references, nbytes, self.model.device)
 
     def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Witness, FitOutcome]:
         layer = reference.layer

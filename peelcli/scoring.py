@@ -22,6 +22,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.progress import Progress
 from peelcli.records import SUBLAYERS, Reference
 from peelcli.references.interface import Witness
+from peelcli.workers import in_parallel
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,7 @@ class Sweep:
             with self._path(layer).open("r+b") as out, self.model.block(layer) as module:
                 if begun:
                     with self._path(layer - 1).open("rb") as states:
-                        for candidate in begun:
-                            self._carry(candidate, layer, module, states, out)
+                        self._carry(begun, layer, module, states, out)
                 for candidate in starting:
                     self._begin(candidate, module, out)
             record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
@@ -157,13 +157,26 @@ class Sweep:
             yield slice(at, min(at + self.batch_size, self.n_rows))
 
     def _carry(
-        self, candidate: Candidate, layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO
+        self, begun: Sequence[Candidate], layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO
     ) -> None:
-        """Move one candidate's states through the trained block; a span that reaches further is passed on as it is."""
+        """Move candidates' states through the trained block; a span that reaches further is passed on as it is."""
         for rows in self._batches():
-            hidden = self._read(states, rows.stop - rows.start)
-            if candidate.reference.target < layer:
-                hidden = self.model.run_block(layer, module, hidden.to(self.model.device), self.ids[rows])
+            # What depends on the shape of a batch alone is found here, before threads would all look for it.
+            self.model.arguments(layer, self.ids[rows])
+
+        def stored() -> Iterator[tuple[Candidate, slice, Tensor]]:
+            for candidate in begun:
+                for rows in self._batches():
+                    yield candidate, rows, self._read(states, rows.stop - rows.start)
+
+        def moved(item: tuple[Candidate, slice, Tensor]) -> Tensor:
+            candidate, rows, hidden = item
+            if candidate.reference.target >= layer:
+                return hidden
+            return self.model.run_block(layer, module, hidden.to(self.model.device), self.ids[rows])
+
+        nbytes = self.model.block_nbytes(layer) if self.model.runs_in_threads else 2**62
+        for hidden in in_parallel(moved, stored(), nbytes, self.model.device):
             self._write(out, hidden)
 
     def _begin(self, candidate: Candidate, module: nn.Module, out: BinaryIO) -> None:

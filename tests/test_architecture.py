@@ -28,7 +28,7 @@ FLOORS = (
     {"references", "verdict"},
     {"quant", "kernels", "activations", "checkpoint", "calibration", "statistics"},
     {"config"},
-    {"records", "errors", "progress", "machine", "sink"},
+    {"records", "errors", "progress", "machine", "sink", "workers"},
 )
 # What a room may import from its house and from outside; a room that is not named here is free of this line.
 HOUSE_ONLY = {

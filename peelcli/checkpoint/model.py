@@ -184,6 +184,11 @@ class BlockwiseModel:
         parameters = self._blocks[layer - 1].parameters()
         return sum(p.numel() for p in parameters) * torch.empty(0, dtype=self.dtype).element_size()
 
+    @property
+    def runs_in_threads(self) -> bool:
+        """Whether blocks may run at once: not where each batch must first be put through the skeleton, which is one."""
+        return bool(self._constant_arguments)
+
     def parameter_names(self, layer: int) -> tuple[str, ...]:
         """Names of one block's parameters, relative to the block."""
         return tuple(self._weights[layer - 1])
@@ -245,7 +250,7 @@ class BlockwiseModel:
         if not self._constant_arguments:
             return self._record(ids).arguments[layer - 1]
         if shape not in self._cache:
-            if len(self._cache) >= 4:  # a stage uses one batch size and its remainder
+            if len(self._cache) >= 8:  # a stage uses a few batch sizes and their remainders
                 self._cache.clear()
             self._cache[shape] = self._record(ids).arguments
         return self._cache[shape][layer - 1]

@@ -3,7 +3,12 @@
     python tests/bench/memory.py [--write]
 
 A random Llama of width 512, the same tokens at every depth, each stage in a process of its own. The sweep carries three
-`identity` candidates a layer (block, attention, MLP). Goal: the deeper model takes at most 15% more. Some minutes.
+`identity` candidates a layer (block, attention, MLP). Goal: the deeper model takes at most 15% more. Six minutes; needs
+Linux.
+
+Resident memory counts the pages of the checkpoint that are mapped, too. While transformers opens a model it maps the
+whole file, and reads all of it where it casts, so that the peak contains the file; the system takes such pages back
+whenever it needs them. `own` is the memory that it cannot take back.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import threading
 from pathlib import Path
 
 from results import Measured, parser, publish, run_child, table
@@ -22,9 +28,29 @@ STAGES = ("extract", "score")
 
 
 def resident(field: str) -> int:
-    """A line of this process's status in bytes: VmRSS now, VmHWM at most (Linux)."""
+    """A line of this process's status in bytes: VmRSS now, RssAnon (of it, not of a file), VmHWM (the most so far)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
+
+
+class Watch(threading.Thread):
+    """Looks at this process's own memory every few milliseconds; `peak` is the most that it saw, in bytes."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0
+        self._done = threading.Event()
+
+    def run(self) -> None:
+        """Look until `stop`."""
+        while not self._done.wait(0.003):
+            self.peak = max(self.peak, resident("RssAnon"))
+
+    def stop(self) -> int:
+        """End; returns the peak."""
+        self._done.set()
+        self.join()
+        return self.peak
 
 
 def make(directory: Path, num_layers: int, dtype: str) -> None:
@@ -48,6 +74,8 @@ def run_stage(directory: Path, stage: str) -> None:
     )  # fmt: skip
     workspace = Workspace(directory / "work", directory / "checkpoint")
     imported = resident("VmRSS")
+    watch = Watch()
+    watch.start()
     opened = drive(
         open_and_scan(directory / "checkpoint", workspace)
     )  # read in the first stage, kept for the second
@@ -56,7 +84,8 @@ def run_stage(directory: Path, stage: str) -> None:
         drive(extract_steps(opened, settings, workspace, acts))
     else:
         drive(sweep_steps(open_model(opened, settings, workspace), acts, directory / "scratch"))
-    figures = {"imported": imported, "peak": resident("VmHWM"), "weights": opened.scan.total_nbytes}
+    figures = {"imported": imported, "peak": resident("VmHWM"), "own": watch.stop()}
+    figures["weights"] = opened.scan.total_nbytes
     print(json.dumps(figures))
 
 
@@ -115,21 +144,27 @@ def main() -> None:
         "--stored", nargs="+", default=["float32", "bfloat16"], help="dtypes of the weights on disk"
     )
     args = options.parse_args()
-    rows, met = [], True
+    rows: list[tuple[str, ...]] = []
+    worst = {"peak": 0.0, "own": 0.0}
     for dtype in args.stored:
         few, many = (measure(n, dtype) for n in args.layers)
         for stage in STAGES:
-            a, b = few[stage], many[stage]
-            growth = b["peak"] / a["peak"]
-            met = met and growth <= GOAL
-            megabytes = (x / 1e6 for x in (a["weights"], b["weights"], a["imported"], a["peak"], b["peak"]))
-            rows.append((dtype, stage, *(f"{x:.0f}" for x in megabytes), f"{growth:.3f}"))
+            cells = [f"{figures[stage]['weights'] / 1e6:.0f}" for figures in (few, many)]
+            cells.append(f"{many[stage]['imported'] / 1e6:.0f}")
+            for kind in worst:
+                a, b = few[stage][kind], many[stage][kind]
+                cells += [f"{a / 1e6:.0f}", f"{b / 1e6:.0f}", f"{b / a:.2f}"]
+                worst[kind] = max(worst[kind], b / a)
+            rows.append((dtype, stage, *cells))
     few, many = args.layers
     header = ("stored as", "stage", f"weights, {few} layers", f"{many} layers", "after imports")
-    header += (f"peak, {few} layers", f"{many} layers", "ratio")
+    for kind in ("peak resident", "own"):
+        header += (f"{kind}, {few} layers", f"{many} layers", "ratio")
     text = f"Megabytes; run in float32, {sum(TOKENS.values()):,} tokens of which {TOKENS['select'] + TOKENS['eval']:,} "
-    text += f"are scored, one thread.\n\n{table(header, rows)}\n\n"
-    text += f"Goal (peak at {many} layers at most {GOAL:.2f} of that at {few}): {'met' if met else 'MISSED'}."
+    text += f"are scored, one thread.\n\n{table(header, rows)}\n\nGoal (at {many} layers at most {GOAL:.2f} of {few}): "
+    words = {kind: "met" if ratio <= GOAL else "MISSED" for kind, ratio in worst.items()}
+    text += f"{words['own']} by own memory, {words['peak']} by resident memory. That counts the checkpoint's pages, too, "
+    text += "which transformers maps while it opens a model and casts; the system takes them back when it needs them."
     publish("memory", text, write=args.write)
 
 

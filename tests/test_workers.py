@@ -1,0 +1,59 @@
+"""Work at once gives the results of work in turn, in order, and lets nothing leak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from peelcli.workers import SMALL_NBYTES, in_parallel
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("nbytes", [0, SMALL_NBYTES + 1])
+def test_results_come_in_order_and_without_gradients(nbytes: int) -> None:
+    weight = torch.ones(8, 8, requires_grad=True)
+    found = list(in_parallel(lambda n: weight * n, range(20), nbytes, CPU))
+    assert [float(f[0, 0]) for f in found] == list(range(20))
+    assert not any(f.requires_grad for f in found)
+
+
+def test_each_piece_is_computed_by_one_thread() -> None:
+    assert set(in_parallel(lambda _: torch.get_num_threads(), range(6), 0, CPU)) == {1}
+    assert torch.get_num_threads() == 2
+
+
+def test_items_are_drawn_as_they_are_needed() -> None:
+    drawn: list[int] = []
+
+    def items() -> Iterator[int]:
+        for n in range(100):
+            drawn.append(n)
+            yield n
+
+    results = in_parallel(lambda n: n, items(), 0, CPU)
+    assert next(results) == 0
+    assert len(drawn) <= 4
+    results.close()
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_ends_the_work_and_is_seen() -> None:
+    def fail(n: int) -> int:
+        if n == 3:
+            raise ValueError("the third")
+        return n
+
+    with pytest.raises(ValueError, match="the third"):
+        list(in_parallel(fail, range(50), 0, CPU))
+    assert torch.get_num_threads() == 2
