@@ -164,7 +164,7 @@ def main() -> None:
     text += f"are scored, one thread.\n\n{table(header, rows)}\n\nGoal (at {many} layers at most {GOAL:.2f} of {few}): "
     words = {kind: "met" if ratio <= GOAL else "MISSED" for kind, ratio in worst.items()}
     text += f"{words['own']} by own memory, {words['peak']} by resident memory. That counts the checkpoint's pages, "
-    text += "too, which transformers maps while it opens a model and casts; the system takes them back when it needs them."
+    text += "too, which transformers maps as it opens a model and casts; the system takes them back when it needs them."
     publish("memory", text, write=args.write)
 
 

@@ -220,7 +220,12 @@ MIB = 2**20
     [
         (2, (2**14, 2**10), torch.float32, 24 * MIB),  # large tensors, in slices of rows
         (64, (2**18,), torch.float32, 24 * MIB),  # many small ones, a few at a time
-        (1, (1, 2**25), torch.float8_e5m2, 96 * MIB),  # one row of 32 MiB, which would take 128 more as float32
+        (
+            1,
+            (1, 2**25),
+            torch.float8_e5m2,
+            96 * MIB,
+        ),  # one row of 32 MiB, which would take 128 more as float32
     ],
 )
 def test_memory_does_not_grow_with_the_checkpoint(
