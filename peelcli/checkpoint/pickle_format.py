@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ _DAMAGE = (
     TypeError,
     AssertionError,
     OverflowError,
+    MemoryError,
+    struct.error,
     zipfile.BadZipFile,
 )
 _SAVE_ANEW = "load it where you trust it and save the model with save_pretrained, which writes safetensors"

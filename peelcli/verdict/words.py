@@ -90,7 +90,7 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
-    return _make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True)
+    return _at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
 
 
 def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
@@ -126,13 +126,15 @@ def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         reason += f"where the same costs the other layers {e.usual:.4f} in the median."
     else:
         reason += f"next to nothing of what the network has learned, and no match may cost more than {e.margin:.4f}."
-    verdict = _make(layer, "matched", reason, UNUSED, facts, e, blame=True)
-    bits = [
-        b
-        for b in (facts.effective_bits, e.score.reference.bits if not e.score.reference.sublayer else None)
-        if b is not None
-    ]
-    return replace(verdict, effective_bits=min(bits, default=None))
+    return _at_its_bits(_make(layer, "matched", reason, UNUSED, facts, e, blame=True), e)
+
+
+def _at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
+    """Where the deciding reference stands in for the whole block, its bits suffice."""
+    if e.score.reference.sublayer is not None:
+        return verdict
+    known = [e.score.reference.bits, verdict.effective_bits]
+    return replace(verdict, effective_bits=min(b for b in known if b is not None))
 
 
 def untrained(layer: int, e: Evidence | None, facts: Facts) -> LayerVerdict:
