@@ -40,6 +40,7 @@ HOUSE_ONLY = {
     "quant": {"records", "errors", "kernels"},
     "kernels": {"records", "errors"},
     "references": {"records", "errors", "quant", "kernels", "progress"},
+    "paths": {"records", "errors", "progress"},
 }
 OUTSIDE_ONLY = {
     "errors": set(),
@@ -51,6 +52,7 @@ OUTSIDE_ONLY = {
     "quant": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "references": {"torch", "numpy"},
+    "paths": set(),
 }
 # Libraries, and the only rooms that may import them.
 LIBRARIES = {
