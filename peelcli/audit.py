@@ -6,7 +6,7 @@ Each step is skipped where its file is there already under the key of the same w
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +29,9 @@ from peelcli.fit import FitTask, Fitter
 from peelcli.machine import cpu_quota
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run
+from peelcli.scoring import block_batch
 from peelcli.workspace import Workspace, digest, require_outside, signature
 
-Steps = Generator[Progress, None, Any]
-TOKENS_A_BATCH = 1024
 # Settings that change where or how fast something is computed, never what.
 _IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
 
@@ -90,10 +89,14 @@ def fit_key(extraction: str, settings: FitConfig) -> str:
     return digest([extraction, relevant(settings)])
 
 
+def num_threads(settings: DeviceConfig) -> int:
+    """Threads asked for; auto: the quota, and never more than torch has of itself, which OMP_NUM_THREADS sets."""
+    return settings.threads or min(cpu_quota(), torch.get_num_threads())
+
+
 def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
-    # Never more than torch has of itself, which is what OMP_NUM_THREADS asks for.
-    torch.set_num_threads(settings.threads or min(cpu_quota(), torch.get_num_threads()))
+    torch.set_num_threads(num_threads(settings))
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -129,13 +132,8 @@ def extract_steps(
     key = extraction_key(opened, settings)
     path = output or workspace.activations(key)
     require_outside(path, opened.path)
-    if path.exists() and not settings.overwrite:
-        if settings.resume and _key_of(path) == key:
-            return path
-        if output is not None:
-            raise ArtefactError(
-                f"{path}: exists and holds other work. Pass --overwrite, or another --output."
-            )
+    if _is_done(path, key, settings, _key_of, named=output is not None):
+        return path
     if not opened.is_finite:
         first = next(f for f in opened.scan.findings if f.kind == "non-finite")
         raise CheckpointError(
@@ -161,11 +159,24 @@ def extract_steps(
         config={"extract": relevant(settings)},
         stored=stored_states(model.num_layers, layers),
         store_dtype=about["dtype"] if settings.store_dtype == "auto" else settings.store_dtype,
-        batch_size=settings.batch_size or max(1, TOKENS_A_BATCH // calibration.seq_len),
+        batch_size=settings.batch_size or block_batch(calibration.seq_len),
         resume=settings.resume and not settings.overwrite,
     )
     yield from extract(model, calibration, task)
     return path
+
+
+def _is_done(
+    path: Path, key: str, settings: MachineConfig, key_of: Callable[[Path], str | None], *, named: bool
+) -> bool:
+    """Whether `path` holds the work of `key`; other work under a name that the user gave is not written over."""
+    if not path.exists() or settings.overwrite:
+        return False
+    if settings.resume and key_of(path) == key:
+        return True
+    if named:
+        raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+    return False
 
 
 def _key_of(path: Path) -> str:
@@ -188,13 +199,8 @@ def fit_steps(
         key = fit_key(str(acts.about.get("key")), settings)
         path = output or workspace.fit(key)
         require_outside(path, opened.path)
-        if path.exists() and not settings.overwrite:
-            if settings.resume and fitstore.key_of(path) == key:
-                return path
-            if output is not None:
-                raise ArtefactError(
-                    f"{path}: exists and holds other work. Pass --overwrite, or another --output."
-                )
+        if _is_done(path, key, settings, fitstore.key_of, named=output is not None):
+            return path
         yield Progress("open", 0, 1, "model")
         run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
         model = open_model(opened, run_in, workspace)
@@ -208,9 +214,9 @@ def fit_steps(
 
 def _device(acts: ActivationFile, settings: FitConfig) -> str:
     """The device asked for; auto takes the one that the states were extracted on, where it is there."""
-    if settings.device != "auto" or acts.about["device"] == "cpu":
-        return settings.device if settings.device != "auto" else "cpu"
-    return "auto"
+    if settings.device != "auto":
+        return settings.device
+    return "cpu" if acts.about["device"] == "cpu" else "auto"
 
 
 def _dtype(acts: ActivationFile, settings: FitConfig) -> str:
@@ -233,9 +239,10 @@ def audit_steps(
     opened = yield from open_and_scan(path, workspace)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
-    fitted = workspace.fit(fit_key(extraction_key(opened, extract_settings), fit_settings))
+    extraction = extraction_key(opened, extract_settings)
+    fitted = workspace.fit(fit_key(extraction, fit_settings))
     if fitted.exists() and fit_settings.resume and not fit_settings.overwrite:
-        acts = workspace.activations(extraction_key(opened, extract_settings))
+        acts = workspace.activations(extraction)
         return AuditPaths(fitstore.read_fit(fitted), acts if acts.exists() else None, fitted)
     try:
         activations = yield from extract_steps(opened, extract_settings, workspace)

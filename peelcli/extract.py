@@ -49,8 +49,7 @@ def stored_states(num_layers: int, layers: tuple[int, ...], longest_span: int = 
 @torch.no_grad()
 def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -> Iterator[Progress]:
     """Write `task.output`, yielding after each layer. Raises CheckpointError where a layer's states are not finite."""
-    split = calibration.split
-    sequences = np.concatenate([split.fit, split.select, split.eval])
+    sequences = calibration.split.sequences
     ids = torch.from_numpy(sequences)
     width = model.prepare(ids[:1]).hidden.shape[-1]
     writer = ActivationWriter(

@@ -32,16 +32,14 @@ from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap, Witness
 from peelcli.references.plan import Plan
 from peelcli.references.regression import CHECKED, fit_regression
-from peelcli.scoring import Candidate, Sweep
+from peelcli.scoring import Candidate, Sweep, block_batch
 from peelcli.statedata import StateData
 from peelcli.verdict import data_fit
-from peelcli.workers import SMALL_NBYTES, in_parallel
+from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 FIT_BATCH = 4  # sequences a step
-SCORE_TOKENS = 1024  # a batch whose activations stay in a processor's cache; larger ones were slower
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
-SPAN_STEPS = 1  # a span is fitted as long as `direct`
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
@@ -58,7 +56,7 @@ class FitTask:
 
 
 class Fitter:
-    """One fit of one activation file; iterate over `run()` for progress, then read `skipped`."""
+    """One fit of one activation file; iterate over `run()`, which ends with the file written."""
 
     def __init__(self, model: BlockwiseModel, acts: ActivationFile, task: FitTask) -> None:
         """`acts` must have been extracted from `model`."""
@@ -103,7 +101,7 @@ class Fitter:
             candidates,
             self.parts_dir,
             key=self._key,
-            batch_size=self.settings.batch_size or max(1, SCORE_TOKENS // self.acts.ids.shape[1]),
+            batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1]),
         )
         yield from sweep.run()
         ids = self.acts.ids[self.acts.rows["eval"]]
@@ -143,7 +141,7 @@ class Fitter:
         self, references: Sequence[Reference], layer: int, module: nn.Module
     ) -> Iterator[tuple[Witness, FitOutcome]]:
         """Fit the references of one layer, several at once where the block is small."""
-        nbytes = self.model.block_nbytes(layer) if self.model.runs_in_threads else 2**62
+        at_once = self.model.runs_at_once(layer)
         checked = min(CHECKED, self.acts.rows["select"].stop - self.acts.rows["select"].start)
         for size in {FIT_BATCH, checked % FIT_BATCH} - {0}:
             # What depends on the shape of a batch alone is found here, before threads would all look for it.
@@ -151,11 +149,11 @@ class Fitter:
 
         def one(reference: Reference) -> tuple[Witness, FitOutcome]:
             # A fit puts its weights in place as it runs, so that fits at once need a block each.
-            block = copy.deepcopy(module) if nbytes <= SMALL_NBYTES else module
+            block = copy.deepcopy(module) if at_once else module
             with torch.enable_grad():
                 return self._fit_one(reference, block)
 
-        return in_parallel(one, references, nbytes, self.model.device)
+        return in_parallel(one, references, at_once=at_once)
 
     def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Witness, FitOutcome]:
         layer = reference.layer
@@ -168,9 +166,7 @@ class Fitter:
         fit, select = (self._data(p, layer, reference.target) for p in ("fit", "select"))
         start = self.plan.start(layer, scheme.name, self.settings.start, scheme.num_bits)
         steps = self.settings.direct_steps
-        if reference.kind == "span":
-            steps *= SPAN_STEPS
-        elif scheme.name != self.plan.scheme:
+        if scheme.name != self.plan.scheme:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         return fit_regression(
             forward,

@@ -37,9 +37,8 @@ def graft(
         replacements[names.get(layer, {}).get(relative, f"layer {layer}: {relative}")] = replace
 
     if reference.kind == "identity":
-        parts = (reference.sublayer,) if reference.sublayer else SUBLAYERS
         for layer in range(reference.layer, reference.target + 1):
-            for relative in _contributing(model, layer, parts):
+            for relative in _contributing(model, layer, reference.dropped):
                 put(layer, relative, torch.zeros_like)
     else:
         witness = fitstore.load_witness(fit, reference)

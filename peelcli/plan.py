@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 
 from peelcli.activations import states_nbytes
-from peelcli.audit import open_and_scan
+from peelcli.audit import num_threads, open_and_scan
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, parse_layers
 from peelcli.extract import stored_states
-from peelcli.fit import FIT_BATCH, SPAN_STEPS
-from peelcli.machine import available_memory, cpu_quota
+from peelcli.fit import FIT_BATCH
+from peelcli.machine import available_memory
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
@@ -65,17 +65,13 @@ def plan_steps(
     block = max((sum(i.numel for i in m.values()) for m in members.values()), default=0)
     inside = sum(i.numel for m in members.values() for i in m.values())
     outside = sum(i.numel for i in files.tensors.values()) - inside
-    itemsize = 2 if extract.dtype in ("bfloat16", "float16") else 4
+    dtype = "float32" if extract.dtype == "auto" else extract.dtype
+    itemsize = 4 if dtype == "float32" else 2
     tokens = extract.fit_tokens + extract.select_tokens + extract.eval_tokens
     measured = extract.select_tokens + extract.eval_tokens
     seq_len = extract.seq_len or 256
-    states = (
-        states_nbytes(
-            len(stored_states(num_layers, layers)), max(1, tokens // seq_len), seq_len, width, "float32"
-        )
-        * itemsize
-        // 4
-    )
+    rows = max(1, tokens // seq_len)
+    states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     candidates = len(layers) * (16 if fit.ladder else 11)
     scratch = 2 * candidates * measured * width * itemsize
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
@@ -83,7 +79,7 @@ def plan_steps(
     challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
     memory += 4 * itemsize * inside if challenge else 0
     batch = FIT_BATCH * seq_len
-    steps = fit.direct_steps * (3 + 2 * SPAN_STEPS + (5 / 3 if fit.ladder else 0))
+    steps = fit.direct_steps * (3 + 2 + (5 / 3 if fit.ladder else 0))
     flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)
     flops += (
         2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates
@@ -92,9 +88,7 @@ def plan_steps(
         6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
     )
     yield Progress("plan", 0, 1, "measuring this machine")
-    seconds = 10.0 + flops / (
-        _EFFICIENCY * _rate(extract.threads or min(cpu_quota(), torch.get_num_threads()))
-    )
+    seconds = 10.0 + flops / (_EFFICIENCY * _rate(num_threads(extract)))
     return Plan(
         path,
         num_layers,

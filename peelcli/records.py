@@ -33,6 +33,13 @@ class Reference:
     bits: float = 0.0
 
     @property
+    def dropped(self) -> tuple[str, ...]:
+        """The sublayers that contribute nothing with it in place: of `identity` alone."""
+        if self.kind != "identity":
+            return ()
+        return (self.sublayer,) if self.sublayer else SUBLAYERS
+
+    @property
     def key(self) -> str:
         """A name that is unique within a run and safe as an HDF5 group name, such as `direct-003-attention-ternary`."""
         part = self.sublayer or "block"

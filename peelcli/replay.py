@@ -17,7 +17,7 @@ from peelcli import fitstore
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.progress import Progress
-from peelcli.records import SUBLAYERS, Reference
+from peelcli.records import Reference
 from peelcli.references.interface import Witness
 from peelcli.scoring import head_batch, token_losses
 
@@ -54,9 +54,7 @@ def mean_nll(
             continue
         with model.block(layer) as module:
             weights = witness.weights(next(module.parameters())) if here else None
-            dropped: tuple[str, ...] = ()
-            if here and put is not None and put.kind == "identity":
-                dropped = (put.sublayer,) if put.sublayer else SUBLAYERS
+            dropped = put.dropped if here and put is not None else ()
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)
                 hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights, dropped)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from peelcli.activations import ActivationFile, require_space
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.progress import Progress
-from peelcli.records import SUBLAYERS, Reference
+from peelcli.records import Reference
 from peelcli.references.interface import Witness
 from peelcli.workers import in_parallel
 
@@ -52,6 +52,11 @@ def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def predictive_entropy(log_p: Tensor) -> Tensor:
     """Mean entropy of each sequence's predictions (n_seq,) from log-probabilities (n_seq, seq_len−1, vocab)."""
     return -(log_p.exp() * log_p).sum(-1).double().mean(1)
+
+
+def block_batch(seq_len: int) -> int:
+    """Sequences that go through a block at once: about a thousand tokens, whose activations stay in the cache."""
+    return max(1, 1024 // seq_len)
 
 
 def head_batch(seq_len: int, vocab_size: int) -> int:
@@ -175,17 +180,13 @@ class Sweep:
                 return hidden
             return self.model.run_block(layer, module, hidden.to(self.model.device), self.ids[rows])
 
-        nbytes = self.model.block_nbytes(layer) if self.model.runs_in_threads else 2**62
-        for hidden in in_parallel(moved, stored(), nbytes, self.model.device):
+        for hidden in in_parallel(moved, stored(), at_once=self.model.runs_at_once(layer)):
             self._write(out, hidden)
 
     def _begin(self, candidate: Candidate, module: nn.Module, out: BinaryIO) -> None:
         """Put one candidate in place of its layer and note how much of the update it leaves unexplained."""
         reference = candidate.reference
         weights = candidate.witness().weights(next(module.parameters())) if candidate.witness else None
-        dropped: tuple[str, ...] = ()
-        if reference.kind == "identity":
-            dropped = (reference.sublayer,) if reference.sublayer else SUBLAYERS
         error = update = 0.0
         n_select = self.acts.rows["select"].stop - self.acts.rows["select"].start
         for rows in self._batches():
@@ -195,7 +196,7 @@ class Sweep:
                 hidden = before
             else:
                 hidden = self.model.run_block(
-                    reference.layer, module, before, self.ids[rows], weights, dropped
+                    reference.layer, module, before, self.ids[rows], weights, reference.dropped
                 )
             self._write(out, hidden)
             after = self.acts.states(reference.target, absolute).to(hidden)

@@ -16,13 +16,10 @@ import torch
 
 T = TypeVar("T")
 R = TypeVar("R")
-SMALL_NBYTES = 2**24  # blocks up to 16 MB; larger ones keep all threads busy by themselves
 
 
-def in_parallel(
-    function: Callable[[T], R], items: Iterable[T], nbytes: int, device: torch.device
-) -> Iterator[R]:
-    """`function` of each item, in order; at once where the block of `nbytes` is small and on the CPU.
+def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool) -> Iterator[R]:
+    """`function` of each item, in order; several `at_once`, or each by all threads.
 
     `items` are drawn in the calling thread, and no more than twice as many as there are threads ahead of the results.
     Gradients are off in the function unless it turns them on.
@@ -33,7 +30,7 @@ def in_parallel(
             return function(item)
 
     threads = torch.get_num_threads()
-    if threads == 1 or nbytes > SMALL_NBYTES or device.type != "cpu":
+    if threads == 1 or not at_once:
         yield from map(alone, items)
         return
     waiting: deque[Future[R]] = deque()

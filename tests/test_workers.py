@@ -7,9 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from peelcli.workers import SMALL_NBYTES, in_parallel
-
-CPU = torch.device("cpu")
+from peelcli.workers import in_parallel
 
 
 @pytest.fixture(autouse=True)
@@ -20,16 +18,16 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("nbytes", [0, SMALL_NBYTES + 1])
-def test_results_come_in_order_and_without_gradients(nbytes: int) -> None:
+@pytest.mark.parametrize("at_once", [True, False])
+def test_results_come_in_order_and_without_gradients(at_once: bool) -> None:
     weight = torch.ones(8, 8, requires_grad=True)
-    found = list(in_parallel(lambda n: weight * n, range(20), nbytes, CPU))
+    found = list(in_parallel(lambda n: weight * n, range(20), at_once=at_once))
     assert [float(f[0, 0]) for f in found] == list(range(20))
     assert not any(f.requires_grad for f in found)
 
 
 def test_each_piece_is_computed_by_one_thread() -> None:
-    assert set(in_parallel(lambda _: torch.get_num_threads(), range(6), 0, CPU)) == {1}
+    assert set(in_parallel(lambda _: torch.get_num_threads(), range(6), at_once=True)) == {1}
     assert torch.get_num_threads() == 2
 
 
@@ -41,7 +39,7 @@ def test_items_are_drawn_as_they_are_needed() -> None:
             drawn.append(n)
             yield n
 
-    results = in_parallel(lambda n: n, items(), 0, CPU)
+    results = in_parallel(lambda n: n, items(), at_once=True)
     assert next(results) == 0
     assert len(drawn) <= 4
     results.close()
@@ -55,5 +53,5 @@ def test_an_error_ends_the_work_and_is_seen() -> None:
         return n
 
     with pytest.raises(ValueError, match="the third"):
-        list(in_parallel(fail, range(50), 0, CPU))
+        list(in_parallel(fail, range(50), at_once=True))
     assert torch.get_num_threads() == 2

@@ -32,6 +32,7 @@ from peelcli.checkpoint.structure import (
 )
 from peelcli.errors import CheckpointError
 
+SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
 _PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
 
 
@@ -121,7 +122,6 @@ class BlockwiseModel:
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
-        self._forwards = [type(block).forward for block in self._blocks]
         self._shapes = [{n: p.shape for n, p in block.named_parameters()} for block in self._blocks]
         self._weights = [self._detach_weights(i) for i in range(self.num_layers)]
         self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
@@ -184,10 +184,14 @@ class BlockwiseModel:
         parameters = self._blocks[layer - 1].parameters()
         return sum(p.numel() for p in parameters) * torch.empty(0, dtype=self.dtype).element_size()
 
-    @property
-    def runs_in_threads(self) -> bool:
-        """Whether blocks may run at once: not where each batch must first be put through the skeleton, which is one."""
-        return bool(self._constant_arguments)
+    def runs_at_once(self, layer: int) -> bool:
+        """Whether several batches may go through a block at once, a thread each, and gain by it.
+
+        Not where each must first be put through the skeleton, which is one; and a large block, or one on an
+        accelerator, keeps it busy by itself.
+        """
+        small = self.block_nbytes(layer) <= SMALL_NBYTES
+        return small and bool(self._constant_arguments) and self.device.type == "cpu"
 
     def parameter_names(self, layer: int) -> tuple[str, ...]:
         """Names of one block's parameters, relative to the block."""

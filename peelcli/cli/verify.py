@@ -33,9 +33,9 @@ def verify(
     """Replay the witnesses of the flagged layers, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
-    from peelcli.fit import SCORE_TOKENS
     from peelcli.fitstore import read_fit
     from peelcli.replay import replay_steps
+    from peelcli.scoring import block_batch
 
     run = read_fit(fit)
     (result,) = judge_runs([run], ReportConfig())
@@ -50,7 +50,7 @@ def verify(
         open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
     gaps = [(v.reference, result.gap_of(v.reference)) for v in chosen if v.reference is not None]
-    for replay in console.drive(replay_steps(fit, model, gaps, max(1, SCORE_TOKENS // run.seq_len))):
+    for replay in console.drive(replay_steps(fit, model, gaps, block_batch(run.seq_len))):
         console.result(
             f"layer {replay.reference.layer}: {replay.reference.key}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"
