@@ -16,59 +16,25 @@ import torch
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
 from peelcli.calibration import Calibration, build_calibration
-from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.checkpoint.structure import layers_of
 from peelcli.checkpoint.tokenizer import load_tokenizer
 from peelcli.config import DeviceConfig, ExtractConfig, FitConfig, MachineConfig, parse_layers
 from peelcli.describe import describe, training_step
+from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.machine import cpu_quota
+from peelcli.opened import Opened, open_and_scan
 from peelcli.progress import Progress
-from peelcli.records import Finding, Run
+from peelcli.records import Finding, Run, run_from
+from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
 from peelcli.scoring import block_batch
 from peelcli.workspace import Workspace, digest, require_outside, signature
 
 # Settings that change where or how fast something is computed, never what.
 _IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A checkpoint whose files are complete and have been scanned."""
-
-    path: Path
-    files: CheckpointFiles
-    scan: ScanResult
-
-    @property
-    def is_finite(self) -> bool:
-        """Whether every weight is."""
-        return not any(f.kind == "non-finite" for f in self.scan.findings)
-
-    @property
-    def stored_bits(self) -> float:
-        """Bits per element that most of the weights are stored in."""
-        sizes: dict[float, int] = {}
-        for info in self.files.tensors.values():
-            bits = 8.0 * info.nbytes / max(1, info.numel)
-            sizes[bits] = sizes.get(bits, 0) + info.numel
-        return max(sizes, key=lambda bits: sizes[bits])
-
-
-def open_and_scan(path: Path, workspace: Workspace) -> Generator[Progress, None, Opened]:
-    """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited."""
-    files = open_checkpoint(path)
-    require_decoder_only(files.config)
-    workspace.make()
-    scan = workspace.kept_scan(files)
-    if scan is None:
-        scan = yield from scan_steps(files)
-        workspace.keep_scan(files, scan)
-    return Opened(path, files, scan)
 
 
 def relevant(settings: MachineConfig) -> dict[str, Any]:
@@ -84,9 +50,13 @@ def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
     return digest([opened.scan.checkpoint_id, str(opened.path.resolve()), kept])
 
 
-def fit_key(extraction: str, settings: FitConfig) -> str:
-    """What makes two fits the same work."""
-    return digest([extraction, relevant(settings)])
+def fit_key(extraction: str, settings: FitConfig, earlier: Sequence[str] = ()) -> str:
+    """What makes two fits the same work. earlier: ids of the checkpoints whose blocks stand in (`rollback`)."""
+    kept = relevant(settings)
+    if earlier:
+        return digest([extraction, kept, list(earlier)])
+    kept["references"] = [kind for kind in kept["references"] if kind != "rollback"]  # there are none
+    return digest([extraction, kept])
 
 
 def num_threads(settings: DeviceConfig) -> int:
@@ -126,24 +96,36 @@ def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) ->
 
 
 def extract_steps(
-    opened: Opened, settings: ExtractConfig, workspace: Workspace, output: Path | None = None
+    opened: Opened,
+    settings: ExtractConfig,
+    workspace: Workspace,
+    output: Path | None = None,
+    first: Tokens | None = None,
 ) -> Generator[Progress, None, Path]:
-    """Make sure of the file of trained states; returns its path."""
+    """Make sure of the file of trained states; returns its path.
+
+    first: the tokens of the series that the checkpoint is to be compared with. UsageError where its own differ, before
+    anything is run.
+    """
     key = extraction_key(opened, settings)
     path = output or workspace.activations(key)
     require_outside(path, opened.path)
     if _is_done(path, key, settings, _key_of, named=output is not None):
+        if first is not None:
+            require_same_tokens(first, tokens_of(run_from(_about(path))))
         return path
     if not opened.is_finite:
-        first = next(f for f in opened.scan.findings if f.kind == "non-finite")
+        finding = next(f for f in opened.scan.findings if f.kind == "non-finite")
         raise CheckpointError(
-            f"{first.message} Nothing can be extracted; `peel audit` reports the layer as broken."
+            f"{finding.message} Nothing can be extracted; `peel audit` reports the layer as broken."
         )
     yield Progress("open", 0, 2, "model")
     model = open_model(opened, settings, workspace)
     layers = parse_layers(settings.layers, model.num_layers)
     yield Progress("open", 1, 2, "calibration tokens")
     calibration = calibrate(opened, model, settings)
+    if first is not None:
+        require_same_tokens(first, _tokens(opened, calibration, settings))
     about = describe(
         opened.path,
         model,
@@ -179,16 +161,41 @@ def _is_done(
     return False
 
 
-def _key_of(path: Path) -> str:
+def _about(path: Path) -> dict[str, Any]:
     acts = ActivationFile(path)
     acts.close()
-    return str(acts.about.get("key"))
+    return acts.about
+
+
+def _key_of(path: Path) -> str:
+    return str(_about(path).get("key"))
+
+
+def _tokens(opened: Opened, calibration: Calibration, settings: ExtractConfig) -> Tokens:
+    return Tokens(
+        checkpoint=str(opened.path),
+        data_hash=calibration.content_hash,
+        data=calibration.description,
+        tokens=calibration.tokens,
+        seq_len=calibration.seq_len,
+        seed=settings.seed,
+        vocab_size=calibration.vocab_size,
+    )
 
 
 def fit_steps(
-    opened: Opened, activations: Path, settings: FitConfig, workspace: Workspace, output: Path | None = None
+    opened: Opened,
+    activations: Path,
+    settings: FitConfig,
+    workspace: Workspace,
+    output: Path | None = None,
+    earlier: Sequence[Path] = (),
 ) -> Generator[Progress, None, Path]:
-    """Make sure of the file of fitted references; returns its path."""
+    """Make sure of the file of fitted references; returns its path.
+
+    earlier: checkpoints of the same run, oldest first, whose blocks are tried where `rollback` is asked for. Raises
+    CheckpointError where they do not fit.
+    """
     acts = ActivationFile(activations)
     try:
         if acts.about["checkpoint_id"] != opened.scan.checkpoint_id:
@@ -196,7 +203,14 @@ def fit_steps(
                 f"{activations}: was extracted from checkpoint {acts.about['checkpoint_id']}, and {opened.path} is "
                 f"{opened.scan.checkpoint_id}: its weights have changed since. Extract again."
             )
-        key = fit_key(str(acts.about.get("key")), settings)
+        others = yield from open_earlier(opened, earlier, settings, workspace)
+        for other in others:
+            if reason := why_not_rolled_back(opened, other):
+                raise CheckpointError(
+                    f"{reason}: its blocks cannot stand in. Name earlier checkpoints of the same run, or leave "
+                    "rollback out of --references."
+                )
+        key = fit_key(str(acts.about.get("key")), settings, [o.scan.checkpoint_id for o in others])
         path = output or workspace.fit(key)
         require_outside(path, opened.path)
         if _is_done(path, key, settings, fitstore.key_of, named=output is not None):
@@ -205,7 +219,13 @@ def fit_steps(
         run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
         model = open_model(opened, run_in, workspace)
         config = {**acts.config, "fit": relevant(settings), "key": key}
-        task = FitTask(path, settings, config, resume=settings.resume and not settings.overwrite)
+        task = FitTask(
+            path,
+            settings,
+            config,
+            resume=settings.resume and not settings.overwrite,
+            earlier=tuple(earlier_of(other, workspace) for other in others),
+        )
         yield from Fitter(model, acts, task).run()
         return path
     finally:
@@ -233,24 +253,50 @@ class AuditPaths:
 
 
 def audit_steps(
-    path: Path, extract_settings: ExtractConfig, fit_settings: FitConfig, workspace: Workspace
+    path: Path,
+    extract_settings: ExtractConfig,
+    fit_settings: FitConfig,
+    workspace: Workspace,
+    earlier: Sequence[Path] = (),
+    first: Run | None = None,
 ) -> Generator[Progress, None, AuditPaths]:
-    """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields its findings alone."""
+    """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields its findings alone.
+
+    earlier: checkpoints audited before it, oldest first. Those that are built alike serve for `rollback`; the run
+    says of the others that they do not. first: the first measured run of the series. UsageError where the checkpoint's
+    tokens are not the same.
+    """
     opened = yield from open_and_scan(path, workspace)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
+    others = yield from open_earlier(opened, earlier, fit_settings, workspace)
+    reasons = [why_not_rolled_back(opened, other) for other in others]
+    others = [other for other, reason in zip(others, reasons, strict=True) if reason is None]
+    skipped = tuple(f"rollback references: {reason}" for reason in reasons if reason is not None)
+    tokens = None if first is None else tokens_of(first)
     extraction = extraction_key(opened, extract_settings)
-    fitted = workspace.fit(fit_key(extraction, fit_settings))
+    ids = [other.scan.checkpoint_id for other in others]
+    fitted = workspace.fit(fit_key(extraction, fit_settings, ids))
     if fitted.exists() and fit_settings.resume and not fit_settings.overwrite:
         acts = workspace.activations(extraction)
-        return AuditPaths(fitstore.read_fit(fitted), acts if acts.exists() else None, fitted)
+        run = _read(fitted, skipped)
+        if tokens is not None:
+            require_same_tokens(tokens, tokens_of(run))
+        return AuditPaths(run, acts if acts.exists() else None, fitted)
     try:
-        activations = yield from extract_steps(opened, extract_settings, workspace)
+        activations = yield from extract_steps(opened, extract_settings, workspace, first=tokens)
     except NonFiniteStatesError as error:
         finding = Finding("non-finite", str(error), layer=error.layer or None)
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
-    fitted = yield from fit_steps(opened, activations, fit_settings, workspace)
-    return AuditPaths(fitstore.read_fit(fitted), activations, fitted)
+    same_run = [other.path for other in others]
+    fitted = yield from fit_steps(opened, activations, fit_settings, workspace, earlier=same_run)
+    return AuditPaths(_read(fitted, skipped), activations, fitted)
+
+
+def _read(fitted: Path, skipped: Sequence[str]) -> Run:
+    """The run of a fit, and what was left out of it before it began."""
+    run = fitstore.read_fit(fitted)
+    return replace(run, skipped=(*run.skipped, *skipped))
 
 
 def open_fitted(

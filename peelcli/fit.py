@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from peelcli import fitstore
-from peelcli.activations import ActivationFile
+from peelcli.activations import ActivationFile, require_space
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.config import FitConfig, parse_layers
+from peelcli.checkpoint.weights import BlockWeights
+from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.machine import available_memory
+from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.records import FitOutcome, Reference, Run, Score, run_from
+from peelcli.records import FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.references.catalogue import references_of
 from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap, Witness
-from peelcli.references.plan import Plan
+from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import CHECKED, fit_regression
+from peelcli.references.rollback import roll_back
 from peelcli.scoring import Candidate, Sweep, block_batch
 from peelcli.statedata import StateData
 from peelcli.verdict import data_fit
@@ -46,6 +50,14 @@ NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An earlier checkpoint of the run: what a plan needs to know of it, and how to get at its blocks."""
+
+    origin: Origin
+    open: Callable[..., BlockWeights]  # given the `dtype` that they are to run in
+
+
+@dataclass(frozen=True)
 class FitTask:
     """What to fit, from which states, into which file."""
 
@@ -53,6 +65,7 @@ class FitTask:
     settings: FitConfig
     config: dict[str, Any]
     resume: bool = True
+    earlier: tuple[Earlier, ...] = ()  # oldest first
 
 
 class Fitter:
@@ -75,12 +88,15 @@ class Fitter:
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
             ladder=LADDER if self.settings.ladder else (),
+            origins=tuple(earlier.origin for earlier in task.earlier),
+            layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
         self.skipped: list[str] = list(about["skipped"])
         self.parts_dir = task.output.with_name(task.output.name + ".parts")
         self._key = json.dumps([about, task.config], sort_keys=True)
         self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
         self._outcomes: dict[Reference, FitOutcome] = {}
+        self.asked = self._asked()
         self._began = 0.0
 
     def run(self) -> Iterator[Progress]:
@@ -89,6 +105,7 @@ class Fitter:
         self.parts_dir.mkdir(parents=True, exist_ok=True)
         if not self.task.resume:
             self._clear_parts()
+        yield from self._roll_back()
         yield from self._fit_layers()
         if "challenge" in self.plan.kinds:
             yield from self._challenge_layers()
@@ -104,8 +121,10 @@ class Fitter:
             batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1]),
         )
         yield from sweep.run()
+        peeled = yield from self._peel_paths()
         ids = self.acts.ids[self.acts.rows["eval"]]
-        fitstore.write_fit(self.task.output, self._record(sweep), ids, self._parts)
+        run = replace(self._record(sweep), paths=peeled[0] if peeled else None)
+        fitstore.write_fit(self.task.output, run, ids, self._parts, peeled[1] if peeled else None)
         self._clear_parts()
         self.parts_dir.rmdir()
 
@@ -116,12 +135,36 @@ class Fitter:
     def _witness_loader(self, reference: Reference) -> Any:
         return lambda: fitstore.load_witness(self._parts[reference.key], reference)
 
+    # -- blocks of earlier checkpoints --------------------------------------------------------------------------------
+
+    def _roll_back(self) -> Iterator[Progress]:
+        """Keep the older blocks as witnesses; of the earlier checkpoints one is open at a time, and one block of it."""
+        wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.kind == "rollback"]
+        paths = {r: self.parts_dir / f"{r.key}.h5" for r in wanted}
+        pending = [r for r in wanted if not fitstore.part_is_whole(paths[r], self._key)]
+        # Once in their parts, and once more in the finished file.
+        nbytes = sum(self.model.block_nbytes(r.layer) for r in (*wanted, *pending))
+        require_space(self.parts_dir, nbytes, "keeping the blocks of earlier checkpoints (rollback)")
+        done = 0
+        for earlier in self.task.earlier:
+            weights: BlockWeights | None = None
+            for reference in [r for r in pending if r.origin_id == earlier.origin.id]:
+                yield Progress("rollback", done, len(pending), f"layer {reference.layer}")
+                weights = weights or earlier.open(dtype=self.model.dtype)
+                older = roll_back(weights.read(reference.layer))
+                fitstore.write_part(paths[reference], self._key, {reference: older})
+                done += 1
+        for path in paths.values():
+            self._take(path)
+        if pending:
+            yield Progress("rollback", len(pending), len(pending), "all layers")
+
     # -- references fitted to states ------------------------------------------------------------------------------
 
     def _fit_layers(self) -> Iterator[Progress]:
         for done, layer in enumerate(self.plan.layers):
             yield Progress("fit", done, len(self.plan.layers), f"layer {layer}")
-            wanted = [r for r in references_of(layer, self.plan) if r.kind != "challenge"]
+            wanted = [r for r in references_of(layer, self.plan) if r.kind not in ("challenge", "rollback")]
             self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind == "identity"}
             fitted = [r for r in wanted if r.kind != "identity"]
             path = self.parts_dir / f"layer-{layer:03d}.h5"
@@ -183,7 +226,7 @@ class Fitter:
         return Budget(steps, rate, FIT_BATCH, self.settings.seed, start)
 
     def _data(self, part: str, layer: int, target: int) -> StateData:
-        return StateData(self.acts, part, layer, target, self.model.device, self.model.dtype)
+        return StateData(self.acts, part, layer - 1, target, self.model.device, self.model.dtype)
 
     def _maps(self, layer: int, module: nn.Module, sublayer: str | None) -> list[LinearMap]:
         """The matrices of a block, or of one sublayer of it."""
@@ -245,6 +288,33 @@ class Fitter:
         on_grid = (SCHEMES[grid[0]], grid[1]) if grid else None
         budget = self._budget("challenge", self.settings.challenge_steps, "warm")
         return fit_challenge(loss, trained, maps, on_grid, fit, select, budget)
+
+    # -- the whole network, peeled ------------------------------------------------------------------------------------
+
+    def _asked(self) -> Asked:
+        budget = parse_duration(self.settings.budget) if self.settings.budget else math.inf
+        return asked_maps(self.settings.paths, self.model.num_layers, budget)
+
+    def _peel_paths(self) -> Generator[Progress, None, tuple[Paths, fitstore.PathParts] | None]:
+        if not (self.asked.maps or self.asked.search):
+            return None
+        if set(self.acts.stored) != set(range(self.model.num_layers + 1)):
+            self.skipped.append(
+                "peeled paths: they need the states of every layer, and --layers leaves some out"
+            )
+            return None
+        grids = self.acts.about["layer_grids"]
+        task = PeelTask(
+            parts_dir=self.parts_dir,
+            key=self._key,
+            start="fresh" if self.settings.start == "fresh" else "warm",
+            schemes=tuple((SCHEMES[g[0]], g[1]) if g else (SCHEMES["fp"], None) for g in grids),
+            block_steps=self.settings.path_steps,
+            head_steps=self.settings.head_steps,
+            seed=self.settings.seed,
+            resume=self.task.resume,
+        )
+        return (yield from peel_steps(self.model, self.acts, task, self.asked))
 
     # -- the record ---------------------------------------------------------------------------------------------------
 

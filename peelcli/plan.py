@@ -48,9 +48,12 @@ class Plan:
 
 
 def plan_steps(
-    path: Path, extract: ExtractConfig, fit: FitConfig, workspace: Workspace
+    path: Path, extract: ExtractConfig, fit: FitConfig, workspace: Workspace, num_earlier: int = 0
 ) -> Generator[Progress, None, Plan]:
-    """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run."""
+    """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run.
+
+    num_earlier: how many earlier checkpoints of its run will serve for `rollback`.
+    """
     opened = yield from open_and_scan(path, workspace)
     files, config = opened.files, opened.files.config
     nested = config.get("text_config")
@@ -72,8 +75,11 @@ def plan_steps(
     seq_len = extract.seq_len or 256
     rows = max(1, tokens // seq_len)
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
-    candidates = len(layers) * (16 if fit.ladder else 11)
+    older = num_earlier if "rollback" in fit.references else 0
+    candidates = len(layers) * ((16 if fit.ladder else 11) + older)
     scratch = 2 * candidates * measured * width * itemsize
+    # Older blocks are kept as parts, and then in the fit.
+    kept = 2 * older * itemsize * inside * len(layers) // num_layers
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
     memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
     challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
@@ -97,7 +103,7 @@ def plan_steps(
         opened.scan.total_nbytes,
         memory,
         available_memory(),
-        states + scratch,
+        states + scratch + kept,
         shutil.disk_usage(workspace.directory).free,
         seconds,
     )

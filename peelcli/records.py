@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 SUBLAYERS = ("attention", "mlp")
-KINDS = ("identity", "direct", "span", "challenge")
+KINDS = ("identity", "direct", "span", "challenge", "rollback")
 VERDICTS = ("broken", "surpassed", "matched", "undecided", "effective")
 
 
@@ -20,8 +20,9 @@ class Reference:
     """What stands in for a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
 
     `sublayer` is None for whole blocks; `scheme` is None where the reference has no weights of its own
-    (`identity`) or keeps the checkpoint's precision (`challenge`). `bits` is per weight of the part replaced
-    (0 for `identity`, the scheme's bits divided by the number of layers for `span`).
+    (`identity`) or keeps the checkpoint's precision (`challenge`, `rollback`). `bits` is per weight of the part
+    replaced (0 for `identity`, the scheme's bits divided by the number of layers for `span`). `origin_*` say which
+    earlier checkpoint of the run a `rollback` comes from: the first 12 hexadecimal digits of its id, and its step.
     """
 
     kind: str
@@ -31,6 +32,8 @@ class Reference:
     scheme: str | None = None
     group_size: int | None = None
     bits: float = 0.0
+    origin_id: str | None = None
+    origin_step: int | None = None
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -44,14 +47,14 @@ class Reference:
         """A name that is unique within a run and safe as an HDF5 group name, such as `direct-003-attention-ternary`."""
         part = self.sublayer or "block"
         layers = f"{self.layer:03d}" if self.target == self.layer else f"{self.layer:03d}to{self.target:03d}"
-        return "-".join([self.kind, layers, part] + ([self.scheme] if self.scheme else []))
+        return "-".join(filter(None, (self.kind, layers, part, self.scheme, self.origin_id)))
 
 
 @dataclass(frozen=True)
 class FitOutcome:
     """How the fit of one reference went. `fvu_*` is the share of the layers' update left unexplained."""
 
-    start: str  # "warm", "fresh", "trained" (challenge) or "none" (identity: nothing is fitted)
+    start: str  # "warm", "fresh", "trained" (challenge), "earlier" (rollback) or "none" (identity: nothing is fitted)
     steps: int
     converged: bool
     reason: str  # why it stopped, in words
@@ -72,6 +75,32 @@ class Score:
     nll_select: tuple[float, ...]
     nll_eval: tuple[float, ...]
     kl_eval: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class PathScore:
+    """A network of peeled blocks and a light head, measured; losses per sequence, paired with the run's own.
+
+    `target_map` is empty for the head control: the trained blocks with a refitted head.
+    """
+
+    target_map: tuple[int, ...]
+    fits: tuple[FitOutcome, ...]  # of layers 1…K (none for the control), then of the head
+    unexplained: tuple[float, ...]  # per layer, the share of its target's variance left over on `eval`
+    nll_select: tuple[float, ...]
+    nll_eval: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What was peeled on one checkpoint: its head control, and every map that was fitted."""
+
+    control: PathScore
+    scores: tuple[PathScore, ...]
+    schemes: tuple[str, ...]  # that the block of each layer lies in: the layer's own
+    left_out: tuple[str, ...] = ()  # maps that were asked for and not peeled, and why, in words
+    num_fits: int = 0  # of blocks, those of the search's segments included
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -99,6 +128,7 @@ class Run:
     seq_len: int
     data: str  # which text, in words
     vocab_size: int
+    data_hash: str = ""  # SHA-256 of the calibration tokens and their division; "" where nothing was measured
     scheme: str = ""
     nll_select: tuple[float, ...] = ()
     nll_eval: tuple[float, ...] = ()
@@ -112,6 +142,7 @@ class Run:
     device: str = ""
     config: dict[str, object] = field(default_factory=dict)
     scores: tuple[Score, ...] = ()
+    paths: Paths | None = None
     layer_hashes: dict[str, str] = field(default_factory=dict)  # layer number → SHA-256 of its weights
     findings: tuple[Finding, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
@@ -147,15 +178,43 @@ class LayerVerdict:
 
 
 @dataclass(frozen=True)
+class Bound:
+    """The loss that one peeled path reaches on `eval`, and what it gains beyond the head control (> 0: better)."""
+
+    target_map: tuple[int, ...]
+    ce: float
+    gap: float
+    gap_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the peeled paths say of the network; losses on `eval`, each with its own refitted head."""
+
+    control: float  # the trained blocks under a refitted head
+    head_gap: float  # what that gains over the network as trained…
+    head_interval: tuple[float, float]
+    head_allowance: float  # …and what it may gain where nothing is amiss but the text
+    yes: Bound  # of the map with the least loss on `select`
+    last: Bound | None  # of the map that aims every layer at the last state, where it was peeled
+    beaten: int  # of the maps that were peeled, those of a higher loss than the trained network's
+    peeled: int
+    threshold: float  # what a gap must exceed to count
+    running_minimum: float | None = None  # the least YES bound of this and all earlier checkpoints of the run
+
+
+@dataclass(frozen=True)
 class NetworkVerdict:
     """What is said about the network as a whole."""
 
     ce: float | None
     perplexity: float | None
     entropy: float | None
-    flags: tuple[str, ...] = ()  # "untrained", "broken"
+    flags: tuple[str, ...] = ()  # "untrained", "broken", "unconverged"
     notes: tuple[str, ...] = ()
     data_fit: str = "unknown"  # "own", "foreign" or "unknown"
+    zone: str | None = None  # "red", "yellow" or "green"; None where no path was peeled
+    bounds: Bounds | None = None
 
 
 @dataclass(frozen=True)
@@ -176,3 +235,14 @@ class AuditResult:
     def gap_of(self, reference: Reference) -> float:
         """How much lower the loss on `eval` is with a reference in place; below 0 where it is higher."""
         return sum(self.run.nll_eval) / len(self.run.nll_eval) - self.loss_with(reference)
+
+    def path_gaps(self) -> list[tuple[tuple[int, ...], float]]:
+        """The maps whose weights are kept, the head control's () first: how much lower the loss on `eval` is."""
+        bounds, paths = self.network.bounds, self.run.paths
+        if bounds is None or paths is None:
+            return []
+        trained = sum(self.run.nll_eval) / len(self.run.nll_eval)
+        kept = {(): bounds.control, bounds.yes.target_map: bounds.yes.ce}
+        if bounds.last is not None:
+            kept[bounds.last.target_map] = bounds.last.ce
+        return [(target_map, trained - ce) for target_map, ce in kept.items()]

@@ -26,9 +26,9 @@ ABSOLUTE, RELATIVE = 1e-3, 0.02  # nats, and share of the gap, that another mach
 
 @dataclass(frozen=True)
 class Replay:
-    """One witness measured again; gaps in nats per token, > 0 where the reference has the lower loss."""
+    """One witness measured again; gaps in nats per token, > 0 where it has the lower loss."""
 
-    reference: Reference
+    name: str
     reported: float
     measured: float
 
@@ -58,33 +58,66 @@ def mean_nll(
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)
                 hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights, dropped)
+    return _loss(model, hidden, ids, None)
+
+
+@torch.no_grad()
+def path_mean_nll(
+    model: BlockwiseModel, ids: Tensor, batch_size: int, blocks: Sequence[Witness], head: Tensor
+) -> float:
+    """The same of a peeled path: its block in place of every layer (none: the trained ones), and its head."""
+    hidden = torch.cat(
+        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
+    )
+    for layer in range(1, model.num_layers + 1):
+        with model.block(layer) as module:
+            weights = blocks[layer - 1].weights(next(module.parameters())) if blocks else None
+            for at in range(0, len(ids), batch_size):
+                rows = slice(at, at + batch_size)
+                hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights)
+    return _loss(model, hidden, ids, head.to(model.device))
+
+
+def _loss(model: BlockwiseModel, hidden: Tensor, ids: Tensor, head: Tensor | None) -> float:
     step = head_batch(ids.shape[1], model.vocab_size)
-    losses = [
-        token_losses(model.logits(hidden[at : at + step], ids[at : at + step]), ids[at : at + step])[0]
-        for at in range(0, len(ids), step)
-    ]
+    losses = []
+    for at in range(0, len(ids), step):
+        rows = slice(at, at + step)
+        losses.append(token_losses(model.logits(hidden[rows], ids[rows], head), ids[rows])[0])
     return float(torch.cat(losses).mean())
 
 
 def replay_steps(
-    fit: Path, model: BlockwiseModel, gaps: Sequence[tuple[Reference, float]], batch_size: int
+    fit: Path,
+    model: BlockwiseModel,
+    gaps: Sequence[tuple[Reference, float]],
+    paths: Sequence[tuple[Sequence[int], float]],
+    batch_size: int,
 ) -> Generator[Progress, None, list[Replay]]:
-    """Measure every reference of `gaps` (with its reported gap) again. Raises ReplayError where one differs."""
+    """Measure references and peeled paths again, each with its reported gap. Raises ReplayError where one differs.
+
+    paths: target maps, () for the head control; their gaps are against the network as trained.
+    """
     ids = fitstore.read_eval_ids(fit)
-    yield Progress("verify", 0, len(gaps) + 1, "as trained")
+    total = len(gaps) + len(paths) + 1
+    yield Progress("verify", 0, total, "as trained")
     trained = mean_nll(model, ids, batch_size, None, Witness())
     found = []
     for done, (reference, reported) in enumerate(gaps, start=1):
-        yield Progress("verify", done, len(gaps) + 1, reference.key)
+        yield Progress("verify", done, total, reference.key)
         witness = Witness() if reference.kind == "identity" else fitstore.load_witness(fit, reference)
         measured = trained - mean_nll(model, ids, batch_size, reference, witness)
-        found.append(Replay(reference, reported, measured))
-    yield Progress("verify", len(gaps) + 1, len(gaps) + 1, "all witnesses")
+        found.append(Replay(f"layer {reference.layer}: {reference.key}", reported, measured))
+    for done, (target_map, reported) in enumerate(paths, start=1 + len(gaps)):
+        name = f"path {list(target_map)}" if target_map else "head control"
+        yield Progress("verify", done, total, name)
+        blocks, head = fitstore.load_path(fit, target_map)
+        measured = trained - path_mean_nll(model, ids, batch_size, blocks, head)
+        found.append(Replay(name, reported, measured))
+    yield Progress("verify", total, total, "all witnesses")
     failed = [r for r in found if not r.holds]
     if failed:
-        lines = [
-            f"  {r.reference.key}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed
-        ]
+        lines = [f"  {r.name}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed]
         raise ReplayError(
             f"{fit}: {len(failed)} of {len(found)} witnesses did not reproduce their gap (nats per token):\n"
             + "\n".join(lines)

@@ -14,20 +14,20 @@ _CACHE_NBYTES = 2**28  # states up to 256 MB a layer are held in memory while th
 
 
 class StateData:
-    """Inputs O_{layer−1} and targets O_target of the sequences of `part`, on `device` in `dtype`."""
+    """Inputs, and targets O_target, of the sequences of `part`, on `device` in `dtype`."""
 
     def __init__(
         self,
         acts: ActivationFile,
         part: str,
-        layer: int,
+        inputs: int | Tensor,
         target: int,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
-        """`part` is fit, select or eval."""
+        """`part` is fit, select or eval. inputs: O_inputs, or states of the sequences of all parts."""
         self._acts, self._rows = acts, acts.rows[part]
-        self._inputs, self._targets = layer - 1, target
+        self._inputs, self._target = inputs, target
         self._device, self._dtype = device, dtype
         self._kept: dict[int, Tensor] = {}
 
@@ -48,4 +48,8 @@ class StateData:
     def batch(self, rows: Sequence[int]) -> Batch:
         """The sequences `rows`, counted from the start of the part."""
         ids = self._acts.ids[self._rows][list(rows)]
-        return Batch(ids, self._states(self._inputs, rows), self._states(self._targets, rows))
+        if isinstance(self._inputs, Tensor):
+            inputs = self._inputs[self._rows][list(rows)].to(self._device, self._dtype)
+        else:
+            inputs = self._states(self._inputs, rows)
+        return Batch(ids, inputs, self._states(self._target, rows))

@@ -56,6 +56,7 @@ class Workspace:
         """Name the directory; `make` makes it. UsageError where it lies inside the checkpoint's."""
         require_outside(directory, checkpoint)
         self.directory = directory
+        self._base = directory
 
     def make(self) -> None:
         """Make the directory, once it is known that there is a checkpoint to work on."""
@@ -70,7 +71,13 @@ class Workspace:
     def under(cls, base: Path, checkpoint: Path) -> Workspace:
         """The directory for `checkpoint` below `base`: its name, and a hash of its whole path."""
         where = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
-        return cls(base / f"{checkpoint.resolve().name or 'checkpoint'}-{where}", checkpoint)
+        workspace = cls(base / f"{checkpoint.resolve().name or 'checkpoint'}-{where}", checkpoint)
+        workspace._base = base
+        return workspace
+
+    def of_other(self, checkpoint: Path) -> Workspace:
+        """The directory of another checkpoint: beside this one where both lie below a base, else within it."""
+        return Workspace.under(self._base, checkpoint)
 
     def activations(self, key: str) -> Path:
         """The file of trained states of an extraction."""

@@ -21,6 +21,7 @@ from peelcli.config import (
     ReportConfig,
     cache_directory,
     load_yaml,
+    parse_duration,
     parse_layers,
     resolve,
     section_name,
@@ -51,6 +52,10 @@ def values(rule: Setting) -> st.SearchStrategy[Any]:
         )
     elif rule.name == "device":
         return st.sampled_from(["cpu", "cuda", "cuda:1"])
+    elif rule.name == "budget":
+        return st.sampled_from(["90", "90s", "1.5m", "2h"])
+    elif rule.name == "paths":
+        one = st.sampled_from(["direct", "last", "all", "search", "[3, 3, 3, 4]", "[1,2]", "[1]"])
     else:
         one = st.sampled_from([choice for choice in rule.choices if choice != rule.alone])
     return st.lists(one, min_size=1, max_size=3, unique=True).map(tuple) if rule.many else one
@@ -341,3 +346,23 @@ def test_each_sample_says_its_command_and_loads(name: str) -> None:
 def test_no_sample_goes_untested() -> None:
     named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model"}
     assert {path.stem for path in SAMPLES.iterdir()} == named
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90", 90), ("90s", 90), ("1.5m", 90), ("2h", 7200), ("0.5s", 0.5)]
+)
+def test_a_budget_is_a_time(text, seconds):
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "10 m", "1d", "-5s", "1e3", "m"])
+def test_a_budget_that_is_no_time_is_refused(text):
+    with pytest.raises(UsageError, match="10m"):
+        parse_duration(text)
+
+
+def test_a_map_in_a_file_may_be_a_list(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("fit:\n  paths: [direct, [3, 3, 3, 4]]\n", encoding="utf-8")
+    found = resolve((FitConfig,), load_yaml(file), {}, {})[FitConfig]
+    assert found.paths == ("direct", "[3, 3, 3, 4]")

@@ -13,15 +13,21 @@ from hypothesis import strategies as st
 from peelcli.errors import UsageError
 from peelcli.paths import (
     NAMED,
+    Fitted,
+    Peeled,
     TargetMap,
     all_maps,
     best_map,
+    cheapest_maps,
     check_map,
     count_fits,
     map_of_subset,
     named_map,
     peel,
+    peel_all,
+    promising_maps,
     running_minimum,
+    segments,
     subset_of_map,
     yes_bound,
 )
@@ -70,7 +76,7 @@ class TrailFit:
 
 def walked(maps: list[TargetMap]) -> tuple[TrailFit, list[tuple[TargetMap, float, tuple[str, ...], int]]]:
     fit = TrailFit()
-    return fit, [(p.target_map, p.bound, p.weights, p.new_fits) for p in peel(fit, Trail(()), maps)]
+    return fit, [(p.target_map, p.bound, p.weights, p.new_fits) for p in peel_all(fit, Trail(()), maps)]
 
 
 @given(st.integers(1, 12).flatmap(lambda k: st.tuples(st.just(k), st.sets(st.integers(1, max(1, k - 1))))))
@@ -183,7 +189,7 @@ def test_maps_that_are_none_or_of_other_models_are_refused_before_anything_is_fi
     for maps in ([(1, 2), (1, 2, 3)], [(1, 2), (1, 1)]):
         fit = TrailFit()
         with pytest.raises(UsageError):
-            list(peel(fit, Trail(()), maps))
+            list(peel_all(fit, Trail(()), maps))
         assert fit.solved == []
 
 
@@ -227,3 +233,52 @@ def test_a_fit_that_diverged_is_never_the_best_while_there_is_another():
     diverged, sound = named_map("last", 3), named_map("direct", 3)
     assert best_map({diverged: math.nan, sound: 5.0}) == sound
     assert math.isnan(yes_bound({diverged: math.nan}))
+
+
+# -- the search -----------------------------------------------------------------------------------------------------
+
+
+COSTS = st.integers(1, 6).flatmap(
+    lambda k: st.fixed_dictionaries({segment: st.floats(-1, 5) for segment in segments(k)})
+)
+
+
+def ends_of(target_map: TargetMap) -> list[int]:
+    return sorted(set(target_map))
+
+
+def cost_of(target_map: TargetMap, costs: dict[tuple[int, int], float]) -> float:
+    ends = ends_of(target_map)
+    return sum(costs[pair] for pair in zip([0, *ends], ends, strict=False))
+
+
+@given(COSTS, st.integers(1, 10))
+def test_the_cheapest_maps_are_those_of_an_exhaustive_search(costs, count):
+    num_layers = max(t for _, t in costs)
+    found = cheapest_maps(costs, num_layers, count)
+    assert len(set(found)) == len(found) == min(count, 2 ** (num_layers - 1))
+    every = sorted(cost_of(m, costs) for m in all_maps(num_layers))
+    assert [cost_of(m, costs) for m in found] == pytest.approx(every[: len(found)])
+
+
+@given(COSTS, st.integers(1, 10))
+def test_promising_maps_begin_with_the_cheapest_and_repeat_none(costs, count):
+    num_layers = max(t for _, t in costs)
+    found = promising_maps(costs, num_layers, count)
+    assert found[0] == cheapest_maps(costs, num_layers, 1)[0]
+    assert len(set(found)) == len(found) <= count
+    assert all(check_map(m, num_layers) == m for m in found)
+
+
+def test_a_segment_that_was_not_scored_is_in_no_map():
+    costs = {segment: 1.0 for segment in segments(3) if segment != (0, 3)}
+    assert (3, 3, 3) not in cheapest_maps(costs, 3, 9)
+    assert cheapest_maps({}, 3, 9) == []
+
+
+@given(MAPS)
+def test_every_fit_is_announced_once(maps):
+    events = list(peel(TrailFit(), Trail(()), maps))
+    fitted = [e.prefix for e in events if isinstance(e, Fitted)]
+    assert len(fitted) == len(set(fitted)) == count_fits(maps)
+    assert {e.target_map for e in events if isinstance(e, Peeled)} == set(maps)

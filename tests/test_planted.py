@@ -108,3 +108,71 @@ def test_a_random_network_is_untrained_in_every_layer(shared: Path, tmp_path: Pa
     assert result.flagged == (1, 2, 3, 4, 5)
     assert "untrained" in result.network.flags
     assert result.network_flagged
+
+
+# -- a stale layer in a run's newest checkpoint ------------------------------------------------------------------------
+
+
+def on_the_way(source: Path, share: float, directory: Path) -> Path:
+    """A checkpoint of a run that ended in `source`: every layer that share of the way back to where it began."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    torch.manual_seed(1)
+    fresh = transformers.AutoModelForCausalLM.from_config(model.config)
+    for layer, beginning in zip(model.model.layers, fresh.model.layers, strict=True):
+        for parameter, start in zip(layer.parameters(), beginning.parameters(), strict=True):
+            parameter.data.lerp_(start.data, share)
+    model.save_pretrained(directory)
+    return directory
+
+
+def series_audited(shared: Path, tmp_path: Path, stale_from: int | None) -> AuditResult:
+    """The newest of a run's checkpoints, its layer 3 taken from an earlier step."""
+    source = shared / "stories260K-hf"
+    shares = {100: 0.15, 200: 0.1, 300: 0.05}
+    run = {step: on_the_way(source, share, tmp_path / f"step-{step}") for step, share in shares.items()}
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    if stale_from is not None:
+        older = transformers.AutoModelForCausalLM.from_pretrained(run[stale_from], dtype=torch.float32)
+        model.model.layers[2].load_state_dict(older.model.layers[2].state_dict())
+    newest = tmp_path / "step-400"
+    model.save_pretrained(newest)
+    transformers.AutoTokenizer.from_pretrained(source).save_pretrained(newest)
+    extract = ExtractConfig(
+        data=(shared / "tinystories.txt",), fit_tokens=1024, select_tokens=2048, eval_tokens=4096, threads=1
+    )
+    settings = FitConfig(references=("identity", "rollback"), ladder=False, paths=("none",), threads=1)
+    earlier = [run[step] for step in (200, 300)]
+    steps = audit_steps(newest, extract, settings, Workspace(tmp_path / "work", newest), earlier)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return judge(end.value.run)
+
+
+@pytest.mark.parametrize(
+    "stale_from", [100, 200]
+)  # 100 is not among the earlier checkpoints; 200 is, byte for byte
+def test_a_stale_layer_is_flagged_alone_and_the_newer_step_named(
+    stale_from: int, shared: Path, tmp_path: Path
+) -> None:
+    result = series_audited(shared, tmp_path, stale_from)
+    verdict = result.layers[2]
+    assert result.flagged == (3,)
+    assert verdict.reference is not None
+    assert (verdict.verdict, verdict.reference.kind, verdict.reference.origin_step) == (
+        "surpassed",
+        "rollback",
+        300,
+    )
+    assert "step 300" in verdict.reason
+    tried = {s.reference.origin_step for s in result.run.scores if s.reference.layer == 3} - {None}
+    assert tried == ({200, 300} if stale_from == 100 else {300})
+
+
+def test_the_healthy_twin_of_a_stale_checkpoint_is_not_flagged(shared: Path, tmp_path: Path) -> None:
+    result = series_audited(shared, tmp_path, None)
+    assert result.flagged == ()
+    assert not result.network_flagged
+    assert {v.verdict for v in result.layers} == {"effective"}
+    assert len([s for s in result.run.scores if s.reference.kind == "rollback"]) == 10

@@ -27,7 +27,7 @@ from peelcli.records import Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
 
-SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, ladder=False)
+SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, path_steps=1, head_steps=2, ladder=False)
 
 
 def calibration(vocab_size: int = 97, seq_len: int = 16) -> Calibration:

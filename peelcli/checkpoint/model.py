@@ -13,27 +13,23 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from peelcli.checkpoint.structure import (
     Matrix,
     Sublayer,
-    find_blocks,
     find_matrices,
     find_sublayers,
     num_hidden_layers,
 )
+from peelcli.checkpoint.weights import BlockWeights, load_model
 from peelcli.errors import CheckpointError
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
-_PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
 
 
 class _Captured(Exception):  # noqa: N818  control flow, never seen outside this file
@@ -56,64 +52,16 @@ class Prepared:
     arguments: tuple[BlockArguments, ...]
 
 
-def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
-    """Blocks on disk, everything else on `device`: one entry for each part beside the path to the blocks."""
-    mapping: dict[str, str] = {}
-    path = blocks.split(".")
-    for depth, step in enumerate(path):
-        parent = model.get_submodule(".".join(path[:depth]))
-        prefix = ".".join(path[:depth]) + "." if depth else ""
-        mapping.update({prefix + n: device for n, _ in parent.named_children() if n != step})
-        mapping.update({prefix + n: device for n, _ in parent.named_parameters(recurse=False)})
-        mapping.update({prefix + n: device for n, _ in parent.named_buffers(recurse=False)})
-    container = model.get_submodule(blocks)
-    mapping.update({f"{blocks}.{i}": "disk" for i, _ in enumerate(container.children())})
-    return mapping
-
-
 class BlockwiseModel:
     """A checkpoint ready to run, layer by layer. Layers count from 1."""
 
     def __init__(self, directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path) -> None:
         """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, converted weights)."""
-        try:
-            config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-            with torch.device("meta"):
-                skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-            raise CheckpointError(
-                f"{directory}: transformers cannot build this model as a causal language model: {error}. "
-                "peel audits decoder-only models of families that transformers knows; remote code is never run."
-            ) from error
+        config, model, self.blocks_name = load_model(
+            directory, dtype=dtype, device=device, offload_dir=offload_dir
+        )
         self.config = config
         self.num_layers = num_hidden_layers(config)
-        self.blocks_name = find_blocks(skeleton, self.num_layers)
-        mapping = _device_map(skeleton, self.blocks_name, device)
-        del skeleton
-        try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory,
-                dtype=dtype,
-                device_map=mapping,
-                offload_folder=str(offload_dir),
-                local_files_only=True,
-                trust_remote_code=False,
-                weights_only=True,
-                key_mapping=dict(_PREFIXES),
-                output_loading_info=True,
-            )
-        except (ValueError, RuntimeError, KeyError, ImportError) as error:
-            raise CheckpointError(
-                f"{directory}: the weights do not fit the model that config.json describes: {error}. "
-                "Check that config.json and the weights come from the same run."
-            ) from error
-        model, info = loaded
-        missing = sorted(info["missing_keys"])
-        if missing:
-            raise CheckpointError(
-                f"{directory}: {len(missing)} weights that config.json calls for are not in the checkpoint, such as "
-                f"{missing[0]!r}. Copy the checkpoint again, or save it with save_pretrained."
-            )
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
@@ -122,8 +70,7 @@ class BlockwiseModel:
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
-        self._shapes = [{n: p.shape for n, p in block.named_parameters()} for block in self._blocks]
-        self._weights = [self._detach_weights(i) for i in range(self.num_layers)]
+        self.weights = BlockWeights(self._blocks, dtype, self.device)
         self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
@@ -131,42 +78,9 @@ class BlockwiseModel:
 
     # -- weights ------------------------------------------------------------------------------------------------
 
-    def _detach_weights(self, index: int) -> Mapping[str, Callable[[], Tensor]]:
-        """Take the block out of accelerate's hands; return how to read each of its parameters."""
-        block = self._blocks[index]
-        readers: dict[str, Callable[[], Tensor]] = {}
-        for name, module in block.named_modules():
-            hook = getattr(module, "_hf_hook", None)
-            weights_map = getattr(hook, "weights_map", None)
-            for key, parameter in module.named_parameters(recurse=False):
-                full = f"{name}.{key}" if name else key
-                if weights_map is not None and parameter.device.type == "meta":
-                    readers[full] = partial(weights_map.__getitem__, key)
-                elif parameter.device.type != "meta":
-                    readers[full] = partial(_same, parameter.data)
-                else:
-                    raise CheckpointError(
-                        f"layer {index + 1}: the weight {full!r} was not loaded from the checkpoint"
-                    )
-        remove_hook_from_module(block, recurse=True)
-        return readers
-
     def read_weights(self, layer: int) -> dict[str, Tensor]:
-        """The parameters of one block, by name relative to the block, on the device and in the dtype it runs in.
-
-        Raises CheckpointError where one has not the shape that config.json calls for: transformers does not look at
-        what it leaves on disk.
-        """
-        weights = {}
-        for name, read in self._weights[layer - 1].items():
-            value, expected = read(), self._shapes[layer - 1][name]
-            if value.shape != expected:
-                raise CheckpointError(
-                    f"layer {layer}: the weight {name!r} has shape {list(value.shape)}, and config.json calls for "
-                    f"{list(expected)}. Check that config.json and the weights come from the same run."
-                )
-            weights[name] = value.to(device=self.device, dtype=self.dtype)
-        return weights
+        """The parameters of one block, as `BlockWeights.read` gives them."""
+        return self.weights.read(layer)
 
     @contextlib.contextmanager
     def block(self, layer: int) -> Iterator[nn.Module]:
@@ -195,7 +109,7 @@ class BlockwiseModel:
 
     def parameter_names(self, layer: int) -> tuple[str, ...]:
         """Names of one block's parameters, relative to the block."""
-        return tuple(self._weights[layer - 1])
+        return self.weights.names(layer)
 
     def matrices(self, layer: int) -> tuple[Matrix, ...]:
         """The weight matrices of one block that a scheme applies to."""
@@ -284,10 +198,30 @@ class BlockwiseModel:
                 out = module(*inputs, **arguments.kwargs)
         return out[0] if isinstance(out, (tuple, list)) else out
 
-    def logits(self, hidden: Tensor, ids: Tensor) -> Tensor:
-        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head."""
-        with self._stand_ins(lambda index: lambda *args, **kwargs: self._like_output(hidden)):
+    def logits(self, hidden: Tensor, ids: Tensor, head: Tensor | None = None) -> Tensor:
+        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head.
+
+        head: A (d_model, d_model), which turns what enters the head's matrix, x, into x + x·A.
+        """
+
+        def turned(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+            return (args[0] + args[0] @ head.to(args[0]), *args[1:])  # type: ignore[union-attr]
+
+        with contextlib.ExitStack() as stack:
+            if head is not None:
+                matrix: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
+                stack.callback(matrix.register_forward_pre_hook(turned).remove)
+            stand_in = lambda index: lambda *args, **kwargs: self._like_output(hidden)  # noqa: E731
+            stack.enter_context(self._stand_ins(stand_in))
             return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+
+    @property
+    def head_width(self) -> int:
+        """How many features enter the head's matrix. Raises CheckpointError for a model without one."""
+        matrix = self.model.get_output_embeddings()  # type: ignore[operator]
+        if matrix is None:
+            raise CheckpointError(f"{self.family} has no output embeddings: its head cannot be refitted.")
+        return int(matrix.weight.shape[-1])
 
     # -- what the family is like -----------------------------------------------------------------------------------
 
@@ -331,10 +265,6 @@ def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _same(value: Tensor) -> Tensor:
-    return value
 
 
 def _give_back_memory() -> None:

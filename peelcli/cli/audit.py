@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,10 +13,20 @@ from peelcli.cli.judging import exit_code, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig
+from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
+
+if TYPE_CHECKING:
+    from peelcli.records import Run
+    from peelcli.workspace import Workspace
+
+ROLLED_BACK = 2  # how many earlier checkpoints of the run serve for `rollback`
 
 Checkpoints = Annotated[
     list[Path],
-    typer.Argument(metavar="CKPT...", help="Directories with config.json and weights, oldest first."),
+    typer.Argument(
+        metavar="CKPT...",
+        help="Directories with config.json and weights, or of a run that hold such; taken in order of training step.",
+    ),
 ]
 
 
@@ -24,27 +34,71 @@ Checkpoints = Annotated[
 def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
     console.hush_libraries()
-    from peelcli.audit import audit_steps
-    from peelcli.plan import plan_steps, render_plan
+    from peelcli.series import series_of
 
-    settings, report = configs[AuditConfig], configs[ReportConfig]
-    extract = replace(configs[ExtractConfig], resume=settings.resume, overwrite=settings.overwrite)
-    fit = replace(configs[FitConfig], resume=settings.resume, overwrite=settings.overwrite)
-    runs = []
-    for checkpoint in checkpoints:
-        workspace = workspace_for(checkpoint, settings.output, alone=len(checkpoints) == 1)
-        if settings.dry_run:
-            plan = console.drive(plan_steps(checkpoint, extract, fit, workspace))
-            console.result(render_plan(plan))
-            continue
-        done = console.drive(audit_steps(checkpoint, extract, fit, workspace))
-        runs.append(done.run)
+    series = series_of(checkpoints)
+    for warning in series.warnings:
+        console.warn(warning)
+    for note in series.notes:
+        console.note(note)
+    members, alone = series.members, len(series.members) == 1
+    output = configs[AuditConfig].output
+    places = [workspace_for(m.path, output, alone=alone and not series.is_run) for m in members]
+    one = _Auditor(configs, console)
+    failed: list[str] = []
+    for number, (member, workspace) in enumerate(zip(members, places, strict=True), start=1):
+        if not alone:
+            console.note(f"checkpoint {number} of {len(members)}: {member}")
+        try:
+            one.audit(member.path, workspace)
+        except (CheckpointError, ArtefactError, CalibrationError) as error:
+            # One checkpoint's failure is not to cost the others' results. Text that served none yet is everyone's.
+            if alone or (isinstance(error, CalibrationError) and one.first is None):
+                raise
+            console.error(str(error))
+            failed.append(str(member))
+    if failed:
+        console.error(
+            f"{len(failed)} of {len(members)} checkpoints could not be audited: {', '.join(failed)}"
+        )
+    report = configs[ReportConfig]
+    results = judge_runs(one.runs, report)
+    if results:
+        show(results, report, console, to_file=False)
+    return CheckpointError.exit_code if failed else exit_code(results, report)
+
+
+class _Auditor:
+    """Audits the checkpoints of a series one after another, or says what that would take."""
+
+    def __init__(self, configs: Configs, console: Console) -> None:
+        self.settings, self.console = configs[AuditConfig], console
+        resume, overwrite = self.settings.resume, self.settings.overwrite
+        self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
+        self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
+        self.runs: list[Run] = []
+        self.paths: list[Path] = []
+
+    @property
+    def first(self) -> Run | None:
+        """The first run of the series on which something was measured."""
+        return next((run for run in self.runs if run.data_hash), None)
+
+    def audit(self, checkpoint: Path, workspace: Workspace) -> None:
+        """Add the run of one checkpoint, or, in a dry run, its plan to the result."""
+        from peelcli.audit import audit_steps
+        from peelcli.plan import plan_steps, render_plan
+
+        if self.settings.dry_run:
+            plan = self.console.drive(plan_steps(checkpoint, self.extract, self.fit, workspace))
+            self.console.result(render_plan(plan))
+            return
+        earlier = self.paths[-ROLLED_BACK:]
+        steps = audit_steps(checkpoint, self.extract, self.fit, workspace, earlier=earlier, first=self.first)
+        done = self.console.drive(steps)
+        self.runs.append(done.run)
+        self.paths.append(checkpoint)
         if done.fit is not None:
-            console.note(f"kept in {done.fit} (peel report, peel verify, peel graft)")
-        if settings.discard_activations and done.activations is not None:
+            self.console.note(f"kept in {done.fit} (peel report, peel verify, peel graft)")
+        if self.settings.discard_activations and done.activations is not None:
             done.activations.unlink()
-    if settings.dry_run:
-        return 0
-    results = judge_runs(runs, report)
-    show(results, report, console, to_file=False)
-    return exit_code(results, report)

@@ -23,10 +23,25 @@ Moved = Annotated[
         show_default=False,
     ),
 ]
+Earlier = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--earlier",
+        metavar="CKPT",
+        help="Earlier checkpoint of the run, repeatable, oldest first: would its blocks do better (rollback)?",
+        show_default=False,
+    ),
+]
 
 
 @with_options(FitConfig)
-def fit(activations: Activations, configs: Configs, console: Console, checkpoint: Moved = None) -> int:
+def fit(
+    activations: Activations,
+    configs: Configs,
+    console: Console,
+    checkpoint: Moved = None,
+    earlier: Earlier = None,
+) -> int:
     """Fit and score the references of every layer, and print the path of the file that holds them."""
     console.hush_libraries()
     from peelcli.activations import ActivationFile
@@ -43,6 +58,6 @@ def fit(activations: Activations, configs: Configs, console: Console, checkpoint
         )
     workspace = workspace_for(where, None)
     opened = console.drive(open_and_scan(where, workspace))
-    path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output))
+    path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output, earlier or ()))
     console.written(path)
     return 0

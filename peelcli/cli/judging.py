@@ -16,12 +16,12 @@ FLAGGED = 1
 
 def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]:
     """The verdicts of every run, oldest first, under the policy of `settings`."""
-    from peelcli.verdict import Policy, judge, note_identical
+    from peelcli.verdict import Policy, judge, note_identical, with_running_minimum
 
     policy = Policy(
         fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
     )
-    return [judge(run, policy) for run in note_identical(runs)]
+    return with_running_minimum([judge(run, policy) for run in note_identical(runs)])
 
 
 def show(

@@ -22,7 +22,10 @@ def report(fits: Fits, configs: Configs, console: Console) -> int:
     """Judge every layer and render the verdicts; several fits are shown side by side."""
     console.hush_libraries()
     from peelcli.fitstore import read_fit
+    from peelcli.same_tokens import require_comparable
 
-    results = judge_runs([read_fit(path) for path in fits], configs[ReportConfig])
+    runs = [read_fit(path) for path in fits]
+    require_comparable(list(zip(fits, runs, strict=True)))
+    results = judge_runs(runs, configs[ReportConfig])
     show(results, configs[ReportConfig], console)
     return exit_code(results, configs[ReportConfig])

@@ -24,13 +24,24 @@ Layers = Annotated[
         show_default=False,
     ),
 ]
+PathsToo = Annotated[
+    bool,
+    typer.Option(
+        "--paths", help="Replay the peeled paths too, also where the zone is green.", show_default=False
+    ),
+]
 
 
 @with_options(DeviceConfig)
 def verify(
-    fit: Fit, checkpoint: Checkpoint, configs: Configs, console: Console, layers: Layers = None
+    fit: Fit,
+    checkpoint: Checkpoint,
+    configs: Configs,
+    console: Console,
+    layers: Layers = None,
+    paths: PathsToo = False,
 ) -> int:
-    """Replay the witnesses of the flagged layers, or of --layers; fails where a measured gap does not come back."""
+    """Replay the witnesses of what is flagged, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
     from peelcli.fitstore import read_fit
@@ -40,19 +51,22 @@ def verify(
     run = read_fit(fit)
     (result,) = judge_runs([run], ReportConfig())
     wanted = parse_layers(layers, run.num_layers) if layers else result.flagged
-    chosen = [v for v in result.layers if v.layer in wanted and v.reference is not None]
-    if not chosen:
+    chosen = [v.reference for v in result.layers if v.layer in wanted and v.reference is not None]
+    gaps = [(reference, result.gap_of(reference)) for reference in chosen]
+    over = paths or (layers is None and result.network.zone in ("red", "yellow"))
+    maps = result.path_gaps() if over else []
+    if not gaps and not maps:
         console.result(
-            f"{fit}: no flagged layer has a witness; nothing to verify. Name layers with --layers."
+            f"{fit}: no flagged layer has a witness, and the zone is {result.network.zone or 'not known'}; nothing to "
+            "verify. Name layers with --layers, or replay the peeled paths with --paths."
         )
         return 0
     _, model = console.drive(
         open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
-    gaps = [(v.reference, result.gap_of(v.reference)) for v in chosen if v.reference is not None]
-    for replay in console.drive(replay_steps(fit, model, gaps, block_batch(run.seq_len))):
+    for replay in console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len))):
         console.result(
-            f"layer {replay.reference.layer}: {replay.reference.key}: gap reported {replay.reported:+.5f}, "
+            f"{replay.name}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"
         )
     return 0

@@ -18,6 +18,7 @@ from peelcli.config.sections import (
     MachineConfig,
     ReportConfig,
     cache_directory,
+    parse_duration,
     parse_layers,
     section_name,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "ReportConfig",
     "cache_directory",
     "load_yaml",
+    "parse_duration",
     "parse_layers",
     "resolve",
     "section_name",

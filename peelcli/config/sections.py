@@ -19,10 +19,22 @@ from peelcli.records import KINDS
 SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("table", "json")
-FLAGGABLE = ("broken", "surpassed", "matched", "undecided", "untrained", "none")
+FLAGGABLE = (
+    "broken",
+    "surpassed",
+    "matched",
+    "undecided",
+    "untrained",
+    "unconverged",
+    "red",
+    "yellow",
+    "none",
+)
 
 LAYER_RANGE = r"([0-9]{1,9})(?:-([0-9]{1,9}))?"
 LAYERS = rf"{LAYER_RANGE}(\s*,\s*{LAYER_RANGE})*"
+PATHS = r"direct|last|first-last|all|search|none|\[ *[0-9]{1,9}( *, *[0-9]{1,9})* *\]"
+DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?"
 DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 
@@ -132,6 +144,25 @@ class FitConfig(MachineConfig):
         True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
     )
     challenge_steps: int = setting(40, "Optimiser steps for each challenge reference.", at_least=0)
+    paths: tuple[str, ...] = setting(
+        ("direct", "last", "first-last"),
+        "Target maps to peel the whole network along: direct, last, first-last, one written out such as [3,3,3,4], all "
+        "(up to 8 layers), search, or none.",
+        pattern=PATHS,
+        expects="direct, last, first-last, all, search, none, or a map such as [3,3,3,4]",
+        metavar="MAP",
+        alone="none",
+    )
+    path_steps: int = setting(20, "Optimiser steps for each block of a peeled path.", at_least=0)
+    head_steps: int = setting(60, "Optimiser steps for the light head on top of a path.", at_least=0)
+    budget: str | None = setting(
+        None,
+        "Time for the peeled paths, such as 90s, 10m or 1h; what is left out is said.",
+        unset="unlimited",
+        pattern=DURATION,
+        expects="a time such as 90s, 10m or 1h",
+        metavar="TIME",
+    )
     learning_rate: float | None = setting(
         None, "Step size of the optimiser; auto follows the kind of reference.", unset="auto", above=0
     )
@@ -149,7 +180,7 @@ class ReportConfig:
         None, "File to write the report to; - for stdout.", short="-o", metavar="FILE", unset="stdout"
     )
     fail_on: tuple[str, ...] = setting(
-        ("broken", "surpassed", "matched", "untrained"),
+        ("broken", "surpassed", "matched", "untrained", "unconverged", "red"),
         "Verdicts that flag, and so end with exit code 1; none flags nothing.",
         choices=FLAGGABLE,
         alone="none",
@@ -229,6 +260,14 @@ def parse_layers(layers: str | None, num_layers: int) -> tuple[int, ...]:
             )
         found.update(range(low, high + 1))
     return tuple(sorted(found))
+
+
+def parse_duration(text: str) -> float:
+    """Seconds that a text such as 90, 90s, 10m or 1.5h names. Raises UsageError for any other."""
+    match = re.fullmatch(DURATION, text)
+    if match is None:
+        raise UsageError(f"--budget {text}: expected a time such as 90s, 10m or 1h")
+    return float(match[1]) * {"s": 1, "m": 60, "h": 3600}[match[2] or "s"]
 
 
 def cache_directory(env: Mapping[str, str]) -> Path:

@@ -178,7 +178,10 @@ def hint(word: str, known: Iterable[str]) -> str:
 
 
 def _parts(item: Any) -> list[Any]:
-    return [part.strip() for part in item.split(",")] if isinstance(item, str) else [item]
+    """The items of a text, parted by commas outside brackets; a list of whole numbers is such a bracket."""
+    if isinstance(item, (list, tuple)) and all(type(n) is int for n in item):
+        return [str(list(item))]
+    return [part.strip() for part in re.split(r",(?![^\[]*\])", item)] if isinstance(item, str) else [item]
 
 
 def _as_bool(value: Any, *, text: bool) -> bool:

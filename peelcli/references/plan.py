@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Origin:
+    """An earlier checkpoint of the run. Layers count from 1."""
+
+    id: str  # the first 12 hexadecimal digits of the checkpoint's
+    step: int | None = None
+    layer_hashes: Mapping[int, str] = field(default_factory=dict)  # where they could be told apart
+    non_finite: frozenset[int] = frozenset()  # layers that hold NaN or infinities
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,10 @@ class Plan:
     sublayers: frozenset[int]  # the layers whose attention and MLP can be told apart
     layer_bits: Mapping[int, float]  # bits per weight that each layer itself has
     ladder: tuple[str, ...] = ()  # further schemes for effective_bits
+    origins: tuple[Origin, ...] = ()  # oldest first
+    layer_hashes: Mapping[int, str] = field(
+        default_factory=dict
+    )  # the network's own, comparable to those of origins
 
     def has_sublayers(self, layer: int) -> bool:
         """Whether attention and MLP of `layer` can be told apart."""

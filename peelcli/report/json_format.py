@@ -11,7 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from peelcli.records import AuditResult, Finding, LayerVerdict, Reference, Score
+from peelcli.records import (
+    AuditResult,
+    Bound,
+    Bounds,
+    Finding,
+    LayerVerdict,
+    Paths,
+    PathScore,
+    Reference,
+    Score,
+)
 from peelcli.report.ranking import shown_layers
 
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
@@ -56,6 +66,7 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "group_size": run.group_size,
         "seed": run.seed,
         "data": run.data,
+        "data_hash": run.data_hash,
         "tokens": run.tokens,
         "seq_len": run.seq_len,
         "vocab_size": run.vocab_size,
@@ -65,12 +76,14 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
         "references": [_score(score, run.nll_eval) for score in run.scores],
+        "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
         "findings": [_finding(found) for found in run.findings],
         "skipped": run.skipped,
         "config": run.config,
         "timing": {
             "seconds": run.seconds,
             "fits": {score.reference.key: score.fit.seconds for score in run.scores},
+            "paths": None if run.paths is None else run.paths.seconds,
         },
     }
 
@@ -80,13 +93,61 @@ def _network(result: AuditResult) -> dict[str, Any]:
     return {
         "ce": network.ce,
         "perplexity": network.perplexity,
-        "zone": None,  # red, yellow or green once paths are peeled
+        "zone": network.zone,
+        "bounds": None if network.bounds is None else _bounds(network.bounds),
         "flags": network.flags,
         "notes": network.notes,
         "flagged": result.network_flagged,
         "entropy": network.entropy,
         "unigram_ce": result.run.unigram_ce,
         "data_fit": network.data_fit,
+    }
+
+
+def _bounds(bounds: Bounds) -> dict[str, Any]:
+    return {
+        "control": bounds.control,
+        "head_gap": bounds.head_gap,
+        "head_gap_interval": bounds.head_interval,
+        "head_allowance": bounds.head_allowance,
+        "yes": _bound(bounds.yes),
+        "last": None if bounds.last is None else _bound(bounds.last),
+        "running_minimum": bounds.running_minimum,
+        "maps_beaten": bounds.beaten,
+        "maps_peeled": bounds.peeled,
+        "threshold": bounds.threshold,
+    }
+
+
+def _bound(bound: Bound) -> dict[str, Any]:
+    return {
+        "map": bound.target_map,
+        "ce": bound.ce,
+        "gap": bound.gap,
+        "gap_interval": bound.gap_interval,
+    }
+
+
+def _paths(paths: Paths, nll_eval: Sequence[float]) -> dict[str, Any]:
+    return {
+        "schemes": paths.schemes,
+        "num_fits": paths.num_fits,
+        "left_out": paths.left_out,
+        "control": _path(paths.control, nll_eval),
+        "maps": [_path(score, nll_eval) for score in paths.scores],
+    }
+
+
+def _path(score: PathScore, nll_eval: Sequence[float]) -> dict[str, Any]:
+    trained, reached = _mean(nll_eval), _mean(score.nll_eval)
+    return {
+        "map": score.target_map,
+        "ce": reached,
+        "ce_select": _mean(score.nll_select),
+        "gap": None if trained is None or reached is None else trained - reached,
+        "unexplained": score.unexplained,
+        "converged": all(fit.converged for fit in score.fits),
+        "head": score.fits[-1].reason,
     }
 
 
@@ -119,6 +180,8 @@ def _reference(reference: Reference) -> dict[str, Any]:
         "scheme": reference.scheme,
         "group_size": reference.group_size,
         "bits": reference.bits,
+        "origin_id": reference.origin_id,
+        "origin_step": reference.origin_step,
         "key": reference.key,
     }
 

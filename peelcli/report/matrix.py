@@ -77,11 +77,6 @@ def comparison_notes(results: Sequence[AuditResult]) -> list[str]:
         notes.append(
             f"No change is given for {', '.join(uneven)}: the run before has another number of layers."
         )
-    texts = {(r.run.data, tuple(r.run.tokens.items()), r.run.seq_len, r.run.seed) for r in results}
-    if len(texts) > 1:
-        notes.append(
-            "The runs were not measured on the same text: a change mixes the layer's with the text's."
-        )
     by_id: dict[str, list[int]] = {}
     for number, result in enumerate(results, start=1):
         by_id.setdefault(result.run.checkpoint_id, []).append(number)

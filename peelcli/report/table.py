@@ -17,6 +17,8 @@ from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
+from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
+from peelcli.report.zones import zone_table
 
 NARROWEST = 40  # columns; below this nothing is readable, and lines run over instead
 
@@ -84,6 +86,12 @@ def _several(
     if shared:
         console.print()
         console.print(_header(shared))
+    zones = zone_table(results)
+    if zones is not None:
+        console.print()
+        console.print(zones)
+        console.print()
+        _paragraphs(console, [ZONE_COLUMNS], "dim")
     for table in matrices(console, results, sorted(shown)):
         console.print()
         console.print(table)

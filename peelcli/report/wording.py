@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from peelcli.records import AuditResult, Finding, LayerVerdict, Reference
 from peelcli.report.plain import base_name, fixed, layers_named
+from peelcli.report.zones import zone_sentence
 
 NO_MORE = "this proves nothing beyond the suite"
 MEANINGS = {
@@ -28,6 +29,7 @@ CHALLENGED = (
 NETWORK_FLAGS = {
     "untrained": "on this text the network does no better than the token frequencies alone",
     "broken": "weights or losses are not finite",
+    "unconverged": "its own blocks under a refitted head do better by more than the text explains",
 }
 GAP = (
     "gap: CE as trained less CE with the reference in place, nats/token, with its interval; above 0 the "
@@ -45,7 +47,7 @@ CHANGE = "change: this gap less the gap in the run before; the references that d
 
 def headline(result: AuditResult) -> str:
     """The outcome in one sentence; claims no more than was measured."""
-    network = f"the network is flagged ({', '.join(result.network.flags)})" if result.network_flagged else ""
+    network = f"the network is flagged ({', '.join(_flags(result))})" if result.network_flagged else ""
     if result.flagged:
         count = f"{len(result.flagged)} of {len(result.layers)} audited layers flagged"
         return f"{count} ({layers_named(result.flagged)})" + (f", and {network}" if network else "")
@@ -59,6 +61,12 @@ def headline(result: AuditResult) -> str:
     audited, total = len(result.layers), result.run.num_layers
     where = "" if audited == total else f", in the {audited} of {total} layers audited"
     return f"nothing is flagged: no reference in the suite does better{where}; {NO_MORE}"
+
+
+def _flags(result: AuditResult) -> list[str]:
+    """What the network can be flagged for, its zone included."""
+    zone = result.network.zone
+    return [*result.network.flags, *([f"{zone} zone"] if zone in ("red", "yellow") else [])]
 
 
 def _layers_are(result: AuditResult, verdict: str) -> str:
@@ -76,7 +84,9 @@ def header(result: AuditResult) -> list[tuple[str, str]]:
         ("Loss", loss),
         ("References", suite),
     )
-    return [(name, sentence(result)) for name, sentence in lines]
+    found = [(name, sentence(result)) for name, sentence in lines]
+    zone = zone_sentence(result)
+    return found if zone is None else [*found, ("Zone", zone)]
 
 
 def checkpoint(result: AuditResult) -> str:
@@ -134,7 +144,7 @@ def suite(result: AuditResult) -> str:
 
 
 def reference(ref: Reference | None, *, brief: bool = False) -> str:
-    """`direct mlp ternary`, `span 3-5 int4 g128`; `brief` shortens attention to attn."""
+    """`direct mlp ternary`, `span 3-5 int4 g128`, `rollback step 400`; `brief` shortens attention to attn."""
     if ref is None:
         return "-"
     parts = [ref.kind]
@@ -146,6 +156,8 @@ def reference(ref: Reference | None, *, brief: bool = False) -> str:
         parts.append(ref.scheme)
     if ref.group_size is not None:
         parts.append(f"g{ref.group_size}")
+    if ref.origin_id is not None:
+        parts.append(ref.origin_id if ref.origin_step is None else f"step {ref.origin_step}")
     return " ".join(parts)
 
 

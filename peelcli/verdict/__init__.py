@@ -4,5 +4,6 @@ from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.twins import note_identical
+from peelcli.verdict.zones import with_running_minimum
 
-__all__ = ["Policy", "data_fit", "judge", "note_identical"]
+__all__ = ["Policy", "data_fit", "judge", "note_identical", "with_running_minimum"]

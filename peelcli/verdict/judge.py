@@ -21,6 +21,7 @@ from peelcli.verdict.evidence import (
     challenge_excess,
     fair_share,
     gather,
+    gather_rollbacks,
     in_class,
     is_lighter,
     is_usable,
@@ -38,7 +39,8 @@ def judge(run: Run, policy: Policy | None = None) -> AuditResult:
     network = judge_network(run, policy)
     layers = _judge_layers(run, policy)
     flagged = tuple(v.layer for v in layers if v.verdict in policy.fail_on)
-    return AuditResult(run, network, layers, flagged, any(f in policy.fail_on for f in network.flags))
+    network_flagged = any(f in policy.fail_on for f in (*network.flags, network.zone))
+    return AuditResult(run, network, layers, flagged, network_flagged)
 
 
 def _judge_layers(run: Run, policy: Policy) -> tuple[LayerVerdict, ...]:
@@ -58,14 +60,23 @@ def _measured(run: Run, policy: Policy) -> list[LayerVerdict]:
     if not losses_are_finite(run):
         return [words.no_loss(n) for n in run.layers]
     foreign = data_fit(run.nll_eval, run.entropy_eval, policy.foreign_gap) == "foreign"
-    evidence = gather(run, policy, foreign, mismatch(run.nll_eval, run.entropy_eval))
-    return _Rules(run, policy, evidence, foreign).verdicts()
+    excess = mismatch(run.nll_eval, run.entropy_eval)
+    evidence = gather(run, policy, foreign, excess)
+    rollbacks = gather_rollbacks(run, policy, foreign, excess)
+    return _Rules(run, policy, evidence, rollbacks, foreign).verdicts()
 
 
 class _Rules:
     """The rules in the order they take effect, over the evidence of one run."""
 
-    def __init__(self, run: Run, policy: Policy, evidence: Sequence[Evidence], foreign: bool) -> None:
+    def __init__(
+        self,
+        run: Run,
+        policy: Policy,
+        evidence: Sequence[Evidence],
+        rollbacks: Sequence[Evidence],
+        foreign: bool,
+    ) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
         self.by_layer = {
             n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n]
@@ -73,6 +84,8 @@ class _Rules:
         }
         self.deciding = {n: [e for e in es if in_class(run, e.score)] for n, es in self.by_layer.items()}
         self.lighter = {n: [e for e in es if is_lighter(run, e.score)] for n, es in self.deciding.items()}
+        # They may surpass, and have no say in anything else.
+        self.rollbacks = {n: [e for e in rollbacks if e.score.reference.layer == n] for n in run.layers}
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
         self.drops = {
             n: e
@@ -85,16 +98,20 @@ class _Rules:
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
         if is_untrained(self.run, self.policy):
-            return [words.untrained(n, self._surpassing(n), self._facts(n)) for n in self.run.layers]
-        surpassed = self._surpassed()
+            best = {n: _best_on_select(self.deciding[n]) for n in self.run.layers}
+            return [words.untrained(n, best[n], self._facts(n)) for n in self.run.layers]
+        proven = self._proven()
+        older = {e.score.reference.layer: e for e in proven if e.score.reference.kind == "rollback"}
+        surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
         challenged = self._challenged(set(surpassed) | set(matched))
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged))
         out = []
         for layer in self.run.layers:
-            facts = self._facts(layer)
+            facts = self._facts(layer, surpassed.get(layer))
             if layer in surpassed:
-                out.append(words.surpassed(layer, surpassed[layer], facts))
+                verdict = words.surpassed(layer, surpassed[layer], facts)
+                out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
                 out.append(words.challenged(layer, challenged[layer], facts))
             elif layer in matched:
@@ -107,14 +124,19 @@ class _Rules:
 
     # -- surpassed ------------------------------------------------------------------------------------------------
 
-    def _surpassing(self, layer: int) -> Evidence | None:
-        """The reference of a layer with the largest gap on `select`: the only one whose gap is tested on `eval`."""
-        return min(self.deciding[layer], key=lambda e: (-e.gap_select, *_cheapest(e)), default=None)
+    def _proven(self) -> list[Evidence]:
+        """What surpasses: up to two of a layer, for the luck of a drop on `select` must not hide a rollback."""
+        tested = [
+            e
+            for n in self.run.layers
+            for e in (_best_on_select(self.deciding[n]), _best_on_select(self.rollbacks[n]))
+            if e is not None
+        ]
+        rejected = self._holm({i: e.p_surpassed for i, e in enumerate(tested)})
+        return [e for i, e in enumerate(tested) if rejected[i] and e.surpasses]
 
-    def _surpassed(self) -> dict[int, Evidence]:
-        best = {n: e for n in self.run.layers if (e := self._surpassing(n)) is not None}
-        rejected = self._holm({n: e.p_surpassed for n, e in best.items()})
-        found = {n: best[n] for n in best if rejected[n] and best[n].surpasses}
+    def _surpassed(self, proven: Sequence[Evidence]) -> dict[int, Evidence]:
+        found = {e.score.reference.layer: e for e in sorted(proven, key=lambda e: e.gap_select)}
         # A block that surpasses by less than its part does so thanks to that part.
         return {
             n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean >= e.gap.low), e)
@@ -200,7 +222,10 @@ class _Rules:
         """Effective only where every reference costs clearly more, and none might have cost less with more steps."""
         evidence = [e for e in self.lighter[layer] if not e.vacuous]
         if not evidence:
-            diverged = sum(s.reference.layer == layer and not is_usable(s) for s in self.run.scores)
+            fitted = [
+                s for s in self.run.scores if s.reference.layer == layer and s.reference.kind != "rollback"
+            ]
+            diverged = sum(not is_usable(s) for s in fitted)
             return words.unmeasured(layer, diverged, facts)
         factor = self.policy.unsettled_factor
         straddling = [e for e in evidence if e.cost.low <= e.margin]
@@ -221,7 +246,7 @@ class _Rules:
     def _drop_cost(self, layer: int) -> float | None:
         return -self.drops[layer].gap.mean if layer in self.drops else None
 
-    def _facts(self, layer: int) -> words.Facts:
+    def _facts(self, layer: int, surpassing: Evidence | None = None) -> words.Facts:
         evidence = self.by_layer[layer]
         blocks = [e for e in evidence if e.score.reference.sublayer is None]
         own = own_bits(self.run, layer)
@@ -236,6 +261,9 @@ class _Rules:
         excess = self.excess.get(layer)
         if excess and not self.foreign:
             relative.append(excess.interval.mean / excess.threshold)
+        if surpassing and surpassing.score.reference.kind == "rollback":
+            # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
+            relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))
         return words.Facts(
             own_bits=own,
             effective_bits=self._effective_bits(layer, blocks),
@@ -247,12 +275,20 @@ class _Rules:
 
     def _effective_bits(self, layer: int, blocks: Sequence[Evidence]) -> float | None:
         """Bits of the cheapest stand-in for the whole block whose cost is small against what dropping a layer costs."""
-        drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
-        worth = median(drops) if len(drops) > 1 else fair_share(self.run)
-        margin = self.policy.effective_share * worth
+        margin = self.policy.effective_share * self._worth(layer)
         limit = self.policy.divergence_factor * margin
         cheap = [e.score.reference.bits for e in blocks if e.cost.high < margin and e.divergence < limit]
         return min(cheap, default=None)
+
+    def _worth(self, layer: int) -> float:
+        """What a layer is worth, in nats per token: what dropping another costs, or else an even share."""
+        drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
+        return median(drops) if len(drops) > 1 else fair_share(self.run)
+
+
+def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:
+    """The reference that on `select` is furthest above what it must gain: the only one that is tested on `eval`."""
+    return min(evidence, key=lambda e: (e.gap_threshold - e.gap_select, *_cheapest(e)), default=None)
 
 
 def _cheapest(e: Evidence) -> tuple[float, str]:

@@ -10,6 +10,8 @@ import numpy as np
 from peelcli.records import NetworkVerdict, Reference, Run, Score
 from peelcli.statistics import paired_interval
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.words import origin
+from peelcli.verdict.zones import judge_paths, path_notes
 
 
 def data_fit(nll: Sequence[float], entropy: Sequence[float], gap: float = Policy.foreign_gap) -> str:
@@ -80,7 +82,14 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
             "was trained on with --data. If this is such text, the network as a whole is damaged."
         )
     notes += _adaptation_note(run)
-    return NetworkVerdict(ce, math.exp(min(ce, 700.0)), entropy, tuple(flags), tuple(notes), fit)
+    notes += _rollback_note(run)
+    paths = judge_paths(run, policy, mismatch(run.nll_eval, run.entropy_eval))
+    notes += path_notes(paths)
+    if paths.unconverged and "untrained" not in flags:
+        flags.append("unconverged")
+    return NetworkVerdict(
+        ce, math.exp(min(ce, 700.0)), entropy, tuple(flags), tuple(notes), fit, paths.zone, paths.bounds
+    )
 
 
 def _adaptation_note(run: Run) -> list[str]:
@@ -93,4 +102,22 @@ def _adaptation_note(run: Run) -> list[str]:
     return [
         f"Any single layer, trained on for a few steps, gains about {np.median(gains):.2f} nats: the text differs from "
         "the training text, or the whole network is under-trained. No layer is flagged for that."
+    ]
+
+
+def _rollback_note(run: Run) -> list[str]:
+    """Where the blocks of one earlier step do better in most layers, the step that did so most."""
+    gains: dict[str, list[float]] = {}
+    for score in run.scores:
+        if score.reference.kind == "rollback" and np.isfinite(score.nll_eval).all():
+            gain = float(np.mean(run.nll_eval) - np.mean(score.nll_eval))
+            gains.setdefault(origin(score.reference), []).append(gain)
+    medians = {name: float(np.median(found)) for name, found in gains.items() if len(found) > 2}
+    best = max(medians, key=lambda name: medians[name], default=None)
+    if best is None or medians[best] < 0.005:
+        return []
+    return [
+        f"With its block of {best} in place, any single layer gains about {medians[best]:.3f} nats: the learning rate "
+        "is still large, the run has got worse on this text since, or most of the checkpoint is stale. No single layer "
+        "is flagged for that."
     ]

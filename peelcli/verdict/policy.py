@@ -9,7 +9,7 @@ from dataclasses import dataclass
 class Policy:
     """What flags, and how sure one must be. Shares are of what the same kind of reference costs the other layers."""
 
-    fail_on: tuple[str, ...] = ("broken", "surpassed", "matched", "untrained")
+    fail_on: tuple[str, ...] = ("broken", "surpassed", "matched", "untrained", "unconverged", "red")
     """The verdicts that count as flags."""
     confidence: float = 0.95
     """Of every interval, and one minus the chance that any sound layer of a run is flagged by sampling noise."""
@@ -37,6 +37,8 @@ class Policy:
     """Nats by which a layer's challenge must gain more than the others', at least…"""
     challenge_share: float = 1.0
     """…and at least this share of what the others gain in the median."""
+    rollback_factor: float = 2.0
+    """A rollback must gain more than this many times what blocks of the same step gain other layers in the median."""
     foreign_gap: float = 1.25
     """Nats by which the loss may exceed the model's own uncertainty before the text counts as foreign to it."""
     foreign_share: float = 0.05
@@ -45,5 +47,7 @@ class Policy:
     """…and from this excess up, where the text is still the model's own, a part of it that grows to the whole."""
     untrained_gap: float = 0.05
     """A network is untrained where its blocks together gain less than this, and it does no better than frequencies."""
+    head_floor: float = 0.1
+    """Nats that a refitted head must gain, and more than the text's mismatch, for a network to be unconverged."""
     min_sequences: int = 8
     """Fewer sequences on `eval` decide nothing."""

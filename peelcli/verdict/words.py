@@ -15,6 +15,11 @@ IMPROVE = (
     "Compare the layer's weights with the run's earlier checkpoints and with the source of a conversion; then train on "
     "with a higher learning rate for it, or re-initialise it. `peel graft` writes the better weights in place."
 )
+ROLL_BACK = (
+    "The layer is stale (a shard or a copy from another step) or has got worse since. Copy the checkpoint again, and "
+    "compare the layer's weights with those of {origin}; if they are as trained, see what the run did to this layer "
+    "from there on. `peel graft` puts the older block back."
+)
 UNUSED = (
     "Its capacity goes unused, which may be harmless. Check that it was not frozen or left at its initial weights; "
     "otherwise drop it, or store it in fewer bits."
@@ -42,7 +47,15 @@ def stand_in(reference: Reference) -> str:
         return f"one {reference.scheme} block for layers {reference.layer}-{reference.target}"
     if reference.kind == "challenge":
         return "the block trained on alone"
+    if reference.kind == "rollback":
+        return f"the block of {origin(reference)}"
     return f"{part} in {reference.scheme}"
+
+
+def origin(reference: Reference) -> str:
+    """The earlier checkpoint that a rollback comes from: "step 400", or its id where it does not say its step."""
+    step = reference.origin_step
+    return f"checkpoint {reference.origin_id}" if step is None else f"step {step}"
 
 
 def _costs(facts: Facts) -> str:
@@ -86,11 +99,35 @@ def _make(
 def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """A lighter or equal reference has the lower loss: proof."""
     r = e.score.reference
+    if r.kind == "rollback":
+        return rolled_back(layer, e, facts)
     reason = (
         f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
     return _at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
+
+
+def rolled_back(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
+    """The block of an earlier checkpoint has the lower loss: proof."""
+    r = e.score.reference
+    reason = (
+        f"With {stand_in(r)} in its place the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to "
+        f"{e.gap.high:+.4f}): proof that the layer could be better, by weights that the run has had."
+    )
+    advice = ROLL_BACK.format(origin=origin(r))
+    return _make(layer, "surpassed", reason, advice, facts, e, blame=True)
+
+
+def with_rollback(verdict: LayerVerdict, e: Evidence | None) -> LayerVerdict:
+    """A layer that something else decided on, and that an older block does better than, too."""
+    if e is None or e.score.reference == verdict.reference:
+        return verdict
+    note = (
+        f"With {stand_in(e.score.reference)} in its place the loss is {e.gap.mean:.4f} nats lower, too: see whether "
+        "the layer is stale."
+    )
+    return replace(verdict, notes=(*verdict.notes, note))
 
 
 def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:

@@ -64,7 +64,7 @@ def alone(inputs: Tensor, targets: list[Tensor], target_map: tuple[int, ...]) ->
 
 def measure(trained: bool, repeats: int) -> dict[str, object]:
     """Seconds of each way, by turns, how far their numbers are apart, and what the walk did. Runs in a child."""
-    from peelcli.paths import all_maps, count_fits, peel
+    from peelcli.paths import all_maps, count_fits, peel_all
     from peelcli.references.least_squares import LeastSquares
 
     inputs, states, labels = net(trained)
@@ -73,7 +73,7 @@ def measure(trained: bool, repeats: int) -> dict[str, object]:
     for _ in range(repeats + 1):  # the first turn warms up and is not counted
         began = time.perf_counter()
         fit = LeastSquares(states, labels)
-        walk = {p.target_map: p.bound for p in peel(fit, fit.start(inputs), maps)}
+        walk = {p.target_map: p.bound for p in peel_all(fit, fit.start(inputs), maps)}
         between = time.perf_counter()
         each = {m: alone(inputs, targets, m) for m in maps}
         walk_seconds.append(between - began)

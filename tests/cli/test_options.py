@@ -65,7 +65,8 @@ class Toy:
 def example(rule: Setting) -> str:
     by_kind = {int: "77", float: "0.5", Path: "some/file", str: "3"}
     choices = [choice for choice in rule.choices if choice != rule.default_text]
-    return choices[-1] if choices else "cpu" if rule.name == "device" else by_kind[rule.kind]
+    by_name = {"device": "cpu", "paths": "[1,2,3]"}
+    return choices[-1] if choices else by_name.get(rule.name) or by_kind[rule.kind]
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=section_name)

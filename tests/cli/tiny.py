@@ -26,7 +26,8 @@ ONE_THREAD = (
     "1",
 )  # tests share their machine, and threads that wait for each other slow it down
 TOKENS = ("--fit-tokens", "512", "--select-tokens", "256", "--eval-tokens", "512", "--seq-len", str(SEQ_LEN))
-STEPS = ("--direct-steps", "2", "--challenge-steps", "2", "--no-ladder")
+FEW = ("--direct-steps", "2", "--challenge-steps", "2", "--path-steps", "1", "--head-steps", "4")
+STEPS = (*FEW, "--no-ladder")
 EXTRACT, FIT, AUDIT = (*TOKENS, *ONE_THREAD), (*STEPS, *ONE_THREAD), (*TOKENS, *STEPS, *ONE_THREAD)
 NARROW: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "head_dim": 4, "intermediate_size": 24},

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peelcli.errors import CheckpointError
-from peelcli.paths import TargetMap, all_maps, map_of_subset, named_map, peel, running_minimum, yes_bound
+from peelcli.paths import TargetMap, all_maps, map_of_subset, named_map, peel_all, running_minimum, yes_bound
 from peelcli.references.least_squares import LeastSquares, forward
 
 NUM_EPOCHS, NUM_LAYERS = 3, 5
@@ -45,7 +45,7 @@ def fit_at(published: dict[str, np.ndarray], epoch: int) -> LeastSquares:
 
 
 def walked(fit: LeastSquares, start: Tensor, maps: list[TargetMap]) -> dict[TargetMap, float]:
-    return {peeled.target_map: peeled.bound for peeled in peel(fit, fit.start(start), maps)}
+    return {peeled.target_map: peeled.bound for peeled in peel_all(fit, fit.start(start), maps)}
 
 
 def inputs(published: dict[str, np.ndarray]) -> Tensor:
@@ -72,7 +72,7 @@ def test_the_published_yes_bounds_and_their_running_minimum(published, bounds):
 
 def test_the_published_curve_of_yes_0_by_layers(published):
     fit = fit_at(published, 0)
-    [last] = peel(fit, fit.start(inputs(published)), [named_map("last", NUM_LAYERS)])
+    [last] = peel_all(fit, fit.start(inputs(published)), [named_map("last", NUM_LAYERS)])
     curve = [fit.error(state) for state in forward(inputs(published), last.weights)]
     assert curve == pytest.approx(published["yes0_layer"], rel=RELATIVE)
 
@@ -121,7 +121,7 @@ def test_all_maps_in_one_walk_give_what_pinv_gives_for_each_alone(seed, widths, 
 def test_the_weights_of_a_map_reach_its_bound(seed):
     start, states, labels = random_net(seed, [6, 12, 12, 10, 8], 80)
     fit = LeastSquares(states, labels)
-    for peeled in peel(fit, fit.start(start), all_maps(4)):
+    for peeled in peel_all(fit, fit.start(start), all_maps(4)):
         *hidden, outputs = forward(start, peeled.weights)
         assert fit.error(outputs) == pytest.approx(peeled.bound, rel=1e-5)
         assert all(bool((state >= 0).all()) for state in hidden)
@@ -172,7 +172,7 @@ def test_the_error_keeps_its_digits_however_well_the_labels_are_met(noise):
 def test_rows_that_are_zero_throughout_have_no_weight():
     start, states, labels = random_net(0, [6, 12, 8], 80)
     fit = LeastSquares(states, labels)
-    [direct] = peel(fit, fit.start(start), [(1, 2)])
+    [direct] = peel_all(fit, fit.start(start), [(1, 2)])
     (first, first_bias), (last, _) = (layer.weight_and_bias() for layer in direct.weights)
     assert bool((first[:2] == 0).all())
     assert bool((first_bias[:2] == 0).all())

@@ -75,6 +75,8 @@ def test_spine_is_as_published():
             "scheme": None,
             "group_size": None,
             "bits": 0.0,
+            "origin_id": None,
+            "origin_step": None,
             "key": "identity-003-attention",
         },
         "effective_bits": 0.0,

@@ -211,13 +211,9 @@ def test_no_change_is_given_between_checkpoints_of_different_depth():
 
 
 def test_what_spoils_a_comparison_is_said():
-    other_text = varied(run={"data": "tinystories", "checkpoint_id": "other"})
-    assert "not measured on the same text" in unwrapped(RESULT, other_text)
-    assert "not measured on the same text" not in unwrapped(*SERIES)
-    assert "#1, #3 have one checkpoint id: they hold the same weights." in unwrapped(
-        RESULT, other_text, RESULT
-    )
-    assert "one checkpoint id" not in unwrapped(RESULT, other_text)
+    other = varied(run={"checkpoint_id": "other"})
+    assert "#1, #3 have one checkpoint id: they hold the same weights." in unwrapped(RESULT, other, RESULT)
+    assert "one checkpoint id" not in unwrapped(RESULT, other)
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 120, 200])

@@ -44,6 +44,11 @@ def challenge(layer: int, bits: float = 32.0) -> Reference:
     return Reference("challenge", layer, layer, None, None, None, bits)
 
 
+def rollback(layer: int, step: int = 400, bits: float = 32.0) -> Reference:
+    """The block as an earlier checkpoint has it."""
+    return Reference("rollback", layer, layer, bits=bits, origin_id=f"{step:012x}", origin_step=step)
+
+
 @dataclass(frozen=True)
 class Effect:
     """What a reference does in truth: loss added, and divergence (by default what goes with such a cost)."""

@@ -20,6 +20,7 @@ from simulated import (
     identity,
     idle,
     measure,
+    rollback,
     sound,
     span,
 )
@@ -46,6 +47,7 @@ def runs(draw: st.DrawFn) -> Run:
     kinds = [make(n, p) for n in range(1, num_layers + 1) for make in (identity, direct) for p in PARTS]
     kinds += [direct(n, None, "int4") for n in range(1, num_layers + 1)]
     kinds += [challenge(n) for n in range(1, num_layers + 1)]
+    kinds += [rollback(n, step) for n in range(1, num_layers + 1) for step in (200, 400)]
     kinds += [span(n, n + 1) for n in range(1, num_layers)]
     kinds += [identity(1, target=num_layers)] if num_layers > 1 else []
     drawn = draw(st.lists(effects, min_size=len(kinds), max_size=len(kinds)))
@@ -88,8 +90,10 @@ def test_no_verdict_says_more_than_was_measured(run, fail_on):
         if verdict.verdict == "surpassed":
             assert verdict.gap_interval[0] > 0
             assert reference.scheme in (None, run.scheme)
-            assert reference.kind == "challenge" or reference.bits <= bits + 1e-9
+            assert reference.kind in ("challenge", "rollback") or reference.bits <= bits + 1e-9
             assert not (reference.kind == "challenge" and result.network.data_fit == "foreign")
+        elif reference is not None:
+            assert reference.kind != "rollback"
         if verdict.verdict == "matched" and not untrained:
             fit = next(s.fit for s in run.scores if s.reference == reference)
             assert reference.scheme in (None, run.scheme)

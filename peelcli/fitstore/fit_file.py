@@ -1,0 +1,102 @@
+"""The HDF5 files of fitted references: one part per layer while a fit goes on, one `fit.h5` when it is whole.
+
+    /references/<key>                     attributes `reference`, `fit` (JSON)
+    /references/<key>/nll_select, nll_eval, kl_eval    (n_seq,) float64; in the finished file only
+    /references/<key>/weights/<i>         attributes `name`, `shape`, `scheme`, `group_size`, `transposed`;
+        packed, scale                     codes at their true size (uint8) and steps (float32), or
+        plain                             the parameter as it is (schemes fp, kind challenge)
+    /ids_eval                             (n_eval, seq_len) int32
+    /paths                                the peeled paths, laid out in `paths`
+    /trained/nll_select, nll_eval, entropy_eval        (n_seq,) of the checkpoint itself
+
+Witnesses live here: what is stored is exactly what was measured.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from peelcli.activations import open_h5, read_json, write_root
+from peelcli.errors import ArtefactError
+from peelcli.fitstore.parts import outcome_of, reference_of
+from peelcli.fitstore.paths import PathParts, read_paths, write_paths
+from peelcli.fitstore.schema import SCHEMA, SCHEMA_VERSION
+from peelcli.fitstore.witness import replacing
+from peelcli.records import Run, Score, run_from
+
+
+def read_eval_ids(path: Path) -> Tensor:
+    """The token ids (n_eval, seq_len) on which the figures of a fit were measured."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        if "ids_eval" not in file:
+            raise ArtefactError(f"{path}: holds no token ids to measure on; make it anew with `peel fit`.")
+        return torch.from_numpy(file["ids_eval"][...].astype(np.int64))
+
+
+def write_fit(
+    path: Path, run: Run, ids: Tensor, parts: Mapping[str, Path], path_parts: PathParts | None = None
+) -> None:
+    """The finished fit: all that a report needs, and what it takes to measure again.
+
+    ids: (n_eval, seq_len) of `eval`. parts: the weights, reference key → part file. path_parts: those of `run.paths`.
+    """
+    about = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _ARRAYS}
+    about["findings"] = [asdict(f) for f in run.findings]
+    with replacing(path) as file:
+        write_root(file, SCHEMA, SCHEMA_VERSION, about, run.config)
+        trained = file.create_group("trained")
+        for name in ("nll_select", "nll_eval", "entropy_eval"):
+            trained.create_dataset(name, data=np.array(getattr(run, name), dtype=np.float64))
+        file.create_dataset("ids_eval", data=ids.numpy().astype(np.int32))
+        group = file.create_group("references", track_order=True)
+        for score in run.scores:
+            one = group.create_group(score.reference.key)
+            one.attrs["reference"] = json.dumps(asdict(score.reference))
+            one.attrs["fit"] = json.dumps(asdict(score.fit))
+            for name in ("nll_select", "nll_eval", "kl_eval"):
+                one.create_dataset(name, data=np.array(getattr(score, name), dtype=np.float64))
+            if score.reference.key in parts:
+                with h5py.File(parts[score.reference.key], "r") as part:
+                    part.copy(f"references/{score.reference.key}/weights", one)
+        if run.paths is not None and path_parts is not None:
+            write_paths(file, run.paths, path_parts)
+
+
+_ARRAYS = {"scores", "paths", "nll_select", "nll_eval", "entropy_eval"}
+
+
+def key_of(path: Path) -> str | None:
+    """Which work a finished fit is the result of."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        key = read_json(file, "config").get("key")
+    return key if isinstance(key, str) else None
+
+
+def read_fit(path: Path) -> Run:
+    """The run that `path` holds, with the losses of every reference and none of the weights."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        about = read_json(file, "about")
+        try:
+            scores = tuple(
+                Score(
+                    reference_of(one), outcome_of(one), *(tuple(one[n][...].tolist()) for n in _SCORE_ARRAYS)
+                )
+                for one in file["references"].values()
+            )
+            arrays = {
+                n: tuple(file["trained"][n][...].tolist()) for n in ("nll_select", "nll_eval", "entropy_eval")
+            }
+            return run_from(about, scores=scores, paths=read_paths(file), **arrays)
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel fit`.") from error
+
+
+_SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")

@@ -1,0 +1,67 @@
+"""Parts: a layer's fitted references, whole or not there, while a fit goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import h5py
+
+from peelcli.errors import ArtefactError
+from peelcli.fitstore.witness import read_witness, replacing, write_witness
+from peelcli.records import FitOutcome, Reference
+from peelcli.references.interface import Witness
+
+
+def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, FitOutcome]]) -> None:
+    """One layer's fitted references, whole or not at all; `key` says which fit they belong to."""
+    with replacing(path) as file:
+        file.attrs["key"] = key
+        group = file.create_group("references")
+        for reference, (witness, outcome) in results.items():
+            one = group.create_group(reference.key)
+            one.attrs["reference"], one.attrs["fit"] = (
+                json.dumps(asdict(reference)),
+                json.dumps(asdict(outcome)),
+            )
+            write_witness(one, witness)
+
+
+def part_is_whole(path: Path, key: str) -> bool:
+    """Whether `path` is a part of the fit that `key` names; parts of another fit are not used."""
+    if not path.exists():
+        return False
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("key") == key
+    except OSError:
+        return False  # parts are renamed when whole; what cannot be opened is fitted again
+
+
+def read_part(path: Path) -> dict[Reference, FitOutcome]:
+    """The references in a part, without their weights."""
+    with h5py.File(path, "r") as file:
+        return {reference_of(one): outcome_of(one) for one in file["references"].values()}
+
+
+def load_witness(path: Path, reference: Reference) -> Witness:
+    """The weights of one reference, from a part or from a finished fit."""
+    with h5py.File(path, "r") as file:
+        name = f"references/{reference.key}"
+        if name not in file:
+            raise ArtefactError(
+                f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
+            )
+        return read_witness(file[name])
+
+
+def reference_of(group: h5py.Group) -> Reference:
+    """The reference that a group holds."""
+    return Reference(**json.loads(group.attrs["reference"]))
+
+
+def outcome_of(group: h5py.Group) -> FitOutcome:
+    """How its fit went."""
+    return FitOutcome(**json.loads(group.attrs["fit"]))

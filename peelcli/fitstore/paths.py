@@ -1,0 +1,132 @@
+"""Peeled paths in HDF5: a part for each fitted block and each finished map, and a group of the finished fit.
+
+/paths                                attribute `about` (JSON): schemes, left_out, num_fits, seconds
+/paths/control, /paths/1-3-3-4        attribute `score` (JSON): target_map, fits, unexplained
+    nll_select, nll_eval              (n_seq,) float64
+    head                              (d_model, d_model) float32, the map before the head's matrix
+    blocks/001, …                     the weights of each layer's block, as `fitstore` lays them out; only of the
+                                      maps that a verdict can rest on
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from peelcli.activations import open_h5
+from peelcli.errors import ArtefactError
+from peelcli.fitstore.schema import SCHEMA, SCHEMA_VERSION
+from peelcli.fitstore.witness import read_witness, replacing
+from peelcli.records import FitOutcome, Paths, PathScore
+from peelcli.references.interface import Witness
+
+CONTROL = "control"
+
+
+def name_of(target_map: Sequence[int]) -> str:
+    """The name of a map's group: its targets, or `control` for the empty one."""
+    return "-".join(map(str, target_map)) or CONTROL
+
+
+def part_name(kind: str, target_map: Sequence[int]) -> str:
+    """The file name of a part; a hash, since the targets of many layers are longer than a name may be."""
+    return f"{kind}-{hashlib.sha256(name_of(target_map).encode()).hexdigest()[:16]}.h5"
+
+
+def write_path_part(path: Path, key: str, score: PathScore, head: Tensor) -> None:
+    """A finished map, whole or not at all: its losses and its head. `key` says which fit it belongs to."""
+    with replacing(path) as file:
+        file.attrs["key"] = key
+        _write_score(file.create_group("path"), score, head)
+
+
+def read_path_part(path: Path) -> tuple[PathScore, Tensor]:
+    """What `write_path_part` stored."""
+    with h5py.File(path, "r") as file:
+        group = file["path"]
+        return _read_score(group), torch.from_numpy(group["head"][...])
+
+
+def _write_score(group: h5py.Group, score: PathScore, head: Tensor) -> None:
+    values = asdict(score)
+    for name in ("nll_select", "nll_eval"):
+        group.create_dataset(name, data=np.array(values.pop(name), dtype=np.float64))
+    group.create_dataset("score", data=json.dumps(values))
+    group.create_dataset("head", data=head.detach().float().cpu().numpy())
+
+
+def _read_score(group: h5py.Group) -> PathScore:
+    values = json.loads(group["score"][()])
+    return PathScore(
+        target_map=tuple(values["target_map"]),
+        fits=tuple(FitOutcome(**fit) for fit in values["fits"]),
+        unexplained=tuple(values["unexplained"]),
+        nll_select=tuple(group["nll_select"][...].tolist()),
+        nll_eval=tuple(group["nll_eval"][...].tolist()),
+    )
+
+
+@dataclass(frozen=True)
+class PathParts:
+    """The parts of what was peeled: of every map, the control's under (), and of every prefix whose blocks to keep."""
+
+    maps: Mapping[tuple[int, ...], Path]
+    blocks: Mapping[tuple[int, ...], Path]
+
+
+def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
+    """The group /paths of a finished fit, with the weights of the maps all of whose prefixes are in `parts`."""
+    group = file.create_group("paths", track_order=True)
+    about = {name: getattr(paths, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
+    group.create_dataset("about", data=json.dumps(about))
+    for score in (paths.control, *paths.scores):
+        one = group.create_group(name_of(score.target_map))
+        _write_score(one, score, read_path_part(parts.maps[score.target_map])[1])
+        prefixes = [score.target_map[:layer] for layer in range(1, len(score.target_map) + 1)]
+        if prefixes and all(prefix in parts.blocks for prefix in prefixes):
+            kept = one.create_group("blocks")
+            for layer, prefix in enumerate(prefixes, start=1):
+                with h5py.File(parts.blocks[prefix], "r") as part:
+                    (only,) = part["references"].values()
+                    part.copy(only, kept, name=f"{layer:03d}")
+
+
+def read_paths(file: h5py.File) -> Paths | None:
+    """What a finished fit holds of paths, without weights; None where none was peeled."""
+    if "paths" not in file:
+        return None
+    group = file["paths"]
+    about = json.loads(group["about"][()])
+    return Paths(
+        control=_read_score(group[CONTROL]),
+        scores=tuple(_read_score(one) for name, one in group.items() if name not in (CONTROL, "about")),
+        schemes=tuple(about["schemes"]),
+        left_out=tuple(about["left_out"]),
+        num_fits=int(about["num_fits"]),
+        seconds=float(about["seconds"]),
+    )
+
+
+def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Witness, ...], Tensor]:
+    """The blocks of layers 1…K (none for the control) and the head of a peeled path."""
+    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
+        name = f"paths/{name_of(target_map)}"
+        if name not in file or (target_map and "blocks" not in file[name]):
+            raise ArtefactError(f"{path}: holds no weights of the path {name_of(target_map)}; fit again.")
+        group = file[name]
+        try:
+            head = torch.from_numpy(group["head"][...])
+            blocks = tuple(read_witness(group["blocks"][f"{n:03d}"]) for n in range(1, len(target_map) + 1))
+        except (KeyError, ValueError, TypeError, OSError) as error:
+            raise ArtefactError(
+                f"{path}: the path {name_of(target_map)} is damaged ({error}); fit again."
+            ) from error
+    return blocks, head

@@ -1,0 +1,85 @@
+"""Weights of references in HDF5, packed at their true size, and files that take their name only when they are whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor
+
+from peelcli.errors import ArtefactError
+from peelcli.quant.packing import pack, unpack
+from peelcli.quant.schemes import scheme_named
+from peelcli.references.interface import QuantizedMatrix, Witness
+from peelcli.sink import Sink
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file that takes the name `path` only when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with closing(Sink(partial, new=True)) as sink:
+            with h5py.File(sink, "w") as file:
+                yield file
+            sink.check()
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def _put_plain(group: h5py.Group, value: Tensor) -> None:
+    value = value.detach().cpu().contiguous()
+    is_bfloat16 = value.dtype == torch.bfloat16
+    group.create_dataset("plain", data=(value.view(torch.uint16) if is_bfloat16 else value).numpy())
+    group.attrs["torch_dtype"] = str(value.dtype).removeprefix("torch.")
+
+
+def write_witness(group: h5py.Group, witness: Witness) -> None:
+    """Store the weights of a reference, packed, under `group`/weights."""
+    weights = group.create_group("weights")
+    for name, matrix in witness.quantized.items():
+        one = weights.create_group(str(len(weights)))
+        one.attrs.update(
+            name=name,
+            shape=np.array(matrix.codes.shape),
+            scheme=matrix.scheme,
+            group_size=matrix.group_size or 0,
+            transposed=matrix.transposed,
+        )
+        one.create_dataset("packed", data=pack(matrix.codes, scheme_named(matrix.scheme)).numpy())
+        one.create_dataset("scale", data=matrix.scale.float().numpy())
+    for name, value in witness.plain.items():
+        one = weights.create_group(str(len(weights)))
+        one.attrs["name"] = name
+        _put_plain(one, value)
+
+
+def read_witness(group: h5py.Group) -> Witness:
+    """The weights of a reference, as `write_witness` stored them."""
+    quantized: dict[str, QuantizedMatrix] = {}
+    plain: dict[str, Tensor] = {}
+    try:
+        for one in group["weights"].values():
+            name = str(one.attrs["name"])
+            if "plain" in one:
+                value = torch.from_numpy(one["plain"][...])
+                plain[name] = value.view(torch.bfloat16) if one.attrs["torch_dtype"] == "bfloat16" else value
+                continue
+            scheme = scheme_named(str(one.attrs["scheme"]))
+            shape = tuple(int(n) for n in one.attrs["shape"])
+            codes = unpack(torch.from_numpy(one["packed"][...]), scheme, shape)
+            scale = torch.from_numpy(one["scale"][...])
+            size = int(one.attrs["group_size"]) or None
+            quantized[name] = QuantizedMatrix(codes, scale, scheme.name, size, bool(one.attrs["transposed"]))
+    except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
+        raise ArtefactError(
+            f"{group.file.filename}: the weights of {group.name} are damaged ({error}); fit again."
+        ) from error
+    return Witness(quantized, plain)

@@ -1,0 +1,47 @@
+"""A checkpoint whose files have been looked at, and of which nothing has been built or run yet."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
+from peelcli.checkpoint.scan import ScanResult, scan_steps
+from peelcli.progress import Progress
+from peelcli.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose files are complete and have been scanned."""
+
+    path: Path
+    files: CheckpointFiles
+    scan: ScanResult
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every weight is."""
+        return not any(f.kind == "non-finite" for f in self.scan.findings)
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits per element that most of the weights are stored in."""
+        sizes: dict[float, int] = {}
+        for info in self.files.tensors.values():
+            bits = 8.0 * info.nbytes / max(1, info.numel)
+            sizes[bits] = sizes.get(bits, 0) + info.numel
+        return max(sizes, key=lambda bits: sizes[bits])
+
+
+def open_and_scan(path: Path, workspace: Workspace) -> Generator[Progress, None, Opened]:
+    """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited."""
+    files = open_checkpoint(path)
+    require_decoder_only(files.config)
+    workspace.make()
+    scan = workspace.kept_scan(files)
+    if scan is None:
+        scan = yield from scan_steps(files)
+        workspace.keep_scan(files, scan)
+    return Opened(path, files, scan)

@@ -1,0 +1,38 @@
+"""Peeled paths: target maps, the walk that fits their prefixes once each, the search for promising ones, YES bounds."""
+
+from peelcli.paths.bounds import best_map, running_minimum, yes_bound
+from peelcli.paths.maps import (
+    MOST_LAYERS_FOR_ALL,
+    NAMED,
+    TargetMap,
+    all_maps,
+    check_map,
+    map_of_subset,
+    named_map,
+    subset_of_map,
+)
+from peelcli.paths.search import cheapest_maps, promising_maps, segments
+from peelcli.paths.walk import Fit, Fitted, Peeled, count_fits, peel, peel_all
+
+__all__ = [
+    "MOST_LAYERS_FOR_ALL",
+    "NAMED",
+    "Fit",
+    "Fitted",
+    "Peeled",
+    "TargetMap",
+    "all_maps",
+    "best_map",
+    "cheapest_maps",
+    "check_map",
+    "count_fits",
+    "map_of_subset",
+    "named_map",
+    "peel",
+    "peel_all",
+    "promising_maps",
+    "running_minimum",
+    "segments",
+    "subset_of_map",
+    "yes_bound",
+]

@@ -1,0 +1,305 @@
+"""Peel the paths of a checkpoint: blocks fitted from the bottom to the states that target maps name, a head on top.
+
+    Z_0 = O_0;  Z_l = B_θ(Z_{l−1}) with θ fitted so that Z_l ≈ O_{π(l)};  bound = CE of a light head on Z_K
+
+("Trust, but Verify", arXiv 2605.02853; the walk over the maps is `paths.peel`.) A generator of progress; it prints
+nothing. Each block and each finished map is a part of its own as soon as it is done: a killed run goes on from there,
+and a second walk finds what the first has fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from peelcli import fitstore
+from peelcli.activations import ActivationFile
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.paths import TargetMap
+from peelcli.quant.schemes import Scheme
+from peelcli.records import FitOutcome, PathScore, Reference
+from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
+from peelcli.references.head import fit_head
+from peelcli.references.interface import Budget, LinearMap, Witness
+from peelcli.scoring import block_batch, head_batch, token_losses
+from peelcli.statedata import StateData
+
+# Step sizes, relative to the RMS of a weight and to the size of the head's inputs.
+BLOCK_RATE, HEAD_RATE = 0.03, 0.02
+BLOCK_BATCH, HEAD_BATCH = 4, 8  # sequences a step
+HELD_NBYTES = 2**28  # states up to 256 MB are held in memory, larger ones in a scratch file
+
+
+class States(NamedTuple):
+    """Z_l of the sequences of all parts, (n_seq, seq_len, d_model), and the targets of layers 1…l that led to it."""
+
+    prefix: TargetMap
+    values: Tensor
+
+
+class Inputs(NamedTuple):
+    """What the fits of one layer from one input share: the starts of its block, once a fit has asked for them."""
+
+    states: States
+    starts: dict[int, BlockStarts]
+
+
+@dataclass(frozen=True)
+class PeelTask:
+    """What is peeled, and with how many steps; `key` names the fit that the parts belong to."""
+
+    parts_dir: Path
+    key: str
+    start: str  # "warm" or "fresh"
+    schemes: tuple[tuple[Scheme, int | None], ...]  # scheme and group size of the block of each layer
+    block_steps: int
+    head_steps: int
+    seed: int
+    resume: bool = True
+
+
+class ModelBlock:
+    """One block of the model as the fits see it."""
+
+    def __init__(self, model: BlockwiseModel, layer: int, module: nn.Module) -> None:
+        self.model, self.layer, self.module = model, layer, module
+        parameters = dict(module.named_parameters())
+        self.maps = [LinearMap(m.name, parameters[m.name].data, m.transposed) for m in model.matrices(layer)]
+
+    def __call__(self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return self.model.run_block(self.layer, self.module, hidden, ids, weights)
+
+    def features(
+        self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor], name: str
+    ) -> tuple[Tensor, Tensor]:
+        seen: list[Tensor] = []
+        owner = self.module.get_submodule(name.rpartition(".")[0])
+        handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+        try:
+            out = self(hidden, ids, weights)
+            (x,) = seen
+            # Some families lay all tokens in a row for their MLP.
+            return out, x.view(*out.shape[:2], -1) if x.ndim == 2 else x
+        finally:
+            handle.remove()
+
+
+@dataclass(frozen=True)
+class _HeadData:
+    """The last states of a network, Z_K or O_K, and the ids of one part."""
+
+    model: BlockwiseModel
+    hidden: Tensor  # (n_seq, seq_len, d_model)
+    ids: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @torch.no_grad()
+    def losses(self, head: Tensor | None) -> Tensor:
+        step = head_batch(self.ids.shape[1], self.model.vocab_size)
+        parts = []
+        for at in range(0, len(self), step):
+            hidden, ids = self.hidden[at : at + step].to(self.model.device), self.ids[at : at + step]
+            parts.append(token_losses(self.model.logits(hidden, ids, head), ids)[0])
+        return torch.cat(parts)
+
+    def logits(self, rows: Sequence[int], head: Tensor) -> tuple[Tensor, Tensor]:
+        ids = self.ids[list(rows)]
+        return self.model.logits(self.hidden[list(rows)].to(self.model.device), ids, head), ids
+
+
+class BlockFit:
+    """The fit of decoder blocks that `paths.peel` takes; what it has fitted lies in the parts."""
+
+    def __init__(self, model: BlockwiseModel, acts: ActivationFile, task: PeelTask) -> None:
+        """`acts` must hold the states of every layer of `model`."""
+        self.model, self.acts, self.task = model, acts, task
+        self.blocks: dict[TargetMap, Path] = {}  # prefix → part
+        self.maps: dict[TargetMap, Path] = {}  # finished map → part; () is the control
+        self.scores: dict[TargetMap, PathScore] = {}
+        self._fits: set[Path] = set()
+        self._residual: dict[int, tuple[LinearMap, ...]] = {}
+        self._unexplained: dict[TargetMap, float] = {}
+        self._outcomes: dict[TargetMap, FitOutcome] = {}
+        self._first: Tensor | None = None
+
+    @property
+    def num_fits(self) -> int:
+        """How many blocks were fitted, by this run or by the one that it resumes."""
+        return len(self._fits)
+
+    def start(self) -> States:
+        """Z_0 = O_0."""
+        return States((), self.trained(0))
+
+    def prepare(self, inputs: States) -> Inputs:
+        """Nothing until a fit asks for it: a part that is there needs no preparation."""
+        return Inputs(inputs, {})
+
+    def solve(self, prepared: Inputs, layer: int, target: int) -> tuple[States, Path]:
+        """The block of `layer` fitted to O_target, put to work on every sequence."""
+        prefix = (*prepared.states.prefix, target)
+        part = self.task.parts_dir / fitstore.part_name("block", prefix)
+        with self.model.block(layer) as module:
+            witness, outcome = self._fitted(part, prefix, prepared, module)
+            weights = witness.weights(next(module.parameters()))
+            values = self._run(layer, module, prepared.states.values, weights)
+        self.blocks[prefix], self._outcomes[prefix] = part, outcome
+        self._unexplained[prefix] = self._left_over(values, target)
+        return States(prefix, values), part
+
+    def finish(self, prepared: Inputs) -> tuple[float, Path]:
+        """The last block, and the head on top; the bound is the mean loss on `select`, which maps are chosen by."""
+        last = self.model.num_layers
+        states, _ = self.solve(prepared, last, last)
+        prefixes = [states.prefix[:n] for n in range(1, last + 1)]
+        fits = tuple(self._outcomes[p] for p in prefixes)
+        score = self._with_head(states, fits, tuple(self._unexplained[p] for p in prefixes))
+        return float(torch.tensor(score.nll_select, dtype=torch.float64).mean()), self.maps[states.prefix]
+
+    def control(self) -> PathScore:
+        """The head control: the trained states under a refitted head."""
+        return self._with_head(States((), self.trained(self.model.num_layers)), (), ())
+
+    def score_segment(self, prepared: Inputs, layer: int, target: int) -> tuple[Reference, Path]:
+        """One block that is fitted to do the work of layers `layer`…`target` on trained inputs, and its part."""
+        part = self.task.parts_dir / fitstore.part_name("segment", (layer, target))
+        with self.model.block(layer) as module:
+            self._fitted(part, (layer, target), prepared, module, segment=True)
+        (reference,) = fitstore.read_part(part)
+        return reference, part
+
+    @staticmethod
+    def load(part: Path, reference: Reference) -> Witness:
+        """The weights in a part."""
+        return fitstore.load_witness(part, reference)
+
+    # -- one fit ----------------------------------------------------------------------------------------------------
+
+    def _fitted(
+        self, part: Path, prefix: TargetMap, prepared: Inputs, module: nn.Module, *, segment: bool = False
+    ) -> tuple[Witness, FitOutcome]:
+        layer = prefix[0] if segment else len(prefix)
+        scheme, group_size = self.task.schemes[layer - 1]
+        kind = "segment" if segment else "path"
+        reference = Reference(kind, layer, prefix[-1], None, scheme.name, group_size, scheme.num_bits)
+        key = f"{self.task.key}{kind}{prefix}"
+        if not (self.task.resume and fitstore.part_is_whole(part, key)):
+            result = self._fit(
+                layer, prefix[-1], prepared, module, steps=0 if segment else self.task.block_steps
+            )
+            fitstore.write_part(part, key, {reference: result})
+        self._fits.add(part)
+        return fitstore.load_witness(part, reference), fitstore.read_part(part)[reference]
+
+    def _fit(
+        self, layer: int, target: int, prepared: Inputs, module: nn.Module, *, steps: int
+    ) -> tuple[Witness, FitOutcome]:
+        block = ModelBlock(self.model, layer, module)
+        batch = block_batch(self.acts.ids.shape[1])
+        if layer not in prepared.starts:
+            if layer not in self._residual:
+                few = self.acts.ids[:2]
+                hidden = prepared.states.values[:2].to(self.model.device)
+                self._residual[layer] = residual_maps(block, hidden, few)
+            weights = start_weights(block.maps, self.task.start, self.task.seed + layer)
+            prepared.starts[layer] = BlockStarts(self._residual[layer], weights, batch)
+        scheme, group_size = self.task.schemes[layer - 1]
+        fit, select = (
+            StateData(self.acts, p, prepared.states.values, target, self.model.device, self.model.dtype)
+            for p in ("fit", "select")
+        )
+        budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm")
+        return fit_block(block, prepared.starts[layer], scheme, group_size, fit, select, budget)
+
+    @torch.no_grad()
+    def _run(self, layer: int, module: nn.Module, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        out = self._empty(layer)
+        step = block_batch(hidden.shape[1])
+        for at in range(0, len(hidden), step):
+            rows = slice(at, at + step)
+            inputs, ids = hidden[rows].to(self.model.device), self.acts.ids[rows]
+            out[rows] = self.model.run_block(layer, module, inputs, ids, weights).cpu()
+        return out
+
+    def _left_over(self, values: Tensor, target: int) -> float:
+        """‖Z − O_t‖² / ‖O_t − mean‖² on `eval`."""
+        rows = self.acts.rows["eval"]
+        error = power = 0.0
+        total = torch.zeros(values.shape[-1], dtype=torch.float64)
+        for at in range(rows.start, rows.stop):
+            wanted = self.acts.states(target, slice(at, at + 1)).double()
+            error += float((values[at].double() - wanted).square().sum())
+            power += float(wanted.square().sum())
+            total += wanted.sum((0, 1))
+        count = (rows.stop - rows.start) * values.shape[1]
+        return error / max(power - float(total.square().sum()) / count, 1e-30)
+
+    # -- states and heads ---------------------------------------------------------------------------------------------
+
+    def trained(self, layer: int) -> Tensor:
+        """O_layer of the sequences of all parts, (n_seq, seq_len, d_model)."""
+        out = self._empty(-1 - layer)
+        for at in range(0, len(out), 16):
+            out[at : at + 16] = self.acts.states(layer, slice(at, min(at + 16, len(out)))).to(out)
+        return out
+
+    def _empty(self, slot: int) -> Tensor:
+        """Room for the states of all sequences; a path holds one of each layer, so a slot's file is used again."""
+        width = self.acts.states(self.acts.stored[0], slice(0, 1)).shape[-1]
+        shape = (*self.acts.ids.shape, width)
+        like = torch.empty(0, dtype=self.model.dtype)
+        numel = shape[0] * shape[1] * shape[2]
+        if numel * like.element_size() <= HELD_NBYTES:
+            return torch.empty(shape, dtype=self.model.dtype)
+        path = self.task.parts_dir / f"states-{slot}.bin"
+        path.unlink(missing_ok=True)  # what still maps the old file keeps it
+        return torch.from_file(str(path), shared=True, size=numel, dtype=self.model.dtype).view(shape)
+
+    def _with_head(
+        self, states: States, fits: tuple[FitOutcome, ...], unexplained: tuple[float, ...]
+    ) -> PathScore:
+        part = self.task.parts_dir / fitstore.part_name("map", states.prefix)
+        key = f"{self.task.key}map{states.prefix}"
+        if not (self.task.resume and fitstore.part_is_whole(part, key)):
+            data = self._head_data(states.values)
+            # The control is fitted as every path is, or a path of the trained blocks themselves would pass it by.
+            head, outcome = self._fit_head(data, [self._zero_head(), self._first_head()])
+            nll = {p: tuple(data[p].losses(head).tolist()) for p in ("select", "eval")}
+            score = PathScore(states.prefix, (*fits, outcome), unexplained, nll["select"], nll["eval"])
+            fitstore.write_path_part(part, key, score, head)
+        score, _ = fitstore.read_path_part(part)
+        self.maps[states.prefix], self.scores[states.prefix] = part, score
+        return score
+
+    def _first_head(self) -> Tensor:
+        """A head fitted to the trained states, which all heads may start from."""
+        if self._first is None:
+            part = self.task.parts_dir / "first-head.h5"
+            key = f"{self.task.key}first"
+            if not (self.task.resume and fitstore.part_is_whole(part, key)):
+                data = self._head_data(self.trained(self.model.num_layers))
+                head, outcome = self._fit_head(data, [self._zero_head()])
+                fitstore.write_path_part(part, key, PathScore((), (outcome,), (), (), ()), head)
+            self._first = fitstore.read_path_part(part)[1].to(self.model.device)
+        return self._first
+
+    def _zero_head(self) -> Tensor:
+        width = self.model.head_width
+        return torch.zeros(width, width, device=self.model.device)
+
+    def _head_data(self, values: Tensor) -> dict[str, _HeadData]:
+        rows = self.acts.rows.items()
+        return {p: _HeadData(self.model, values[r], self.acts.ids[r]) for p, r in rows}
+
+    def _fit_head(self, data: Mapping[str, _HeadData], starts: Sequence[Tensor]) -> tuple[Tensor, FitOutcome]:
+        most = 2**25 // (self.acts.ids.shape[1] * self.model.vocab_size)  # logits of 128 MB
+        batch = max(1, min(HEAD_BATCH, most))
+        budget = Budget(self.task.head_steps, HEAD_RATE, batch, self.task.seed, "warm")
+        return fit_head(data["fit"], data["select"], starts, budget)

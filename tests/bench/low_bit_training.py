@@ -1,0 +1,47 @@
+"""Training with ternary or binary weights: straight-through fake quantisation of the matrices of the blocks.
+
+One scale per output channel, mean |w|. Ternary: w/scale rounded and clipped to −1, 0, 1; binary: its sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+
+class Quantized(nn.Module):
+    """A weight on the grid in the forward pass, its latent value in the backward pass."""
+
+    def __init__(self, precision: str, transposed: bool) -> None:
+        super().__init__()
+        self.binary, self.dim = precision == "binary", 0 if transposed else 1
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """weight (d_out, d_in), or transposed."""
+        scale = weight.abs().mean(self.dim, keepdim=True)
+        codes = torch.where(weight >= 0, 1.0, -1.0) if self.binary else (weight / scale).round().clamp(-1, 1)
+        # Adding the weight first and taking it off again would leave its rounding in the values of the grid.
+        return (weight - weight.detach()) + (codes * scale).detach()
+
+
+@contextmanager
+def low_bit(model: nn.Module, precision: str) -> Iterator[None]:
+    """For the length of the context the matrices of the blocks are `precision`; at the end they hold what they were."""
+    chosen: list[nn.Module] = []
+    if precision != "fp":
+        blocks = model.model.layers if hasattr(model, "model") else model.transformer.h  # type: ignore[union-attr]
+        conv = transformers.pytorch_utils.Conv1D
+        chosen = [m for m in blocks.modules() if isinstance(m, (nn.Linear, conv))]  # type: ignore[union-attr]
+        for module in chosen:
+            rule = Quantized(precision, isinstance(module, conv))
+            parametrize.register_parametrization(module, "weight", rule, unsafe=True)
+    try:
+        yield
+    finally:
+        for module in chosen:
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
