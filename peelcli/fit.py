@@ -284,8 +284,8 @@ class Fitter:
         trained = {name: p.data for name, p in module.named_parameters()}
         maps = self._maps(layer, module, None)
         fit, select = (self._data(p, layer, layer) for p in ("fit", "select"))
-        grid = self.acts.about["layer_grids"][layer - 1]
-        on_grid = (SCHEMES[grid[0]], grid[1]) if grid else None
+        grids = self.acts.about["matrix_grids"][layer - 1]
+        on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
         budget = self._budget("challenge", self.settings.challenge_steps, "warm")
         return fit_challenge(loss, trained, maps, on_grid, fit, select, budget)
 

@@ -14,7 +14,7 @@ from peelcli.activations import states_nbytes
 from peelcli.audit import num_threads, open_and_scan
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.structure import layers_of
-from peelcli.config import ExtractConfig, FitConfig, parse_layers
+from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.extract import stored_states
 from peelcli.fit import FIT_BATCH
 from peelcli.machine import available_memory
@@ -48,13 +48,18 @@ class Plan:
 
 
 def plan_steps(
-    path: Path, extract: ExtractConfig, fit: FitConfig, workspace: Workspace, num_earlier: int = 0
+    path: Path,
+    extract: ExtractConfig,
+    fit: FitConfig,
+    workspace: Workspace,
+    num_earlier: int = 0,
+    trained: TrainedSchemeConfig | None = None,
 ) -> Generator[Progress, None, Plan]:
     """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run.
 
     num_earlier: how many earlier checkpoints of its run will serve for `rollback`.
     """
-    opened = yield from open_and_scan(path, workspace)
+    opened = yield from open_and_scan(path, workspace, trained)
     files, config = opened.files, opened.files.config
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config

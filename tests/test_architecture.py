@@ -26,7 +26,7 @@ FLOORS = (
     {"extract", "fit", "earlier", "report", "replay", "graft"},
     {"peeling"},
     {"scoring", "fitstore", "statedata", "describe", "workspace", "opened"},
-    {"references", "paths", "verdict"},
+    {"references", "paths", "verdict", "precision"},
     {"quant", "kernels", "activations", "checkpoint", "calibration", "statistics", "same_tokens"},
     {"config"},
     {"records", "errors", "progress", "machine", "sink", "workers"},

@@ -12,7 +12,7 @@ from peelcli.cli.console import Console
 from peelcli.cli.judging import exit_code, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig
+from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig, TrainedSchemeConfig
 from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ Checkpoints = Annotated[
 ]
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig, AuditConfig)
+@with_options(ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, AuditConfig)
 def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
     console.hush_libraries()
@@ -76,6 +76,7 @@ class _Auditor:
         resume, overwrite = self.settings.resume, self.settings.overwrite
         self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
         self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
+        self.trained = configs[TrainedSchemeConfig]
         self.runs: list[Run] = []
         self.paths: list[Path] = []
 
@@ -90,12 +91,22 @@ class _Auditor:
         from peelcli.plan import plan_steps, render_plan
 
         if self.settings.dry_run:
-            plan = self.console.drive(plan_steps(checkpoint, self.extract, self.fit, workspace))
+            steps = plan_steps(checkpoint, self.extract, self.fit, workspace, trained=self.trained)
+            plan = self.console.drive(steps)
             self.console.result(render_plan(plan))
             return
         earlier = self.paths[-ROLLED_BACK:]
-        steps = audit_steps(checkpoint, self.extract, self.fit, workspace, earlier=earlier, first=self.first)
-        done = self.console.drive(steps)
+        done = self.console.drive(
+            audit_steps(
+                checkpoint,
+                self.extract,
+                self.fit,
+                workspace,
+                earlier=earlier,
+                first=self.first,
+                trained=self.trained,
+            )
+        )
         self.runs.append(done.run)
         self.paths.append(checkpoint)
         if done.fit is not None:

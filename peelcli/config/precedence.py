@@ -81,20 +81,20 @@ def _from_yaml(
     by_name = {section_name(section): section for section in known}
     found: dict[type, dict[str, Any]] = {}
     for title, body in yaml.items():
-        section = by_name.get(title) if isinstance(title, str) else None
+        section = by_name.get(title.replace("-", "_")) if isinstance(title, str) else None
         if section is None:
             mistakes.append(f"{source}: {_key(title)}: no such section{_where(title, by_name)}")
         elif not isinstance(body, Mapping | None):
             mistakes.append(f"{source}: {title}: expected settings under it, found {short_repr(body)}")
         else:
-            found[section] = _section_from_yaml(title, body or {}, by_name, source, mistakes)
+            found[section] = _section_from_yaml(section_name(section), body or {}, by_name, source, mistakes)
     return found
 
 
 def _section_from_yaml(
     title: str, body: Mapping[Any, Any], by_name: Mapping[str, type], source: str, mistakes: list[str]
 ) -> dict[str, Any]:
-    rules = settings_of(by_name[title])
+    rules = {rule.key: rule for rule in settings_of(by_name[title]).values()}
     values: dict[str, Any] = {}
     for key, raw in body.items():
         label = f"{source}: {title}.{_key(key)}"

@@ -22,6 +22,7 @@ from peelcli.records import (
     Reference,
     Score,
 )
+from peelcli.report.few_bits import few_bits_json
 from peelcli.report.ranking import shown_layers
 
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
@@ -76,6 +77,7 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
         "references": [_score(score, run.nll_eval) for score in run.scores],
+        "quantized": few_bits_json(run.quantized),
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
         "findings": [_finding(found) for found in run.findings],
         "skipped": run.skipped,

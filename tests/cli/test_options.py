@@ -21,11 +21,12 @@ from peelcli.config import (
     ExtractConfig,
     FitConfig,
     ReportConfig,
+    TrainedSchemeConfig,
     section_name,
 )
 from peelcli.config.setting import Setting, settings_of
 
-ALL = (ExtractConfig, FitConfig, ReportConfig, AuditConfig)
+ALL = (ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, AuditConfig)
 SHOWN = {name: rule for section in SECTIONS for name, rule in settings_of(section).items()}
 
 
