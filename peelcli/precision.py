@@ -108,7 +108,12 @@ def _latent(method: str, rule: TrainedScheme, selects: Selects, rounding: Activa
 def _round(activations: Activations | None) -> Callable[[Tensor], Tensor] | None:
     if activations is None:
         return None
-    return partial(round_tokens, num_bits=activations.num_bits, peak=activations.peak)
+    return partial(
+        round_tokens,
+        num_bits=activations.num_bits,
+        peak=activations.peak,
+        by_inverse=activations.by_inverse,
+    )
 
 
 def _rounded(

@@ -76,14 +76,18 @@ def step_size(weight: Tensor, scheme: Scheme, group_size: int | None, rule: str)
     return steps.clamp_min(_LEAST_STEP).reshape(*weight.shape[:-1], -1)
 
 
-def round_tokens(x: Tensor, num_bits: int, peak: float) -> Tensor:
+def round_tokens(x: Tensor, num_bits: int, peak: float, by_inverse: bool = False) -> Tensor:
     """`x` (…, d) rounded to `num_bits`, each token with a step of its own, max |x| / `peak`; gradients pass through.
 
-    In the dtype of `x`; the arithmetic is float32.
+    In the dtype of `x`; the arithmetic is float32. by_inverse: multiply by the inverse of the step rather than divide
+    by it. Values half-way between two levels are common (the first token of a sequence attends to itself alone, to
+    small whole numbers), and go one way or the other by this.
     """
     value = x.detach().float()
-    step = value.abs().amax(-1, keepdim=True).clamp_min(_LEAST_STEP) / peak
-    codes = (value / step).round().clamp(-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
-    rounded = (codes * step).to(x.dtype)
+    largest = value.abs().amax(-1, keepdim=True).clamp_min(_LEAST_STEP)
+    step, inverse = largest / peak, peak / largest
+    ratio = value * inverse if by_inverse else value / step
+    codes = ratio.round().clamp(-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+    rounded = (codes / inverse if by_inverse else codes * step).to(x.dtype)
     # Adding the input first and taking it off again would leave its rounding in the result.
     return rounded + (x - x.detach()) if x.requires_grad else rounded

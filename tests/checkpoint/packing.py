@@ -19,7 +19,9 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.precision import precision_of
 
 Parts = dict[str, Tensor]  # what stands behind the module's name → tensor
-Pack = Callable[[Tensor, torch.Generator], tuple[Parts, Tensor]]  # a weight → its parts, and what they stand for
+Pack = Callable[
+    [Tensor, torch.Generator], tuple[Parts, Tensor]
+]  # a weight → its parts, and what they stand for
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,9 @@ class Made:
     plain: torch.nn.Module
 
 
-def make(directory: Path, pack: Pack, settings: Mapping[str, Any] | None, family: str = "llama", **more: Any) -> Made:
+def make(
+    directory: Path, pack: Pack, settings: Mapping[str, Any] | None, family: str = "llama", **more: Any
+) -> Made:
     """A tiny model whose linear maps in the blocks are packed by `pack`; settings: its quantization_config."""
     model = build_model(family, tie_word_embeddings=False, **more)
     model.save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Packed checkpoints run as what they stand for; what cannot be opened so is refused, never read as if it were plain."""
+"""Packed checkpoints run as what they stand for; what cannot be opened so is refused, never read as plain."""
 
 from __future__ import annotations
 
@@ -73,7 +73,12 @@ def fp8(weight: Tensor, generator: torch.Generator) -> tuple[Parts, Tensor]:
 def test_gptq(tmp_path: Path, bits: int, order: bool) -> None:
     made = make(tmp_path / "m", gptq(bits, order=order), {**GPTQ, "bits": bits, "desc_act": order})
     found = require_same(made, tmp_path / "off").quantized(1)["mlp.up_proj.weight"]
-    assert (found.scheme, found.num_bits, found.granularity, found.group_size) == (f"int{bits}", bits, "group", 8)
+    assert (found.scheme, found.num_bits, found.granularity, found.group_size) == (
+        f"int{bits}",
+        bits,
+        "group",
+        8,
+    )
 
 
 def test_gptq_of_the_second_version_stores_its_zero_points_as_they_are(tmp_path: Path) -> None:
@@ -93,7 +98,9 @@ def test_squares_of_8_bit_floats(tmp_path: Path) -> None:
     assert precision_of(open_checkpoint(made.directory)).notes
 
 
-def torchao(kind: str, target: str | None, codes_of: Callable[[Tensor], Tensor]) -> tuple[Pack, dict[str, Any]]:
+def torchao(
+    kind: str, target: str | None, codes_of: Callable[[Tensor], Tensor]
+) -> tuple[Pack, dict[str, Any]]:
     """The layout that transformers 5 writes with torchao 0.18: parts by name, classes in the header."""
     data: dict[str, Any] = {"block_size": [1, 16], "act_quant_kwargs": None}
     if target:
@@ -220,16 +227,33 @@ def test_whatever_the_config_says_it_ends_in_one_kind_of_error(
     (directory / "config.json").write_text('{"model_type": "llama", "num_hidden_layers": 1}')
     odd = st.sampled_from([None, -1, 0, 3, 4, 10**9, "x", [], {}, [1, 2], True, 2.5])
     method = data.draw(st.sampled_from(["gptq", "awq", "bitnet", "fp8", "compressed-tensors", "torchao"]))
-    keys = ["bits", "group_size", "checkpoint_format", "version", "format", "weight_block_size", "linear_class"]
+    keys = [
+        "bits",
+        "group_size",
+        "checkpoint_format",
+        "version",
+        "format",
+        "weight_block_size",
+        "linear_class",
+    ]
     keys += ["config_groups", "sparsity_config", "modules_to_not_convert", "quantization_mode"]
     chosen = data.draw(st.dictionaries(st.sampled_from(keys), odd))
-    parts = ["weight", "weight_scale", "weight_packed", "weight_shape", "qweight", "qzeros", "scales", "g_idx"]
+    parts = [
+        "weight",
+        "weight_scale",
+        "weight_packed",
+        "weight_shape",
+        "qweight",
+        "qzeros",
+        "scales",
+        "g_idx",
+    ]
     names = data.draw(st.lists(st.sampled_from([*parts, "weight_scale_inv"]), min_size=1, unique=True))
     write(directory, {f"{prefix}.{n}": value.clone() for n in names}, {"quant_method": method, **chosen})
     try:
         packing = find_packing(open_checkpoint(directory))
         for weight in packing.weights if packing else ():
-            weight.decode({role: value for role in weight.parts})
+            weight.decode(dict.fromkeys(weight.parts, value))
     except CheckpointError:
         pass
 
@@ -256,7 +280,9 @@ def test_it_is_unpacked_once_and_again_when_a_file_has_changed(tmp_path: Path) -
 def test_what_was_found_in_a_weight(tmp_path: Path) -> None:
     def pack(weight: Tensor, generator: torch.Generator) -> tuple[Parts, Tensor]:
         parts, plain = gptq()(weight, generator)
-        if weight.shape[0] == weight.shape[1]:  # q and o: a quarter of the codes at their zero point, one step large
+        if (
+            weight.shape[0] == weight.shape[1]
+        ):  # q and o: a quarter of the codes at their zero point, one step large
             parts["qzeros"] = torch.zeros_like(parts["qzeros"])
             codes = torch.arange(1, 5).repeat(weight.shape[0], weight.shape[1] // 4)
             parts["qweight"] = to_words(codes, 4).T

@@ -18,7 +18,7 @@ from peelcli.checkpoint.packed.codes import Activations, Codes, PackedWeight, Pa
 from peelcli.errors import CheckpointError
 
 TERNARY_BITS = 1.584962500721156  # log2(3)
-INT8 = Activations(8, 127.0)
+INT8 = Activations(8, 127.0, by_inverse=True)
 _PER_BYTE = 4
 
 

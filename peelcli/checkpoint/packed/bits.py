@@ -20,7 +20,12 @@ def unpack_rows(words: Tensor, num_bits: int, count: int) -> Tensor:
 
     CheckpointError for words that are no int32, for a width that is not 1 to 8 bits, and for too few words.
     """
-    if words.dtype not in (torch.int32, torch.uint32) or words.ndim != 2 or not words.numel() or not 1 <= num_bits <= 8:
+    if (
+        words.dtype not in (torch.int32, torch.uint32)
+        or words.ndim != 2
+        or not words.numel()
+        or not 1 <= num_bits <= 8
+    ):
         raise CheckpointError(
             f"packed codes of {num_bits} bits in {words.dtype} of shape {list(words.shape)}: expected a matrix of "
             "int32 that holds codes of 1 to 8 bits; save the checkpoint again with the tool that packed it"
@@ -30,7 +35,8 @@ def unpack_rows(words: Tensor, num_bits: int, count: int) -> Tensor:
             f"packed codes: {count} of {num_bits} bits need {words_needed(count, num_bits)} words a row, found "
             f"{words.shape[1]}; copy the checkpoint again"
         )
-    raw = words.contiguous().view(torch.uint8)  # little-endian, as every machine that torch runs on
+    # Little-endian, as every machine that torch runs on; flat first, for one column keeps the strides it came with.
+    raw = words.flatten().view(torch.uint8).view(len(words), -1)
     if 8 % num_bits == 0:
         shifts = torch.arange(0, 8, num_bits, dtype=torch.uint8)
         codes = (raw.unsqueeze(-1) >> shifts) & (2**num_bits - 1)

@@ -46,10 +46,13 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class Activations:
-    """How the inputs of quantised linear maps are rounded: num_bits, step = max|x| of the token / peak."""
+    """How the inputs of quantised linear maps are rounded: to num_bits, with a step of max|x| of the token / peak."""
 
     num_bits: int
     peak: float
+    by_inverse: bool = (
+        False  # x is multiplied by the inverse of the step, not divided by it: ties break differently
+    )
 
 
 @dataclass(frozen=True)

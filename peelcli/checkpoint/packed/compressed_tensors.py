@@ -156,24 +156,36 @@ def _decode_packed(name: str, bits: int, declared: tuple[object, object], parts:
     packed, scale, shape = parts["codes"], parts["scale"], [int(n) for n in parts["shape"].flatten().tolist()]
     if len(shape) != 2 or min(shape) < 1 or packed.ndim != 2 or packed.shape[0] != shape[0]:
         raise damaged(name, f"is said to be of shape {shape}, and its codes are {list(packed.shape)}")
-    codes = _codes(name, packed, bits, shape[1])
+    gaps = _has_gaps(packed, bits, shape[1])
+    codes = _codes(name, packed, bits, shape[1], gaps)
     scale, block = _steps(name, scale, tuple(codes.shape), declared)
     zeros = parts.get("zeros")
     if zeros is not None and zeros.dtype in (torch.int32, torch.uint32):  # packed along the outputs
-        zeros = _codes(name, zeros.T.contiguous(), bits, scale.shape[0]).T
+        zeros = _codes(name, zeros.T.contiguous(), bits, scale.shape[0], gaps).T
     return Codes(codes, scale, block, _as_steps(zeros, scale), parts.get("groups"))
 
 
-def _codes(name: str, packed: Tensor, bits: int, count: int) -> Tensor:
-    """Signed codes int8 (n, count) from words (n, n_words)."""
+def _has_gaps(packed: Tensor, bits: int, count: int) -> bool:
+    """Whether each word of a row of `count` codes holds whole codes only, as older versions wrote them."""
     dense, gapped = _row_lengths(count, bits)
-    if packed.shape[1] == dense:
-        codes = unpack_rows(packed, bits, count)
-    elif packed.shape[1] == gapped:
+    if dense != gapped:
+        return packed.shape[1] != dense
+    unused = (
+        32 % bits
+    )  # as many words either way: then the bits at the top of each tell, which gaps leave at 0
+    return unused > 0 and not bool((packed >> (32 - unused) & (2**unused - 1)).any())
+
+
+def _codes(name: str, packed: Tensor, bits: int, count: int, gaps: bool) -> Tensor:
+    """Signed codes int8 (n, count) from words (n, n_words)."""
+    expected = _row_lengths(count, bits)[gaps]
+    if packed.ndim != 2 or packed.shape[1] != expected:
+        raise damaged(name, f"has words of shape {list(packed.shape)} for {count} codes of {bits} bits a row")
+    if gaps:
         shifts = torch.arange(0, 32 // bits * bits, bits, dtype=torch.int32)
         codes = ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :count]
     else:
-        raise damaged(name, f"has {packed.shape[1]} words for {count} codes of {bits} bits, expected {dense}")
+        codes = unpack_rows(packed, bits, count)
     return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
 
 
