@@ -63,7 +63,7 @@ def test_bitnet_packed_runs_as_in_transformers(tmp_path: Path, pack: Pack, kind:
     model = opened(made.directory, tmp_path / "off")
     difference = (logits(model, IDS) - reference_logits(made.directory)).abs().amax(-1)  # (n_seq, seq_len)
     # transformers multiplies the codes and divides the product; a last bit may send an input that is half-way between
-    # two levels the other way. The first token of a sequence is such a case, for it attends to small whole numbers alone.
+    # two levels the other way. The first token of a sequence is such a case: it attends to small whole numbers alone.
     assert difference.max() < 0.05
     assert (difference < 1e-4).float().mean() > 0.9
     assert {(m.scheme, m.granularity) for m in model.all_quantized()} == {("ternary", "tensor")}
