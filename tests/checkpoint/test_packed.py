@@ -158,7 +158,9 @@ def test_words_of_any_width_come_apart_as_they_were_put_together(bits: int, coun
 
 def refusal(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        opened(directory, directory / "off")
+        model = opened(directory, directory / "off")
+        for layer in range(1, model.num_layers + 1):
+            model.read_weights(layer)
     return str(caught.value)
 
 
@@ -214,7 +216,7 @@ def test_a_damaged_weight_is_an_error_that_names_it(tmp_path: Path, how: str) ->
     HURT[how](own)
     write(made.directory, tensors | {prefix + k[1:]: v.contiguous() for k, v in own.items()}, GPTQ)
     said = refusal(made.directory)
-    assert prefix in said or "expected a matrix of int32" in said or "packed codes" in said
+    assert prefix in said or "self_attn.q_proj.weight" in said or "packed codes" in said
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

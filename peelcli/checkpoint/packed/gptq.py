@@ -54,8 +54,7 @@ def _decode(name: str, bits: int, declared: object, offset: int, parts: Parts) -
         )
     d_in, d_out, num_groups = qweight.shape[0] * 32 // bits, qweight.shape[1], scales.shape[0]
     groups = parts.get("groups")
-    uneven = qweight.shape[0] * 32 % bits != 0
-    if uneven and groups is not None and words_needed(len(groups), bits) == qweight.shape[0]:
+    if groups is not None and words_needed(len(groups), bits) == qweight.shape[0]:
         d_in = len(groups)  # the last word of a column may hold fewer codes than it has room for
     codes = unpack_rows(qweight.T.contiguous(), bits, d_in)  # (d_out, d_in)
     zeros = unpack_rows(parts["zeros"], bits, d_out).int() + offset  # (n_groups, d_out)
