@@ -32,6 +32,7 @@ from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter
+from peelcli.kernels import choice
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
 from peelcli.precision import from_settings, to_settings
@@ -42,7 +43,7 @@ from peelcli.scoring import block_batch
 from peelcli.workspace import Workspace, digest, require_outside, signature
 
 # Settings that change where or how fast something is computed, never what.
-_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
+_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size", "kernels"}
 
 
 def relevant(settings: MachineConfig) -> dict[str, Any]:
@@ -78,6 +79,7 @@ def num_threads(settings: DeviceConfig) -> int:
 def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
     torch.set_num_threads(num_threads(settings))
+    choice.use(settings.kernels)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -53,6 +53,12 @@ class DeviceConfig:
     dtype: str = setting(
         "auto", "Precision that the model runs in; auto follows the device.", choices=DTYPES, shared=True
     )
+    kernels: str = setting(
+        "auto",
+        "Versions of the hot functions: auto takes kernels on a GPU, eager never does.",
+        choices=("auto", "eager"),
+        shared=True,
+    )
     threads: int | None = setting(
         None,
         "CPU threads; auto respects the CPU quota of the container.",

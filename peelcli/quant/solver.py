@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.eager import coordinate_descent_, rescale_, round_with_feedback, rounding, weight_of
+from peelcli.kernels.descent import coordinate_descent_
+from peelcli.kernels.eager import rescale_, round_with_feedback, rounding, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import Scheme

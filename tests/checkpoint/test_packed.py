@@ -156,11 +156,15 @@ def test_words_of_any_width_come_apart_as_they_were_put_together(bits: int, coun
 # -- refused ---------------------------------------------------------------------------------------------------------
 
 
+def read_all(directory: Path) -> None:
+    model = opened(directory, directory / "off")
+    for layer in range(1, model.num_layers + 1):
+        model.read_weights(layer)
+
+
 def refusal(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        model = opened(directory, directory / "off")
-        for layer in range(1, model.num_layers + 1):
-            model.read_weights(layer)
+        read_all(directory)
     return str(caught.value)
 
 
