@@ -26,7 +26,6 @@ def measure(case: Case, cache: Path) -> None:
     """Train, plant, measure the truth, audit: whatever the cache lacks of one case. Runs in a child."""
     import torch
     import transformers
-
     from planted.detect import audited, detected
     from planted.truth import truths_of
 

@@ -139,16 +139,16 @@ def _half(rows: Sequence[Row]) -> str:
     plants = sum(len(row.truths) for row in rows)
     sound = [row for row in rows if not row.positives]
     lines = [
-        f"{len(rows)} checkpoints, {plants} hurt layers, {body[0][1].split()[-1]} of them positive (harm above 0.01 nats, "
-        f"or idle); {healthy} other layers.",
+        f"{len(rows)} checkpoints, {plants} hurt layers, {body[0][1].split()[-1]} of them positive (harm above 0.01 "
+        f"nats, or idle); {healthy} other layers.",
         table(("fault", "flagged", *(f"AUROC {d}" for d in DETECTORS)), body),
         f"- AUROC of peel over all: {bootstrapped(rows, lambda r: auroc(*scores(r, 'peel', lambda _: True)))}",
         f"- Positives flagged: {bootstrapped(rows, flagged_share)}",
         f"- False flags per other layer: {bootstrapped(rows, false_share)}: {_named(false)}",
         f"- Missed: {_named(missed)}",
-        f"- Checkpoints without a positive that have a flag: {sum(bool(r.said.flagged) for r in sound)} of {len(sound)}",
+        f"- Checkpoints without a positive, flagged: {sum(bool(r.said.flagged) for r in sound)} of {len(sound)}",
         f"- The hurt sublayer named where flagged: {bootstrapped(rows, named_share)}",
-        f"- Seconds per audit, processor time: median {np.median([row.seconds for row in rows]):.1f}",
+        f"- Processor seconds per audit: median {np.median([row.seconds for row in rows]):.1f}",
     ]
     return "\n".join([lines[0], "", lines[1], "", *lines[2:]])
 

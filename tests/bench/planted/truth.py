@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -98,7 +98,7 @@ def _is_last(name: str) -> bool:
     return name.rpartition(".")[2] in ("o_proj", "down_proj", "c_proj")
 
 
-@lru_cache(maxsize=None)  # the twin's are asked for again and again
+@cache  # the twin's are asked for again and again
 def _trained_on(directory: Path, layer: int, recipe: Recipe, shared: Path, cache: Path) -> float:
     """The least loss on held-out text that training one layer alone passes through."""
     held_out = held_out_ids(recipe, shared, cache, HELD_OUT_TOKENS).flatten()
