@@ -22,7 +22,7 @@ from results import parser, publish, run_child
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-def measure(case: Case, cache: Path) -> None:
+def measure(case: Case, cache: Path, *, audit: bool) -> None:
     """Train, plant, measure the truth, audit: whatever the cache lacks of one case. Runs in a child."""
     import torch
     import transformers
@@ -39,10 +39,11 @@ def measure(case: Case, cache: Path) -> None:
         began = time.process_time()
         record["peers"] = detected(case, SHARED, cache)
         record["peers_seconds"] = time.process_time() - began
-    began = time.process_time()
-    fit = audited(case, SHARED, cache)
-    if record.get("fit") != str(fit):
-        record["fit"], record["audit_seconds"] = str(fit), time.process_time() - began
+    if audit:
+        began = time.process_time()
+        fit = audited(case, SHARED, cache)
+        if record.get("fit") != str(fit):
+            record["fit"], record["audit_seconds"] = str(fit), time.process_time() - began
     partial = kept.with_suffix(".partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_text(json.dumps(record), encoding="utf-8")
@@ -55,22 +56,24 @@ def main() -> None:
     options.add_argument("--cache", type=Path, required=True, help="where models, truths and audits are kept")
     options.add_argument("--half", choices=(*HALVES, "both"), default="both")
     options.add_argument("--workers", type=int, default=2, help="bases that are worked on at once")
+    options.add_argument("--models-only", action="store_true", help="fill the cache, and audit nothing")
     options.add_argument("--child", metavar="BASE")
     args = options.parse_args()
     if args.child:
         for case in cases_of(BASES[args.child]):
             began = time.monotonic()
-            measure(case, args.cache)
+            measure(case, args.cache, audit=not args.models_only)
             print(f"{case.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return
     halves = HALVES if args.half == "both" else (args.half,)
     bases = [base for base in BASES.values() if base.half in halves]
+    passed = ["--cache", str(args.cache), *(["--models-only"] if args.models_only else [])]
+    children = [[__file__, *passed, "--child", base.name] for base in bases]
     with ThreadPoolExecutor(args.workers) as pool:
-        for _ in pool.map(
-            lambda base: run_child([__file__, "--cache", str(args.cache), "--child", base.name], threads=1),
-            bases,
-        ):
+        for _ in pool.map(lambda child: run_child(child, threads=1), children):
             pass
+    if args.models_only:
+        return
     from planted.figures import report
 
     publish("planted_faults", report(bases, args.cache), write=args.write)

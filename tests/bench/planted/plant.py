@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from planted.cases import BASES, STEPS, Base, Case
+
+
+AUDIT_CHARS, TRUTH_CHARS = 130_000, 45_000  # of held-out text
 
 
 def checkpoint_of(case: Case, shared: Path, cache: Path) -> Path:
@@ -47,21 +51,31 @@ def twin_of(case: Case, shared: Path, cache: Path) -> Path:
 
 
 def held_out_text(recipe: Recipe, shared: Path, cache: Path) -> Path:
-    """A file with the end of the corpus, which no model was trained on."""
-    path = cache / f"held-out-{recipe.corpus}"
-    if not path.exists():
-        text = text_of(recipe, shared)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text[int(0.82 * len(text)) :].partition("\n\n")[2], encoding="utf-8")
-    return path
+    """A file with the text that follows what the models of the recipe were trained on; for the audits."""
+    return _held_out(recipe, shared, cache)[0]
 
 
 def held_out_ids(recipe: Recipe, shared: Path, cache: Path, count: int) -> Tensor:
-    """Token ids (n, seq_len) of that text, from its end."""
-    tokenizer = tokenizer_of(recipe, text_of(recipe, shared))
-    text = held_out_text(recipe, shared, cache).read_text(encoding="utf-8")
-    ids = tokenizer.backend_tokenizer.encode(text[-6 * count :]).ids[-count:]
+    """Token ids (n, seq_len) of the text behind that; for the truth."""
+    text = _held_out(recipe, shared, cache)[1].read_text(encoding="utf-8")
+    ids = tokenizer_of(recipe, text_of(recipe, shared)).backend_tokenizer.encode(text).ids[:count]
     return torch.tensor(ids[: len(ids) // recipe.seq_len * recipe.seq_len]).view(-1, recipe.seq_len)
+
+
+def _held_out(recipe: Recipe, shared: Path, cache: Path) -> tuple[Path, Path]:
+    home = cache / f"held-out-{recipe.corpus}-{recipe.train_tokens}-{recipe.tokenizer}"
+    if not home.exists():
+        text = text_of(recipe, shared)
+        encoding = tokenizer_of(recipe, text).backend_tokenizer.encode(text[: 5 * recipe.train_tokens])
+        begin = encoding.offsets[recipe.train_tokens][0]
+        partial = home.with_name(f"{home.name}.{os.getpid()}")
+        partial.mkdir(parents=True)
+        middle, end = begin + AUDIT_CHARS, begin + AUDIT_CHARS + TRUTH_CHARS
+        (partial / "audit.txt").write_text(text[begin:middle], encoding="utf-8")
+        (partial / "truth.txt").write_text(text[middle:end], encoding="utf-8")
+        if not home.exists():
+            partial.rename(home)
+    return home / "audit.txt", home / "truth.txt"
 
 
 def _load(directory: Path) -> nn.Module:
