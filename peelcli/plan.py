@@ -13,6 +13,7 @@ import torch
 from peelcli.activations import states_nbytes
 from peelcli.audit import num_threads, open_and_scan
 from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.extract import stored_states
@@ -70,9 +71,11 @@ def plan_steps(
     )
     vocab = int(text.get("vocab_size") or 0)
     members, _ = group_by_layer(files, num_layers)
-    block = max((sum(i.numel for i in m.values()) for m in members.values()), default=0)
-    inside = sum(i.numel for m in members.values() for i in m.values())
-    outside = sum(i.numel for i in files.tensors.values()) - inside
+    packing = opened.precision.running.packing
+    numel = plain_numel(files, packing)
+    sizes = [sum(numel.get(i.name, 0) for i in m.values()) for m in members.values()]
+    block, inside = max(sizes, default=0), sum(sizes)
+    outside = sum(numel.values()) - inside
     dtype = "float32" if extract.dtype == "auto" else extract.dtype
     itemsize = 4 if dtype == "float32" else 2
     tokens = extract.fit_tokens + extract.select_tokens + extract.eval_tokens
@@ -85,6 +88,7 @@ def plan_steps(
     scratch = 2 * candidates * measured * width * itemsize
     # Older blocks are kept as parts, and then in the fit.
     kept = 2 * older * itemsize * inside * len(layers) // num_layers
+    unpacked = itemsize * sum(numel.values()) if packing is not None else 0
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
     memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
     challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
@@ -108,7 +112,7 @@ def plan_steps(
         opened.scan.total_nbytes,
         memory,
         available_memory(),
-        states + scratch + kept,
+        states + scratch + kept + unpacked,
         shutil.disk_usage(workspace.directory).free,
         seconds,
     )

@@ -81,18 +81,25 @@ def _stat(file: Path) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def _require_room(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
-    """Refuse beforehand what would fill the disk: codes of `num_bits` become numbers of `dtype`."""
-    size = torch.empty(0, dtype=dtype).element_size()
-    codes = {weight.parts["codes"]: weight for weight in packing.weights}
-    nbytes = 0.0
+def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, int]:
+    """Elements of the plain checkpoint by the tensor that holds them in the files: codes by what they are codes of."""
+    if packing is None:
+        return {name: info.numel for name, info in files.tensors.items()}
+    codes = {weight.parts["codes"]: weight.num_bits for weight in packing.weights}
+    found = {}
     for name, info in files.tensors.items():
-        stored = 8 if info.dtype in ("int8", "float8_e4m3fn", "float8_e5m2") else None
-        if name in codes:
-            bits = stored or (2 if info.dtype == "uint8" else codes[name].num_bits)
-            nbytes += 8 * info.nbytes / bits * size
-        elif name not in packing.consumed:
-            nbytes += info.numel * size
+        if name not in packing.consumed:
+            found[name] = info.numel
+        elif name in codes:
+            a_byte = info.dtype not in ("uint8", "int32", "uint32")
+            bits = 2.0 if info.dtype == "uint8" else codes[name]  # BitNet's bytes hold four codes
+            found[name] = info.numel if a_byte else int(8 * info.nbytes / bits)
+    return found
+
+
+def _require_room(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
+    """Refuse beforehand what would fill the disk."""
+    nbytes = sum(plain_numel(files, packing).values()) * torch.empty(0, dtype=dtype).element_size()
     free = shutil.disk_usage(directory).free
     if nbytes > free:
         raise ResourceError(

@@ -110,14 +110,18 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--rows", type=int, default=4096)
     options.add_argument("--columns", type=int, default=14336, help="a multiple of 128")
-    options.add_argument("--here", action="store_true", help="measure in this process, and print only the figures")
+    options.add_argument(
+        "--here", action="store_true", help="measure in this process, and print only the figures"
+    )
     args = options.parse_args()
     if args.here:
         print(measure(args.rows, args.columns))
         return
     probe = "import torch; print(torch.cuda.is_available())"
     if subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() != "True":
-        raise SystemExit("no CUDA device here: kernels are tested in Triton's interpreter, and timed on a GPU only")
+        raise SystemExit(
+            "no CUDA device here: kernels are tested in Triton's interpreter, and timed on a GPU only"
+        )
     command = [sys.executable, __file__, "--here", "--rows", str(args.rows), "--columns", str(args.columns)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     publish("kernels", done.stdout, write=args.write)

@@ -18,6 +18,7 @@ from torch import Tensor
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.packed.bits import unpack_rows
 from peelcli.checkpoint.packed.detect import find_packing
+from peelcli.checkpoint.plain import plain_numel
 from peelcli.errors import CheckpointError
 from peelcli.precision import precision_of
 
@@ -281,6 +282,23 @@ def test_it_is_unpacked_once_and_again_when_a_file_has_changed(tmp_path: Path) -
     assert model.plain_directory != first
     assert not torch.equal(before, logits(model, torch.ones(1, 4, dtype=torch.long)))
     assert not list((tmp_path / "off").glob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("pack", "settings_"),
+    [
+        (gptq(3), {**GPTQ, "bits": 3}),
+        (awq, AWQ),
+        (fp8, {"quant_method": "fp8", "weight_block_size": [16, 32]}),
+    ],
+)
+def test_the_size_of_what_it_is_unpacked_to_is_known_beforehand(
+    tmp_path: Path, pack: Pack, settings_: dict[str, Any]
+) -> None:
+    made = make(tmp_path, pack, settings_, intermediate_size=64)
+    files = open_checkpoint(made.directory)
+    expected = sum(value.numel() for value in made.plain.state_dict().values())
+    assert sum(plain_numel(files, find_packing(files)).values()) == expected
 
 
 def test_what_was_found_in_a_weight(tmp_path: Path) -> None:

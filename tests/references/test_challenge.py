@@ -68,3 +68,15 @@ def test_a_layer_on_a_grid_stays_on_it() -> None:
     assert on_select(fitted) < on_select(trained)
     for row in fitted["w"]:
         assert len(row.abs().unique()) <= 2  # 0 and one step
+
+
+def test_a_matrix_on_a_grid_of_another_kind_stays_as_it_is() -> None:
+    trained = {"w": SHIFT.round(), "b": torch.ones(6)}
+    maps = [LinearMap("w", trained["w"], False)]
+    in_place = lambda weights, batch: loss(trained | weights, batch)  # noqa: E731  # as a block has its own weights
+    witness, _ = fit_challenge(
+        in_place, trained, maps, {"w": None}, Noise(1), Noise(2), Budget(60, 0.05, 4, 0, "warm")
+    )
+    assert not witness.quantized
+    assert set(witness.plain) == {"b"}
+    assert on_select(trained | witness.plain) < on_select(trained)

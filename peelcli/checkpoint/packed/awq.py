@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.checkpoint.packed.bits import unpack_rows
-from peelcli.checkpoint.packed.codes import Codes, PackedWeight, Packing, Parts, damaged, share
+from peelcli.checkpoint.packed.codes import Codes, PackedWeight, Packing, Parts, damaged, qweights, share
 from peelcli.errors import CheckpointError
 
 _BITS = 4
@@ -30,12 +30,7 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
             "checkpoint in that layout, or dequantised"
         )
     found = []
-    for qweight in sorted(name for name in files.tensors if name.endswith(".qweight")):
-        module = qweight.removesuffix(".qweight")
-        parts = {"codes": qweight, "zeros": f"{module}.qzeros", "scale": f"{module}.scales"}
-        absent = [part for part in parts.values() if part not in files.tensors]
-        if absent:
-            raise damaged(f"{module}.weight", f"lacks {absent[0]!r}")
+    for module, parts in qweights(files):
         declared = settings.get("group_size", settings.get("q_group_size"))
         decode = partial(_decode, f"{module}.weight", declared)
         found.append(PackedWeight(f"{module}.weight", "int4", float(_BITS), parts, decode))

@@ -8,11 +8,12 @@ here. Everything is untrusted: no shape is believed before it is compared with t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
@@ -133,6 +134,17 @@ def step_figures(scale: Tensor) -> tuple[float, float]:
     median = float(steps.median())
     ratio = steps / max(median, 1e-30)
     return median, float(((ratio > OUTLIER) | (ratio < 1 / OUTLIER)).float().mean())
+
+
+def qweights(files: CheckpointFiles) -> Iterator[tuple[str, dict[str, str]]]:
+    """Every module that has a `qweight`, as GPTQ and AWQ call it, and the names of its codes, zero points and steps."""
+    for qweight in sorted(name for name in files.tensors if name.endswith(".qweight")):
+        module = qweight.removesuffix(".qweight")
+        parts = {"codes": qweight, "zeros": f"{module}.qzeros", "scale": f"{module}.scales"}
+        absent = [part for part in parts.values() if part not in files.tensors]
+        if absent:
+            raise damaged(f"{module}.weight", f"lacks {absent[0]!r}")
+        yield module, parts
 
 
 def share(name: str, size: int, num_steps: int, declared: object) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.checkpoint.packed.bits import unpack_rows, words_needed
-from peelcli.checkpoint.packed.codes import Codes, PackedWeight, Packing, Parts, damaged, share
+from peelcli.checkpoint.packed.codes import Codes, PackedWeight, Packing, Parts, damaged, qweights, share
 from peelcli.errors import CheckpointError
 
 _FORMATS = {"gptq": 1, "gptq_v2": 0}  # what is added to a stored zero point
@@ -33,12 +33,7 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
             "the checkpoint in one of those, or dequantised"
         )
     found = []
-    for qweight in sorted(name for name in files.tensors if name.endswith(".qweight")):
-        module = qweight.removesuffix(".qweight")
-        parts = {"codes": qweight, "zeros": f"{module}.qzeros", "scale": f"{module}.scales"}
-        absent = [part for part in parts.values() if part not in files.tensors]
-        if absent:
-            raise damaged(f"{module}.weight", f"lacks {absent[0]!r}")
+    for module, parts in qweights(files):
         if f"{module}.g_idx" in files.tensors:
             parts["groups"] = f"{module}.g_idx"
         decode = partial(_decode, f"{module}.weight", bits, settings.get("group_size"), _FORMATS[layout])
