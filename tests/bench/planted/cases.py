@@ -136,7 +136,7 @@ def cases_of(base: Base) -> list[Case]:
     after += LLAMA_ONLY if base.recipe.family == "llama" else ()
     after += LOW_BIT_ONLY if base.recipe.precision != "fp" else ()
     after += TERNARY_ONLY if base.recipe.precision == "ternary" else ()
-    for number, (kind, part, severity) in enumerate((*IN_TRAINING[base.name], *after)):
+    for number, (kind, part, severity) in enumerate((*IN_TRAINING.get(base.name, ()), *after)):
         layer = 1 + (number + base.recipe.seed) % depth
         layers = (layer, layer % depth + 1) if kind == "exchanged" else (layer,)
         found.append(Case(base.name, kind, layers, part, severity))
