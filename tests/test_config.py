@@ -335,7 +335,7 @@ def test_every_setting_keeps_its_own_rules() -> None:
     assert set(settings_of(ExtractConfig)) >= TOTALS
 
 
-@pytest.mark.parametrize("name", ["quick_cpu", "nightly_ci", "ternary", "binary", "large_model"])
+@pytest.mark.parametrize("name", ["quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"])
 def test_each_sample_says_its_command_and_loads(name: str) -> None:
     path = SAMPLES / f"{name}.yaml"
     head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
@@ -346,7 +346,7 @@ def test_each_sample_says_its_command_and_loads(name: str) -> None:
 
 
 def test_no_sample_goes_untested() -> None:
-    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model"}
+    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"}
     assert {path.stem for path in SAMPLES.iterdir()} == named
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,7 +60,9 @@ def to_json(configs: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """The instances as plain JSON values by section, in an order that does not depend on the caller's."""
     ordered = sorted(configs, key=lambda config: section_name(type(config)))
     return {
-        section_name(type(config)): {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
+        section_name(type(config)): {
+            rule.key: _plain(getattr(config, name)) for name, rule in settings_of(type(config)).items()
+        }
         for config in ordered
     }
 
