@@ -59,12 +59,12 @@ def resolve(
 def to_json(configs: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """The instances as plain JSON values by section, in an order that does not depend on the caller's."""
     ordered = sorted(configs, key=lambda config: section_name(type(config)))
-    return {
-        section_name(type(config)): {
-            rule.key: _plain(getattr(config, name)) for name, rule in settings_of(type(config)).items()
-        }
-        for config in ordered
-    }
+    return {section_name(type(config)): _values(type(config), config) for config in ordered}
+
+
+def _values(section: type, config: Any) -> dict[str, Any]:
+    """The values of one section under their keys in a YAML file."""
+    return {rule.key: _plain(getattr(config, name)) for name, rule in settings_of(section).items()}
 
 
 def stray_variables(env: Mapping[str, str]) -> list[str]:
