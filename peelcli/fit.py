@@ -46,7 +46,9 @@ from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 FIT_BATCH = 4  # sequences a step
-LEARNING_RATE = {"direct": 0.08, "span": 0.08, "challenge": 0.01}  # relative to each weight's RMS
+LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
+# In a scheme: large steps and little momentum, for a gradient changes at once when a code does.
+LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
@@ -223,6 +225,9 @@ class Fitter:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
         budget = self._budget(reference.kind, steps, start)
+        if not scheme.is_free:
+            rate = self.settings.learning_rate or LOW_BIT_RATE
+            budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         finish = Finish(block, residual, fit, FIT_BATCH, briefly=scheme.name != self.plan.scheme)
         return fit_regression(block, block.maps, scheme, reference.group_size, fit, select, budget, finish)

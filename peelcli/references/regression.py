@@ -22,9 +22,6 @@ from peelcli.references.interface import Budget, Data, Forward, LinearMap, Quant
 
 CHECKS = 4  # how often the fit looks at `select`…
 CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
-# Little momentum: the gradient changes at once when a code does, and a few steps must not overshoot.
-BETAS = (0.5, 0.95)
-SCALE_RATE = 0.5  # the step size of scales, relative to that of weights
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
 
 # A witness and its error, and what measures errors → a better one and its error.
@@ -124,10 +121,10 @@ def fit_regression(
             groups.append(
                 {
                     "params": [parameters.scale[m.name]],
-                    "lr": SCALE_RATE * budget.learning_rate * max(mean_scale, 1e-12),
+                    "lr": budget.scale_rate * budget.learning_rate * max(mean_scale, 1e-12),
                 }
             )
-    optimizer = torch.optim.Adam(groups, betas=BETAS)
+    optimizer = torch.optim.Adam(groups, betas=budget.betas)
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)

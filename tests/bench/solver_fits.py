@@ -50,11 +50,11 @@ for layer in {layers}:
         few = data[0].batch([0])
         residual = residual_maps(block, few.inputs, few.ids)
         for _, steps, rate, betas, scale_rate, solver in FITS:
-            regression.BETAS, regression.SCALE_RATE = betas, scale_rate
             began = time.process_time()
             finish = Finish(block, residual, data[0], 4) if solver else None
+            budget = Budget(steps, rate, 4, 0, "warm", betas, scale_rate)
             witness, _ = regression.fit_regression(
-                block, block.maps, scheme, None, data[0], data[1], Budget(steps, rate, 4, 0, "warm"), finish
+                block, block.maps, scheme, None, data[0], data[1], budget, finish
             )
             seconds = time.process_time() - began
             print(layer, regression.fvu(block, witness.weights(block.maps[0].weight), data[2], 8), seconds, flush=True)
