@@ -94,7 +94,8 @@ def plan_steps(
     challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
     memory += 4 * itemsize * inside if challenge else 0
     batch = FIT_BATCH * seq_len
-    steps = fit.direct_steps * (3 + 2 + (5 / 3 if fit.ladder else 0))
+    # The direct solver, which finishes a fit, costs about as much as 16 steps.
+    steps = (fit.direct_steps + 16) * (3 + 2 + (5 / 3 if fit.ladder else 0))
     flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)
     flops += (
         2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates

@@ -25,7 +25,7 @@ FLOORS = (
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
     {"peeling"},
-    {"scoring", "fitstore", "statedata", "describe", "workspace", "opened"},
+    {"scoring", "fitstore", "statedata", "modelblock", "describe", "workspace", "opened"},
     {"references", "paths", "verdict", "precision"},
     {"quant", "kernels", "activations", "checkpoint", "calibration", "statistics", "same_tokens"},
     {"config"},

@@ -194,7 +194,11 @@ class FitConfig(MachineConfig):
         "Weights that a fit starts from: warm the trained ones, fresh random ones.",
         choices=("auto", "warm", "fresh"),
     )
-    direct_steps: int = setting(40, "Optimiser steps for each direct and span reference.", at_least=0)
+    direct_steps: int = setting(
+        20,
+        "Optimiser steps for each direct and span reference, before the direct solver finishes it.",
+        at_least=0,
+    )
     ladder: bool = setting(
         True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
     )

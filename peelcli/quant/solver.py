@@ -63,11 +63,13 @@ def solve(
     group_size: int | None = None,
     *,
     starts: tuple[float, ...] = STARTS,
+    known: tuple[Tensor, Tensor] | None = None,
     max_sweeps: int = MAX_SWEEPS,
 ) -> tuple[Tensor, Tensor]:
     """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in `scheme` next to `target`.
 
-    target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. Of several `starts` each row keeps its best.
+    target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. known: codes and scales to start from as well. Of all
+    starts each row keeps its best, so that no row ends worse than known.
     UsageError for a free scheme, and where the hessian is not that of such a weight or not finite.
     """
     if scheme.is_free:
@@ -88,13 +90,16 @@ def solve(
     many = goal.repeat(len(starts), 1)  # rows are independent, so that all starts go side by side
     scale = torch.cat([nearest * start for start in starts])
     codes = round_with_feedback(scale, None, many, hessian, levels, group_of)
+    if known is not None:
+        codes = torch.cat([codes, known[0][:, order].to(codes)])
+        scale, many = torch.cat([scale, known[1].to(scale)]), torch.cat([many, goal])
     _descend_(codes, scale, many, hessian, levels, group_of, max_sweeps)
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
     codes = torch.cat([codes, _rounded(goal, nearest, levels, group_of)])
     scale = torch.cat([scale, nearest])
     many = torch.cat([many, goal])
     loss = quadratic_loss(weight_of(codes, scale, None, group_of), many, hessian)
-    best = loss.view(len(starts) + 1, -1).argmin(0)
+    best = loss.view(-1, len(goal)).argmin(0)
     rows = best * len(goal) + torch.arange(len(goal), device=goal.device)
     return codes[rows][:, order.argsort()].to(torch.int8), scale[rows]
 
