@@ -13,6 +13,7 @@ from typing import Any
 SUBLAYERS = ("attention", "mlp")
 KINDS = ("identity", "direct", "span", "challenge", "rollback")
 VERDICTS = ("broken", "surpassed", "matched", "undecided", "effective")
+CHANGES = ("regressed", "missing", "better", "new", "same")
 
 
 @dataclass(frozen=True)
@@ -218,6 +219,44 @@ class NetworkVerdict:
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """What became of one layer since an earlier audit, on the same tokens.
+
+    `gap_change` is that of one reference, the same in both, paired by sequence; above 0 where it does better against
+    the layer than it did.
+    """
+
+    layer: int
+    status: str  # one of CHANGES: "missing" was audited then and not now, "new" the other way round
+    before: str | None  # the verdict then…
+    after: str | None  # …and now
+    reason: str = ""  # in words; empty where nothing changed
+    gap_change: float | None = None
+    gap_change_interval: tuple[float, float] | None = None
+    reference: Reference | None = None  # whose gaps are compared
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed since an earlier audit of the same network."""
+
+    checkpoint: str
+    checkpoint_id: str
+    step: int | None
+    is_baseline: bool  # whether it was named as such, or is just the audit before
+    layers: tuple[LayerChange, ...]
+    ce_change: float | None = None  # of the network's loss on `eval`; above 0 it has got worse
+    ce_change_interval: tuple[float, float] | None = None
+    new_flags: tuple[str, ...] = ()  # of the network
+    notes: tuple[str, ...] = ()
+
+    @property
+    def regressed(self) -> tuple[int, ...]:
+        """The layers that `--fail-on regressed` flags: those that got worse, and those that are missing."""
+        return tuple(change.layer for change in self.layers if change.status in ("regressed", "missing"))
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """A run with its verdicts: what the reports render."""
 
@@ -226,6 +265,10 @@ class AuditResult:
     layers: tuple[LayerVerdict, ...]
     flagged: tuple[int, ...]  # layers flagged under the policy
     network_flagged: bool = False
+    comparison: Comparison | None = None  # with the audit before it, or with a baseline
+    unmoved: tuple[
+        int, ...
+    ] = ()  # layers that were then what they are now, byte for byte, while others moved
 
     def loss_with(self, reference: Reference) -> float:
         """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""

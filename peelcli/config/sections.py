@@ -28,6 +28,7 @@ FLAGGABLE = (
     "unconverged",
     "red",
     "yellow",
+    "regressed",
     "none",
 )
 
@@ -181,7 +182,8 @@ class ReportConfig:
     )
     fail_on: tuple[str, ...] = setting(
         ("broken", "surpassed", "matched", "untrained", "unconverged", "red"),
-        "Verdicts that flag, and so end with exit code 1; none flags nothing.",
+        "Verdicts that flag, and so end with exit code 1; regressed: what got worse since the run before; none flags "
+        "nothing.",
         choices=FLAGGABLE,
         alone="none",
     )
@@ -197,6 +199,17 @@ class ReportConfig:
         "Nats per token that a matching reference may cost; auto follows what references cost elsewhere.",
         unset="auto",
         at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What an audit is held against."""
+
+    baseline: Path | None = setting(
+        None,
+        "Baseline that --write-baseline wrote: what regressed since flags, and so does a layer that is missing.",
+        metavar="FILE",
     )
 
 
@@ -230,7 +243,14 @@ class ConsoleConfig:
     color: bool | None = setting(None, "Colours; auto means on a terminal without NO_COLOR.", unset="auto")
 
 
-SECTIONS: tuple[type, ...] = (ExtractConfig, FitConfig, ReportConfig, AuditConfig, ConsoleConfig)
+SECTIONS: tuple[type, ...] = (
+    ExtractConfig,
+    FitConfig,
+    ReportConfig,
+    CompareConfig,
+    AuditConfig,
+    ConsoleConfig,
+)
 
 
 def section_name(section: type) -> str:

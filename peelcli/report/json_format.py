@@ -15,6 +15,7 @@ from peelcli.records import (
     AuditResult,
     Bound,
     Bounds,
+    Comparison,
     Finding,
     LayerVerdict,
     Paths,
@@ -74,6 +75,8 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "flagged_layers": result.flagged,
         "network": _network(result),
         "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "comparison": None if result.comparison is None else _comparison(result.comparison, shown),
+        "unmoved_layers": result.unmoved,
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
         "references": [_score(score, run.nll_eval) for score in run.scores],
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
@@ -101,6 +104,34 @@ def _network(result: AuditResult) -> dict[str, Any]:
         "entropy": network.entropy,
         "unigram_ce": result.run.unigram_ce,
         "data_fit": network.data_fit,
+    }
+
+
+def _comparison(comparison: Comparison, shown: frozenset[int]) -> dict[str, Any]:
+    return {
+        "checkpoint": comparison.checkpoint,
+        "checkpoint_id": comparison.checkpoint_id,
+        "step": comparison.step,
+        "is_baseline": comparison.is_baseline,
+        "regressed_layers": comparison.regressed,
+        "new_flags": comparison.new_flags,
+        "ce_change": comparison.ce_change,
+        "ce_change_interval": comparison.ce_change_interval,
+        "notes": comparison.notes,
+        "layers": [
+            {
+                "layer": change.layer,
+                "status": change.status,
+                "before": change.before,
+                "after": change.after,
+                "gap_change": change.gap_change,
+                "gap_change_interval": change.gap_change_interval,
+                "reference": None if change.reference is None else _reference(change.reference),
+                "reason": change.reason,
+            }
+            for change in comparison.layers
+            if change.layer in shown or change.after is None
+        ],
     }
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.cells import STYLES, text
 from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
@@ -73,6 +73,7 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         _paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
         _paragraphs(console, column_notes(layers, console.width), "dim")
         _meanings(console, layers)
+    _changes(console, result, shown)
     _notes(console, result, layers)
 
 
@@ -99,11 +100,24 @@ def _several(
     _paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
     _paragraphs(console, comparison_notes(results), "dim")
     _meanings(console, [v for result in results for v in result.layers if v.layer in shown], by_layer=False)
+    _changes(console, results[-1], shown)
     for number, result in enumerate(results, start=1):
         console.print()
         _headline(console, f"#{number} {base_name(result.run.checkpoint)}: ", result)
         console.print(_header([line for line in wording.header(result) if line not in shared]))
         _notes(console, result, [verdict for verdict in result.layers if verdict.layer in shown])
+
+
+def _changes(console: Console, result: AuditResult, shown: frozenset[int]) -> None:
+    """What changed from what the newest run is compared with."""
+    table = changes.change_table(result, shown)
+    if table is None or result.comparison is None:
+        return
+    _heading(console, f"Changes since {changes.against(result.comparison)}")
+    console.print(table)
+    console.print()
+    _paragraphs(console, changes.column_notes(result.comparison.layers), "dim")
+    _paragraphs(console, changes.change_lines(result.comparison))
 
 
 def _headline(console: Console, name: str, result: AuditResult) -> None:

@@ -16,6 +16,7 @@ from peelcli.cli.options import with_options
 from peelcli.config import (
     SECTIONS,
     AuditConfig,
+    CompareConfig,
     Configs,
     ConsoleConfig,
     ExtractConfig,
@@ -25,7 +26,7 @@ from peelcli.config import (
 )
 from peelcli.config.setting import Setting, settings_of
 
-ALL = (ExtractConfig, FitConfig, ReportConfig, AuditConfig)
+ALL = (ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig)
 SHOWN = {name: rule for section in SECTIONS for name, rule in settings_of(section).items()}
 
 
