@@ -25,7 +25,7 @@ FLOORS = (
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
     {"peeling"},
-    {"scoring", "fitstore", "statedata", "describe", "workspace", "opened", "baseline"},
+    {"scoring", "fitstore", "statedata", "describe", "workspace", "opened", "baseline", "history"},
     {"references", "paths", "verdict"},
     {"quant", "kernels", "activations", "checkpoint", "calibration", "statistics", "same_tokens"},
     {"config"},

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import WriteBaseline, exit_code, judge_runs, keep_baseline, read_if_any, show
+from peelcli.cli.judging import (
+    WriteBaseline,
+    exit_code,
+    extend_history,
+    judge_runs,
+    keep_baseline,
+    read_if_any,
+    show,
+)
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import AuditConfig, CompareConfig, Configs, ExtractConfig, FitConfig, ReportConfig
@@ -66,6 +74,7 @@ def audit(
     report = configs[ReportConfig]
     results = judge_runs(one.runs, report, one.baseline)
     if results:
+        extend_history(configs[CompareConfig].history, results, console)
         show(results, report, console, to_file=False)
         keep_baseline(None if failed else write_baseline, results, console)
     return CheckpointError.exit_code if failed else exit_code(results, report)

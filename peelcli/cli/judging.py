@@ -14,7 +14,7 @@ import typer
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
 from peelcli.errors import ResourceError, UsageError
-from peelcli.records import AuditResult, Run
+from peelcli.records import AuditResult, HistoryEntry, Run
 
 FLAGGED = 1
 
@@ -83,8 +83,23 @@ def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Co
     console.note(f"the baseline is now {results[-1].run.checkpoint}, kept in {path}")
 
 
+def extend_history(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
+    """Add what is new among `results` to the history `path`, if there is to be one."""
+    if path is None or not results:
+        return
+    from peelcli.history import append_history, entry_of
+
+    added = append_history(path, [entry_of(result) for result in results])
+    console.note(f"{added} of {len(results)} audits are new to {path}")
+
+
 def show(
-    results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True
+    results: Sequence[AuditResult],
+    settings: ReportConfig,
+    console: Console,
+    *,
+    to_file: bool = True,
+    history: Sequence[HistoryEntry] = (),
 ) -> None:
     """Render the report to stdout, or to the file of `settings` where the command has one."""
     from peelcli.report import render
@@ -93,7 +108,7 @@ def show(
     on_terminal = console.stdout_is_terminal and output is None
     width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
     color = output is None and console.color(console.stdout)
-    text = render(results, settings.format, top=settings.top, width=width, color=color)
+    text = render(results, settings.format, top=settings.top, width=width, color=color, history=history)
     if output is None:
         console.result(text)
         return

@@ -211,6 +211,9 @@ class CompareConfig:
         "Baseline that --write-baseline wrote: what regressed since flags, and so does a layer that is missing.",
         metavar="FILE",
     )
+    history: Path | None = setting(
+        None, "History (JSON lines) that every audit adds to, and that a report draws.", metavar="FILE"
+    )
 
 
 @dataclass(frozen=True)

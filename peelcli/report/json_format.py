@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -17,6 +18,7 @@ from peelcli.records import (
     Bounds,
     Comparison,
     Finding,
+    HistoryEntry,
     LayerVerdict,
     Paths,
     PathScore,
@@ -29,20 +31,28 @@ SCHEMA, SCHEMA_VERSION = "peel/report", 1
 
 
 def render_json(
-    results: Sequence[AuditResult], *, top: int | None = None, width: int = 0, color: bool = False
+    results: Sequence[AuditResult],
+    *,
+    top: int | None = None,
+    width: int = 0,
+    color: bool = False,
+    history: Sequence[HistoryEntry] = (),
 ) -> str:
     """`results` as one JSON object, ending with a newline; runs that agree differ in `timing` only.
 
     `top` leaves out layers as in the table, and lists them under `layers_left_out`. JSON has neither `width`
-    nor `color`: they are taken so that every format is called alike. What is not finite becomes null. Raises
+    nor `color`: they are taken so that every format is called alike. Without results it is the newest of the `history`
+    that says whether anything is flagged. What is not finite becomes null. Raises
     UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
     """
     shown, _ = shown_layers(results, top)
     report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "flagged": any(result.flagged or result.network_flagged for result in results),
+        "flagged": any(result.flagged or result.network_flagged for result in results)
+        or (not results and history[-1].flagged),
         "runs": [_run(result, shown) for result in results],
+        "history": [asdict(entry) for entry in history],
     }
     return json.dumps(_plain(report, "report"), indent=2, allow_nan=False) + "\n"
 

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import changes, wording
+from peelcli.records import AuditResult, HistoryEntry, LayerVerdict
+from peelcli.report import changes, history, wording
 from peelcli.report.cells import STYLES, text
 from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
@@ -41,6 +41,19 @@ def render_table(
         _single(console, results[0], shown, left_out)
     else:
         _several(console, results, shown, left_out)
+    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n")) + "\n"
+
+
+def render_history(entries: Sequence[HistoryEntry], *, width: int = 80, color: bool = False) -> str:
+    """The audits of a history, oldest first, as text of at most `width` columns: a line of bars for each layer."""
+    out = StringIO()
+    console = _console(out, max(width, NARROWEST), color)
+    console.print(text("History", "bold"))
+    _paragraphs(console, history.history_lines(entries))
+    console.print()
+    console.print(history.history_table(entries, console.width))
+    console.print()
+    _paragraphs(console, [history.NOTE], "dim")
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n")) + "\n"
 
 

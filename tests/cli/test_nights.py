@@ -167,3 +167,23 @@ def test_another_network_is_refused(base: Path) -> None:
     assert "--write-baseline" in done.err
     missing = audited(base, "alike", "--baseline", base / "absent.json")
     assert (missing.code, missing.out) == (3, "")
+
+
+def test_every_audit_is_added_to_the_history_once_and_drawn(base: Path, tmp_path: Path) -> None:
+    history = tmp_path / "h.jsonl"
+    for name in ("first", "stopped", "first"):
+        audited(base, name, "--history", history)
+    assert history.read_text().count("\n") == 2
+    alone = peel(base, "report", "--history", history)
+    assert (alone.code, alone.out.split("\n")[0]) == (1, "History")
+    assert "the newest: stopped, layer 2 flagged" in " ".join(alone.out.split())
+    assert peel(base, "report", "--history", history, "--exit-zero").code == 0
+    both = peel(base, "report", fit_of(base, "first"), "--history", history)
+    assert (both.code, "\nHistory\n" in both.out) == (0, True)
+    for refused in (
+        peel(base, "report"),
+        peel(base, "report", "--write-baseline", "x", "--history", history),
+    ):
+        assert (refused.code, refused.out) == (2, "")
+    nothing = peel(base, "report", "--history", tmp_path / "absent")
+    assert (nothing.code, nothing.out) == (3, "")
