@@ -91,7 +91,9 @@ def test_what_a_crash_left_of_a_line_costs_no_other(
 
 @settings(deadline=None)
 @given(
-    st.lists(st.binary(max_size=40) | st.sampled_from([b"null", b'{"schema":"peel/history"}', b"[" * 9999]))
+    lines=st.lists(
+        st.binary(max_size=40) | st.sampled_from([b"null", b'{"schema":"peel/history"}', b"[" * 9999])
+    )
 )
 def test_whatever_the_file_holds_it_is_told_line_by_line(
     lines: list[bytes], tmp_path_factory: pytest.TempPathFactory
