@@ -22,6 +22,7 @@ PACKAGE = ROOT / "peelcli"
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"watching"},
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
     {"peeling"},

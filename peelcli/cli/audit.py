@@ -54,7 +54,7 @@ def audit(
     members, alone = series.members, len(series.members) == 1
     output = configs[AuditConfig].output
     places = [workspace_for(m.path, output, alone=alone and not series.is_run) for m in members]
-    one = _Auditor(configs, console, read_if_any(configs[CompareConfig].baseline))
+    one = Auditor(configs, console, read_if_any(configs[CompareConfig].baseline))
     failed: list[str] = []
     for number, (member, workspace) in enumerate(zip(members, places, strict=True), start=1):
         if not alone:
@@ -80,7 +80,7 @@ def audit(
     return CheckpointError.exit_code if failed else exit_code(results, report)
 
 
-class _Auditor:
+class Auditor:
     """Audits the checkpoints of a series one after another, or says what that would take."""
 
     def __init__(self, configs: Configs, console: Console, baseline: AuditResult | None = None) -> None:

@@ -23,6 +23,7 @@ from peelcli.cli.fit import fit
 from peelcli.cli.graft import graft
 from peelcli.cli.report import report
 from peelcli.cli.verify import verify
+from peelcli.cli.watch import watch
 from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -40,6 +41,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "extract": extract,
     "fit": fit,
     "report": report,
+    "watch": watch,
     "verify": verify,
     "graft": graft,
     "demo": demo,

@@ -238,6 +238,34 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """How long a directory is watched, and how often."""
+
+    every: str = setting(
+        "30s",
+        "Time between two looks.",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+    once: bool = setting(False, "Audit what is there and whole, and stop.")
+    until_step: int | None = setting(
+        None,
+        "Stop once a checkpoint of this training step or a later one is audited.",
+        unset="never",
+        at_least=0,
+    )
+    max_idle: str | None = setting(
+        None,
+        "Stop once nothing has changed for so long, such as 30m.",
+        unset="never",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+
+
+@dataclass(frozen=True)
 class ConsoleConfig:
     """What is said on stderr, and in which colours."""
 
@@ -252,6 +280,7 @@ SECTIONS: tuple[type, ...] = (
     ReportConfig,
     CompareConfig,
     AuditConfig,
+    WatchConfig,
     ConsoleConfig,
 )
 
