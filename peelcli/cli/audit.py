@@ -15,12 +15,13 @@ from peelcli.cli.judging import (
     extend_history,
     judge_runs,
     keep_baseline,
+    log_figures,
     read_if_any,
     show,
 )
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import AuditConfig, CompareConfig, Configs, ExtractConfig, FitConfig, ReportConfig
+from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig, TrackConfig
 from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ Checkpoints = Annotated[
 ]
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig)
+@with_options(ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)
 def audit(
     checkpoints: Checkpoints, configs: Configs, console: Console, write_baseline: WriteBaseline = None
 ) -> int:
@@ -54,7 +55,7 @@ def audit(
     members, alone = series.members, len(series.members) == 1
     output = configs[AuditConfig].output
     places = [workspace_for(m.path, output, alone=alone and not series.is_run) for m in members]
-    one = Auditor(configs, console, read_if_any(configs[CompareConfig].baseline))
+    one = Auditor(configs, console, read_if_any(configs[TrackConfig].baseline))
     failed: list[str] = []
     for number, (member, workspace) in enumerate(zip(members, places, strict=True), start=1):
         if not alone:
@@ -74,9 +75,10 @@ def audit(
     report = configs[ReportConfig]
     results = judge_runs(one.runs, report, one.baseline)
     if results:
-        extend_history(configs[CompareConfig].history, results, console)
+        extend_history(configs[TrackConfig].history, results, console)
         show(results, report, console, to_file=False)
         keep_baseline(None if failed else write_baseline, results, console)
+        log_figures(configs[TrackConfig].log_to, results, console)
     return CheckpointError.exit_code if failed else exit_code(results, report)
 
 

@@ -13,7 +13,7 @@ import typer
 
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
-from peelcli.errors import ResourceError, UsageError
+from peelcli.errors import PeelError, ResourceError, UsageError
 from peelcli.records import AuditResult, HistoryEntry, Run
 
 FLAGGED = 1
@@ -122,6 +122,26 @@ def show(
             f"{output}: cannot be written ({error.strerror}); name another --output"
         ) from error
     console.written(output)
+
+
+def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console: Console) -> None:
+    """Log to where it was asked for, once the report is out: no logger's failure is to cost it."""
+    if not targets or not results:
+        return
+    console.finish()
+    from peelcli.loggers import log_to
+
+    for target in targets:
+        try:
+            log_to(target, results)
+        except PeelError:
+            raise
+        except Exception as error:
+            raise ResourceError(
+                f"--log-to {target}: the figures could not be logged ({type(error).__name__}: {error}); the report is "
+                "whole all the same"
+            ) from error
+        console.note(f"logged to {target}")
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:

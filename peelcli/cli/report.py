@@ -14,11 +14,12 @@ from peelcli.cli.judging import (
     exit_code,
     judge_runs,
     keep_baseline,
+    log_figures,
     read_if_any,
     show,
 )
 from peelcli.cli.options import with_options
-from peelcli.config import CompareConfig, Configs, ReportConfig
+from peelcli.config import Configs, ReportConfig, TrackConfig
 from peelcli.errors import ArtefactError, UsageError
 
 if TYPE_CHECKING:
@@ -33,12 +34,12 @@ Fits = Annotated[
 ]
 
 
-@with_options(ReportConfig, CompareConfig)
+@with_options(ReportConfig, TrackConfig)
 def report(
     configs: Configs, console: Console, fits: Fits = None, write_baseline: WriteBaseline = None
 ) -> int:
     """Judge every layer and render the verdicts; several fits are shown side by side, with what changed."""
-    settings, compare = configs[ReportConfig], configs[CompareConfig]
+    settings, compare = configs[ReportConfig], configs[TrackConfig]
     if not fits and (compare.history is None or compare.baseline or write_baseline):
         raise UsageError("missing argument FIT...: name files that `peel fit` wrote, or --history FILE alone")
     past = _history(compare.history, console)
@@ -54,6 +55,7 @@ def report(
     results = judge_runs(runs, settings, read_if_any(compare.baseline))
     show(results, settings, console, history=past)
     keep_baseline(write_baseline, results, console)
+    log_figures(compare.log_to, results, console)
     return exit_code(results, settings)
 
 

@@ -13,16 +13,16 @@ import typer
 
 from peelcli.cli.audit import Auditor
 from peelcli.cli.console import Console
-from peelcli.cli.judging import FLAGGED, extend_history, judge_runs, read_if_any, show
+from peelcli.cli.judging import FLAGGED, extend_history, judge_runs, log_figures, read_if_any, show
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import (
     AuditConfig,
-    CompareConfig,
     Configs,
     ExtractConfig,
     FitConfig,
     ReportConfig,
+    TrackConfig,
     WatchConfig,
     parse_duration,
 )
@@ -41,7 +41,7 @@ Directory = Annotated[
 ]
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig, WatchConfig)
+@with_options(ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig, WatchConfig)
 def watch(directory: Directory, configs: Configs, console: Console) -> int:
     """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C, or as asked for."""
     console.hush_libraries()
@@ -65,7 +65,7 @@ class _Watcher:
         self.configs, self.console = configs, console
         self.settings = configs[WatchConfig]
         self.watched = Watched(directory)
-        self.auditor = Auditor(configs, console, read_if_any(configs[CompareConfig].baseline))
+        self.auditor = Auditor(configs, console, read_if_any(configs[TrackConfig].baseline))
         self.flagged, self.failed = False, False
 
     def exit_code(self) -> int:
@@ -129,8 +129,9 @@ class _Watcher:
         if len(self.auditor.runs) > before:
             *_, result = judge_runs(self.auditor.runs, settings, self.auditor.baseline)
             self.flagged |= bool(result.flagged or result.network_flagged)
-            extend_history(self.configs[CompareConfig].history, [result], console)
+            extend_history(self.configs[TrackConfig].history, [result], console)
             show([result], settings, console, to_file=False)
+            log_figures(self.configs[TrackConfig].log_to, [result], console)
         console.finish()
 
 

@@ -36,6 +36,7 @@ LAYER_RANGE = r"([0-9]{1,9})(?:-([0-9]{1,9}))?"
 LAYERS = rf"{LAYER_RANGE}(\s*,\s*{LAYER_RANGE})*"
 PATHS = r"direct|last|first-last|all|search|none|\[ *[0-9]{1,9}( *, *[0-9]{1,9})* *\]"
 DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?"
+LOG_TO = r"(tensorboard|wandb|mlflow):.+"
 DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 
@@ -203,8 +204,8 @@ class ReportConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
-    """What an audit is held against."""
+class TrackConfig:
+    """What an audit is held against, and where its figures go besides."""
 
     baseline: Path | None = setting(
         None,
@@ -213,6 +214,14 @@ class CompareConfig:
     )
     history: Path | None = setting(
         None, "History (JSON lines) that every audit adds to, and that a report draws.", metavar="FILE"
+    )
+    log_to: tuple[str, ...] = setting(
+        (),
+        "Log the figures to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable.",
+        unset="nowhere",
+        pattern=LOG_TO,
+        expects="tensorboard:DIR, wandb:PROJECT or mlflow:URI",
+        metavar="KIND:WHERE",
     )
 
 
@@ -278,7 +287,7 @@ SECTIONS: tuple[type, ...] = (
     ExtractConfig,
     FitConfig,
     ReportConfig,
-    CompareConfig,
+    TrackConfig,
     AuditConfig,
     WatchConfig,
     ConsoleConfig,
