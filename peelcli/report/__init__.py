@@ -6,11 +6,24 @@ from collections.abc import Callable, Sequence
 
 from peelcli.errors import UsageError
 from peelcli.records import AuditResult
+from peelcli.report.csv_format import render_csv
+from peelcli.report.github import render_github
 from peelcli.report.json_format import render_json
+from peelcli.report.junit import render_junit
+from peelcli.report.markdown import render_markdown
+from peelcli.report.sarif import render_sarif
 from peelcli.report.table import render_table
 
 # Each takes (results, *, top, width, color) and returns text that ends with a newline.
-REPORTS: dict[str, Callable[..., str]] = {"table": render_table, "json": render_json}
+REPORTS: dict[str, Callable[..., str]] = {
+    "table": render_table,
+    "json": render_json,
+    "csv": render_csv,
+    "markdown": render_markdown,
+    "github": render_github,
+    "junit": render_junit,
+    "sarif": render_sarif,
+}
 
 
 def render(

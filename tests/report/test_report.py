@@ -11,6 +11,7 @@ from hand_made import RESULT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peelcli.config import FORMATS
 from peelcli.errors import UsageError
 from peelcli.report import REPORTS, render
 from peelcli.report.plain import (
@@ -26,7 +27,7 @@ from peelcli.report.plain import (
 
 
 def test_every_format_is_called_alike_and_ends_with_a_newline():
-    assert set(REPORTS) == {"table", "json"}
+    assert tuple(REPORTS) == FORMATS
     for name in REPORTS:
         text = render([RESULT], name, top=1, width=80, color=True)
         assert text.endswith("\n")
@@ -36,7 +37,7 @@ def test_every_format_is_called_alike_and_ends_with_a_newline():
 
 
 def test_an_unknown_format_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"--format 'xml': expected one of table, json"):
+    with pytest.raises(UsageError, match=r"--format 'xml': expected one of table, json, csv"):
         render([RESULT], "xml")
 
 

@@ -6,13 +6,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from hand_made import LAYERS, RESULT, healthy, varied
+from hand_made import LAYERS, RESULT, healthy, hostile, varied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from peelcli.errors import UsageError
-from peelcli.records import VERDICTS, Finding, Reference
+from peelcli.records import VERDICTS, Reference
 from peelcli.report import wording
 from peelcli.report.cells import STYLES
 from peelcli.report.table import NARROWEST, render_table
@@ -250,29 +250,6 @@ def test_colour_is_ansi_only_where_asked_for(monkeypatch):
     assert render_table([RESULT], width=120) == plain
     bare = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert [line.rstrip() for line in bare.splitlines()] == plain.splitlines()
-
-
-def hostile(name):
-    """RESULT with `name` wherever a string of a checkpoint, or made from one, can stand."""
-    verdict = replace(
-        LAYERS[2],
-        reason=name,
-        advice=name,
-        notes=(name,),
-        reference=replace(LAYERS[2].reference, scheme=name),
-    )
-    return varied(
-        run={
-            **dict.fromkeys(
-                ("checkpoint", "checkpoint_id", "family", "dtype", "device", "data", "scheme"), name
-            ),
-            "findings": (Finding(name, name, 1, name),),
-            "skipped": (name,),
-            "tokens": {name: 1},
-        },
-        network={"notes": (name,), "flags": (name,)},
-        layers=(verdict,),
-    )
 
 
 def test_markup_and_escapes_in_names_are_shown_not_obeyed():
