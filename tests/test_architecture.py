@@ -50,7 +50,7 @@ OUTSIDE_ONLY = {
     "config": {"yaml"},
     "statistics": {"numpy"},
     "verdict": {"numpy"},
-    "report": {"numpy", "rich"},
+    "report": {"numpy", "rich", "plotly"},
     "quant": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "references": {"torch", "numpy"},
@@ -60,6 +60,7 @@ OUTSIDE_ONLY = {
 LIBRARIES = {
     "h5py": {"activations", "fitstore"},
     "rich": {"report", "cli"},
+    "plotly": {"report"},
     "typer": {"cli"},
     "click": {"cli"},
     "triton": {"kernels"},

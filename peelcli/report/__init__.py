@@ -8,6 +8,8 @@ from peelcli.errors import UsageError
 from peelcli.records import AuditResult
 from peelcli.report.csv_format import render_csv
 from peelcli.report.github import render_github
+from peelcli.report.html import render_html
+from peelcli.report.html import require_plotly as require_plotly
 from peelcli.report.json_format import render_json
 from peelcli.report.junit import render_junit
 from peelcli.report.markdown import render_markdown
@@ -23,6 +25,7 @@ REPORTS: dict[str, Callable[..., str]] = {
     "github": render_github,
     "junit": render_junit,
     "sarif": render_sarif,
+    "html": render_html,
 }
 
 
