@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import exit_code, judge_runs, show
+from peelcli.cli.judging import check_format, exit_code, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig
@@ -33,6 +33,7 @@ Checkpoints = Annotated[
 @with_options(ExtractConfig, FitConfig, ReportConfig, AuditConfig)
 def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
+    check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     from peelcli.series import series_of
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
-from peelcli.errors import ResourceError
+from peelcli.errors import ResourceError, UsageError
 from peelcli.records import AuditResult, Run
 
 FLAGGED = 1
@@ -22,6 +22,19 @@ def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]
         fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
     )
     return with_running_minimum([judge(run, policy) for run in note_identical(runs)])
+
+
+def check_format(settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
+    """Raises UsageError, before any work, for a format that cannot be rendered or is not to be read as it stands."""
+    from peelcli.report import require_format
+
+    require_format(settings.format)
+    output = settings.output if to_file and str(settings.output) != "-" else None
+    if settings.format == "html" and output is None and console.stdout_is_terminal:
+        named = "-o report.html, or " if to_file else ""
+        raise UsageError(
+            f"--format html is a page for a browser: send it to a file, with {named}> report.html"
+        )
 
 
 def show(

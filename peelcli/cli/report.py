@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import exit_code, judge_runs, show
+from peelcli.cli.judging import check_format, exit_code, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.config import Configs, ReportConfig
 
@@ -20,6 +20,7 @@ Fits = Annotated[
 @with_options(ReportConfig)
 def report(fits: Fits, configs: Configs, console: Console) -> int:
     """Judge every layer and render the verdicts; several fits are shown side by side."""
+    check_format(configs[ReportConfig], console)
     console.hush_libraries()
     from peelcli.fitstore import read_fit
     from peelcli.same_tokens import require_comparable

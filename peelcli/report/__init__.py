@@ -8,8 +8,7 @@ from peelcli.errors import UsageError
 from peelcli.records import AuditResult
 from peelcli.report.csv_format import render_csv
 from peelcli.report.github import render_github
-from peelcli.report.html import render_html
-from peelcli.report.html import require_plotly as require_plotly
+from peelcli.report.html import render_html, require_plotly
 from peelcli.report.json_format import render_json
 from peelcli.report.junit import render_junit
 from peelcli.report.markdown import render_markdown
@@ -41,3 +40,9 @@ def render(
     if format not in REPORTS:
         raise UsageError(f"--format {format!r}: expected one of {', '.join(REPORTS)}")
     return REPORTS[format](results, top=top, width=width, color=color)
+
+
+def require_format(format: str) -> None:
+    """Raises UsageError where `format` needs a library that is not installed: before hours of work, not after."""
+    if format == "html":
+        require_plotly()

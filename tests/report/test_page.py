@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hand_made import hostile
@@ -189,13 +188,21 @@ def test_a_phone_scrolls_down_only(page):
         assert page.execute_script("return document.documentElement.scrollWidth") <= 375
     finally:
         page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        wait(page, "return document.querySelector('#cloud .main-svg').getBoundingClientRect().width > 800")
 
 
-def test_paper_holds_the_tables_and_no_buttons(page, tmp_path: Path):
+def test_paper_holds_the_tables_and_no_buttons(page):
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     shown = "return [...document.querySelectorAll('header button, select, .screen')].filter(n => n.offsetParent).length"
     assert page.execute_script(shown) == 0
     assert page.execute_script("return document.querySelector('#layers tbody').offsetParent !== null")
     page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    widths = """
+      const seen = [], add = () => seen.push(document.querySelector("#cloud .main-svg").getBoundingClientRect().width);
+      window.widths = seen; add(); addEventListener("beforeprint", add); addEventListener("afterprint", add);
+    """
+    page.execute_script(widths)
     printed = page.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
     assert base64.b64decode(printed["data"]).startswith(b"%PDF")
+    before, paper, after = wait(page, "return window.widths.length === 3 && window.widths")
+    assert (before, paper) == (after, 680)

@@ -35,7 +35,8 @@
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: 12 },
       margin: { l: 56, r: 12, t: 12, b: 44 }, hovermode: "closest", hoverlabel: { align: "left" },
       legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
-      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page ...(printing ? { width: 680 } : {}),
+      dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom", // a finger scrolls the page
+      ...(printing ? { width: 680, autosize: false } : { autosize: true }),
       xaxis: { ...axis, ...xaxis }, yaxis: { ...axis, ...yaxis }, ...rest,
     };
   }
@@ -354,9 +355,20 @@
       fill(head, button);
       button.addEventListener("click", () => { order = [at, order && order[0] === at ? !order[1] : at > 0]; sort(); });
     });
-    const paper = (on) => () => { printing = on; all(); };
-    addEventListener("beforeprint", paper(true));
-    addEventListener("afterprint", paper(false));
+    // Paper is light, and narrower than most windows; charts do not follow it by themselves.
+    let theme;
+    addEventListener("beforeprint", () => {
+      theme = document.documentElement.dataset.theme;
+      document.documentElement.dataset.theme = "light";
+      printing = true;
+      all();
+    });
+    addEventListener("afterprint", () => {
+      if (theme) document.documentElement.dataset.theme = theme;
+      else delete document.documentElement.dataset.theme;
+      printing = false;
+      all();
+    });
     for (const node of document.querySelectorAll(".live")) node.hidden = false;
   }
 
