@@ -47,7 +47,8 @@ def show(
     on_terminal = console.stdout_is_terminal and output is None
     width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
     color = output is None and console.color(console.stdout)
-    text = render(results, settings.format, top=settings.top, width=width, color=color)
+    unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
+    text = render(results, settings.format, top=settings.top, width=width, color=color, unicode=unicode)
     if output is None:
         console.result(text)
         return

@@ -15,7 +15,8 @@ from peelcli.report.markdown import render_markdown
 from peelcli.report.sarif import render_sarif
 from peelcli.report.table import render_table
 
-# Each takes (results, *, top, width, color) and returns text that ends with a newline.
+# Each takes (results, *, top, width, color, unicode) and returns text that ends with a newline. The last three are for
+# the table, which alone is laid out for a page; the others have no use for them.
 REPORTS: dict[str, Callable[..., str]] = {
     "table": render_table,
     "json": render_json,
@@ -35,11 +36,12 @@ def render(
     top: int | None = None,
     width: int = 80,
     color: bool = False,
+    unicode: bool = False,
 ) -> str:
     """`results` in one of `REPORTS`. Raises UsageError for an unknown format and for `top` below 1."""
     if format not in REPORTS:
         raise UsageError(f"--format {format!r}: expected one of {', '.join(REPORTS)}")
-    return REPORTS[format](results, top=top, width=width, color=color)
+    return REPORTS[format](results, top=top, width=width, color=color, unicode=unicode)
 
 
 def require_format(format: str) -> None:

@@ -16,9 +16,10 @@ from peelcli.records import AuditResult
 from peelcli.report import wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.page_data import COLUMNS, cells, name, packed, said
-from peelcli.report.plain import base_name, fixed, printable
+from peelcli.report.plain import base_name, printable
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
+from peelcli.report.zones import FIGURES, zone_figures
 
 MISSING = "--format html draws with plotly, which is not installed: pip install 'peelcli[html]'"
 COLOURS = {
@@ -170,17 +171,12 @@ def _runs(results: Sequence[AuditResult]) -> Iterator[str]:
     if len(results) == 1:
         return
     yield '<section class="long"><h2>Checkpoints</h2><div class="scroll"><table><thead><tr><th>checkpoint</th>'
-    yield "".join(f'<th class="n">{key}</th>' for key in ("CE", "head", "last", "YES", "least", "maps"))
+    yield "".join(f'<th class="n">{header}</th>' for header in FIGURES)
     yield "<th>zone</th><th>outcome</th></tr></thead><tbody>"
     for number, result in enumerate(results, start=1):
-        bounds, zone = result.network.bounds, result.network.zone
-        figures: list[float | None] = [result.network.ce, None, None, None, None]
-        if bounds is not None:
-            last = bounds.last.ce if bounds.last else None
-            figures[1:] = [bounds.control, last, bounds.yes.ce, bounds.running_minimum]
-        maps = "-" if bounds is None else f"{bounds.beaten}/{bounds.peeled}"
+        zone = result.network.zone
         yield f'<tr><td class="wide">{escaped(name(result, number))}</td>'
-        yield "".join(f'<td class="n">{cell}</td>' for cell in (*map(fixed, figures), maps))
+        yield "".join(f'<td class="n">{escaped(cell)}</td>' for cell in zone_figures(result))
         outcome = f'<td class="wide {_bad(result)}">{escaped(wording.headline(result))}</td>'
         yield f'<td class="{zone or ""}">{zone or "-"}</td>{outcome}</tr>'
     yield f'</tbody></table></div><p class="dim">{escaped(ZONE_COLUMNS)}</p></section>'

@@ -27,14 +27,11 @@ from peelcli.report.ranking import shown_layers
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
 
 
-def render_json(
-    results: Sequence[AuditResult], *, top: int | None = None, width: int = 0, color: bool = False
-) -> str:
+def render_json(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
     """`results` as one JSON object, ending with a newline; runs that agree differ in `timing` only.
 
-    `top` leaves out layers as in the table, and lists them under `layers_left_out`. JSON has neither `width`
-    nor `color`: they are taken so that every format is called alike. What is not finite becomes null. Raises
-    UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
+    `top` leaves out layers as in the table, and lists them under `layers_left_out`. What is not finite becomes null.
+    Raises UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
     """
     shown, _ = shown_layers(results, top)
     report = {

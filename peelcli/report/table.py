@@ -17,16 +17,29 @@ from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
+from peelcli.report.strip import strip_note, strip_table
 from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
 from peelcli.report.zones import zone_table
 
+MOST_RUNS = 12  # that a series is shown of in full; of more the strip shows how they went
 NARROWEST = 40  # columns; below this nothing is readable, and lines run over instead
+EARLIER = (
+    "Of the runs #1 to #{last} only the lines above and the strip are shown, of the newest {most} everything; --format "
+    "csv, json and html hold all."
+)
 
 
 def render_table(
-    results: Sequence[AuditResult], *, top: int | None = None, width: int = 80, color: bool = False
+    results: Sequence[AuditResult],
+    *,
+    top: int | None = None,
+    width: int = 80,
+    color: bool = False,
+    unicode: bool = False,
 ) -> str:
     """`results` as text of at most `width` columns (40 or more), with ANSI colours where `color` is set.
+
+    All of it is ASCII but names, and with `unicode` the blocks of the trends.
 
     Several results are compared side by side, in the order given. `top` shows the layers of the highest score
     only and says which it leaves out. Names and messages are escaped: they may come from an untrusted
@@ -40,7 +53,7 @@ def render_table(
     if len(results) == 1:
         _single(console, results[0], shown, left_out)
     else:
-        _several(console, results, shown, left_out)
+        _several(console, results, shown, left_out, unicode=unicode)
     return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n")) + "\n"
 
 
@@ -77,7 +90,12 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
 
 
 def _several(
-    console: Console, results: Sequence[AuditResult], shown: frozenset[int], left_out: tuple[int, ...]
+    console: Console,
+    results: Sequence[AuditResult],
+    shown: frozenset[int],
+    left_out: tuple[int, ...],
+    *,
+    unicode: bool,
 ) -> None:
     console.print(text(f"{len(results)} runs", "bold"))
     console.print(run_key(results))
@@ -86,20 +104,30 @@ def _several(
     if shared:
         console.print()
         console.print(_header(shared))
-    zones = zone_table(results)
+    start = max(len(results) - MOST_RUNS, 0)
+    if start:
+        console.print()
+        _paragraphs(console, [EARLIER.format(most=MOST_RUNS, last=start)])
+    zones = zone_table(results, console.width, start)
     if zones is not None:
         console.print()
         console.print(zones)
         console.print()
         _paragraphs(console, [ZONE_COLUMNS], "dim")
-    for table in matrices(console, results, sorted(shown)):
+    strip = strip_table(results, sorted(shown), console.width, unicode=unicode)
+    if strip is not None:
+        console.print()
+        console.print(strip)
+        console.print()
+        _paragraphs(console, [strip_note(results, console.width)], "dim")
+    for table in matrices(console, results, sorted(shown), start):
         console.print()
         console.print(table)
     console.print()
     _paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
     _paragraphs(console, comparison_notes(results), "dim")
     _meanings(console, [v for result in results for v in result.layers if v.layer in shown], by_layer=False)
-    for number, result in enumerate(results, start=1):
+    for number, result in enumerate(results[start:], start=start + 1):
         console.print()
         _headline(console, f"#{number} {base_name(result.run.checkpoint)}: ", result)
         console.print(_header([line for line in wording.header(result) if line not in shared]))

@@ -37,11 +37,16 @@ def unwrapped(*results, **options):
     return " ".join(render_table(results, **options).split())
 
 
-def table_rows(text):
-    """The lines of the first table: from under its rule to the next blank line."""
+def table_rows(text, header=r"layer +verdict"):
+    """The lines of the table whose header begins so: from under its rule to the next blank line."""
     lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("-----"))
+    start = next(number for number, line in enumerate(lines) if re.match(header, line)) + 1
+    assert line_is_rule(lines[start])
     return lines[start + 1 : lines.index("", start)]
+
+
+def line_is_rule(line):
+    return set(line) == {"-"}
 
 
 def test_one_row_a_layer_at_80_columns():
@@ -185,17 +190,13 @@ def test_top_shows_the_highest_scores_by_layer_and_says_what_it_leaves_out():
 
 def test_runs_side_by_side_with_the_change_since_the_one_before():
     text = render_table(SERIES, width=80)
-    assert (
-        table_rows(text)
-        == [
-            "    1  effective -0.2000  effective -0.2040 -0.0040  effective -0.2040  0.0000",
-            "    2  effective -0.1000 !matched   -0.0002 +0.0998  matched   -0.0002  0.0000",
-            "    3  effective -0.0667 !surpassed +0.0100 +0.0767 !surpassed +0.0100  0.0000",
-            "    4  effective -0.0500  undecided -0.0021 +0.0479 -                -       -",
-            "    5  effective -0.0400 !broken          -       - -                -       -",
-        ]
-        or True
-    )
+    assert table_rows(text, r"layer +#1") == [
+        "    1  effective -0.2000  effective -0.2040 -0.0040  effective -0.2040 0.0000",
+        "    2  effective -0.1000 !matched   -0.0002 +0.0998  matched   -0.0002 0.0000",
+        "    3  effective -0.0667 !surpassed +0.0100 +0.0767 !surpassed +0.0100 0.0000",
+        "    4  effective -0.0500  undecided -0.0021 +0.0479  -               -      -",
+        "    5  effective -0.0400 !broken          -       -  -               -      -",
+    ]
     words = unwrapped(*SERIES)
     assert "#2 ckpt-6000, id aaaa, step 6000; CE 1.810 (-0.050); 3 of 5 audited layers flagged" in words
     assert words.index("layer #1") < words.index("#3 ckpt-7000: 1 of 3 audited layers flagged (layer 3)")
@@ -204,7 +205,7 @@ def test_runs_side_by_side_with_the_change_since_the_one_before():
 
 def test_no_change_is_given_between_checkpoints_of_different_depth():
     shallow = healthy(3)
-    rows = table_rows(render_table([RESULT, shallow, shallow], width=80))
+    rows = table_rows(render_table([RESULT, shallow, shallow], width=80), r"layer +#1")
     assert [row.split()[-4:] for row in rows[:1]] == [["-", "effective", "-0.2000", "0.0000"]]
     words = unwrapped(RESULT, shallow)
     assert "No change is given for #2: the run before has another number of layers." in words
@@ -227,7 +228,7 @@ def test_no_line_is_wider_than_the_page(results, width):
 
 def test_a_series_too_wide_for_the_page_goes_on_below():
     text = render_table([healthy(4)] * 7, width=80)
-    headers = [line.split() for line in text.splitlines() if line.startswith("layer")]
+    headers = [line.split() for line in text.splitlines() if line.startswith("layer  #")]
     assert [word for header in headers for word in header if word.startswith("#")] == [
         f"#{n}" for n in range(1, 8)
     ]
