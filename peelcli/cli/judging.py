@@ -44,8 +44,7 @@ def show(
     from peelcli.report import render
 
     output = settings.output if to_file and str(settings.output) != "-" else None
-    on_terminal = console.stdout_is_terminal and output is None
-    width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
+    width = page_width(console.stdout_is_terminal and output is None)
     color = output is None and console.color(console.stdout)
     unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
     text = render(results, settings.format, top=settings.top, width=width, color=color, unicode=unicode)
@@ -62,6 +61,11 @@ def show(
             f"{output}: cannot be written ({error.strerror}); name another --output"
         ) from error
     console.written(output)
+
+
+def page_width(on_terminal: bool) -> int:
+    """Columns to lay a report out for: the terminal's, or COLUMNS, or 80."""
+    return shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:

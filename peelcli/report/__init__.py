@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from peelcli.errors import UsageError
 from peelcli.records import AuditResult
 from peelcli.report.csv_format import render_csv
+from peelcli.report.explain import EXPLANATIONS as EXPLANATIONS
+from peelcli.report.explain import render_explanation as render_explanation
 from peelcli.report.github import render_github
 from peelcli.report.html import render_html, require_plotly
 from peelcli.report.json_format import render_json

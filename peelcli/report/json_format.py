@@ -40,7 +40,7 @@ def render_json(results: Sequence[AuditResult], *, top: int | None = None, **_pa
         "flagged": any(result.flagged or result.network_flagged for result in results),
         "runs": [_run(result, shown) for result in results],
     }
-    return json.dumps(_plain(report, "report"), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain_object(report, "report"), indent=2, allow_nan=False) + "\n"
 
 
 def report_schema() -> dict[str, Any]:
@@ -70,9 +70,9 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "flagged": bool(result.flagged or result.network_flagged),
         "flagged_layers": result.flagged,
         "network": _network(result),
-        "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "layers": [layer_object(verdict, result) for verdict in result.layers if verdict.layer in shown],
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
-        "references": [_score(score, run.nll_eval) for score in run.scores],
+        "references": [score_object(score, run.nll_eval) for score in run.scores],
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
         "findings": [_finding(found) for found in run.findings],
         "skipped": run.skipped,
@@ -148,7 +148,8 @@ def _path(score: PathScore, nll_eval: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _layer(verdict: LayerVerdict, result: AuditResult) -> dict[str, Any]:
+def layer_object(verdict: LayerVerdict, result: AuditResult) -> dict[str, Any]:
+    """What is said about one layer, as the schema's `layer`."""
     return {
         "layer": verdict.layer,
         "verdict": verdict.verdict,
@@ -183,7 +184,8 @@ def _reference(reference: Reference) -> dict[str, Any]:
     }
 
 
-def _score(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
+def score_object(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
+    """A reference and what was measured with it, as the schema's `measured_reference`."""
     trained, replaced = _mean(nll_eval), _mean(score.nll_eval)
     return {
         **_reference(score.reference),
@@ -206,7 +208,7 @@ def _finding(found: Finding) -> dict[str, Any]:
     return {"kind": found.kind, "layer": found.layer, "tensor": found.tensor, "message": found.message}
 
 
-def _plain(value: object, where: str) -> Any:
+def plain_object(value: object, where: str) -> Any:
     """`value` in the types of JSON, for a file that any parser reads: no NaN, no infinity."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -217,9 +219,9 @@ def _plain(value: object, where: str) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): plain_object(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
+        return [plain_object(item, f"{where}[{position}]") for position, item in enumerate(value)]
     raise TypeError(
         f"{where} is a {type(value).__name__}: expected a string, number, bool, null, list or mapping"
     )

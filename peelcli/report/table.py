@@ -48,20 +48,25 @@ def render_table(
     if not results:
         raise ValueError("no results to render: expected at least one AuditResult")
     out = StringIO()
-    console = _console(out, max(width, NARROWEST), color)
+    console = plain_console(out, width, color)
     shown, left_out = shown_layers(results, top)
     if len(results) == 1:
         _single(console, results[0], shown, left_out)
     else:
         _several(console, results, shown, left_out, unicode=unicode)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n")) + "\n"
+    return without_trailing(out.getvalue())
 
 
-def _console(out: StringIO, width: int, color: bool) -> Console:
+def without_trailing(rendered: str) -> str:
+    """`rendered` without spaces at the ends of its lines, and with one newline at its own."""
+    return "\n".join(line.rstrip() for line in rendered.rstrip().split("\n")) + "\n"
+
+
+def plain_console(out: StringIO, width: int, color: bool) -> Console:
     """A console that reads nothing from the environment: what it would look for there is said here."""
     return Console(
         file=out,
-        width=width,
+        width=max(width, NARROWEST),
         height=100,
         force_terminal=color,
         color_system="standard" if color else None,
@@ -83,8 +88,8 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         console.print()
         console.print(layer_table(result, layers, console.width))
         console.print()
-        _paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
-        _paragraphs(console, column_notes(layers, console.width), "dim")
+        paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
+        paragraphs(console, column_notes(layers, console.width), "dim")
         _meanings(console, layers)
     _notes(console, result, layers)
 
@@ -107,25 +112,25 @@ def _several(
     start = max(len(results) - MOST_RUNS, 0)
     if start:
         console.print()
-        _paragraphs(console, [EARLIER.format(most=MOST_RUNS, last=start)])
+        paragraphs(console, [EARLIER.format(most=MOST_RUNS, last=start)])
     zones = zone_table(results, console.width, start)
     if zones is not None:
         console.print()
         console.print(zones)
         console.print()
-        _paragraphs(console, [ZONE_COLUMNS], "dim")
+        paragraphs(console, [ZONE_COLUMNS], "dim")
     strip = strip_table(results, sorted(shown), console.width, unicode=unicode)
     if strip is not None:
         console.print()
         console.print(strip)
         console.print()
-        _paragraphs(console, [strip_note(results, console.width)], "dim")
+        paragraphs(console, [strip_note(results, console.width)], "dim")
     for table in matrices(console, results, sorted(shown), start):
         console.print()
         console.print(table)
     console.print()
-    _paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
-    _paragraphs(console, comparison_notes(results), "dim")
+    paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
+    paragraphs(console, comparison_notes(results), "dim")
     _meanings(console, [v for result in results for v in result.layers if v.layer in shown], by_layer=False)
     for number, result in enumerate(results[start:], start=start + 1):
         console.print()
@@ -158,9 +163,9 @@ def _notes(console: Console, result: AuditResult, layers: Sequence[LayerVerdict]
     """What to do next, and everything else that is said in words."""
     steps = wording.next_steps(layers)
     if steps:
-        _heading(console, "What to do next")
-        for verdict, heading, lines in steps:
-            console.print(text(heading, STYLES[verdict]))
+        heading(console, "What to do next")
+        for verdict, title, lines in steps:
+            console.print(text(title, STYLES[verdict]))
             for line in lines:
                 console.print(Padding(text(line), (0, 0, 0, 2)))
     for title, sentences in (
@@ -169,15 +174,17 @@ def _notes(console: Console, result: AuditResult, layers: Sequence[LayerVerdict]
         ("Not audited", result.run.skipped),
     ):
         if sentences:
-            _heading(console, title)
-            _paragraphs(console, sentences)
+            heading(console, title)
+            paragraphs(console, sentences)
 
 
-def _heading(console: Console, title: str) -> None:
+def heading(console: Console, title: str) -> None:
+    """A title on a line of its own, after an empty one."""
     console.print()
     console.print(text(title, "bold"))
 
 
-def _paragraphs(console: Console, sentences: Iterable[str], style: str = "") -> None:
+def paragraphs(console: Console, sentences: Iterable[str], style: str = "") -> None:
+    """Each of `sentences` from a line of its own on."""
     for sentence in sentences:
         console.print(text(sentence, style))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 import subprocess
@@ -101,3 +102,16 @@ def test_a_shell_script_chains_them(fit: Path, tmp_path: Path) -> None:
     assert (tmp_path / "annotations").read_text().startswith("::error title=peel%3A network untrained::")
     assert (tmp_path / "summary.md").read_text().startswith("## peel: ")
     assert (tmp_path / "begins").read_text() == "<!DOCTYPE "
+
+
+def test_a_layer_is_explained(fit: Path, tmp_path: Path) -> None:
+    done = peel(tmp_path, "explain", "2", fit)
+    assert done.code == 0, done.err
+    assert "Layer 2 of " in done.out
+    assert "What was tried\nreference" in done.out
+    assert "identity attn" in done.out
+    assert json.loads(peel(tmp_path, "explain", "2", fit, fit, "-f", "json").out)["layer"]["layer"] == 2
+    for wrong, words in (("9", "only layers 1-3"), ("x", "Invalid value")):
+        done = peel(tmp_path, "explain", wrong, fit)
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
