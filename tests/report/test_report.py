@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hand_made import RESULT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peelcli.cli.main import COMMANDS
 from peelcli.config import FORMATS
 from peelcli.errors import UsageError
 from peelcli.report import REPORTS, render
@@ -39,6 +41,14 @@ def test_every_format_is_called_alike_and_ends_with_a_newline():
 def test_an_unknown_format_is_named_with_those_there_are():
     with pytest.raises(UsageError, match=r"--format 'xml': expected one of table, json, csv"):
         render([RESULT], "xml")
+
+
+def test_the_readme_tells_of_every_format_and_command():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for name in FORMATS:
+        assert f"| `{name}` |" in readme
+    for name in COMMANDS:
+        assert f"| `peel {name}" in readme
 
 
 def test_rendering_needs_neither_torch_nor_h5py():
