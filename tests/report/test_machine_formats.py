@@ -285,6 +285,7 @@ def test_of_more_than_github_shows_the_last_counts_the_rest():
 @given(names)
 @settings(max_examples=40, deadline=None)
 @example(EVERY_NAME)
+@example("a  b ")
 def test_junit_is_valid_whatever_the_names(name):
     (suite,) = parsed_junit(render([hostile(name)], "junit"))
     failures = suite.findall("testcase/failure")
