@@ -113,7 +113,7 @@ def _charts(results: Sequence[AuditResult]) -> Iterator[str]:
         yield _chart(
             "maps",
             "Peeled paths",
-            "Red: of a lower loss than the network as trained.",
+            "Red: of a lower loss than the network, and than its trained blocks under a refitted head.",
             '<p id="maps-note"></p>',
         )
     if any(result.layers for result in results):

@@ -161,12 +161,12 @@
     const { maps: all, ce, control, name } = data.runs[run];
     byId("maps-title").textContent = `Peeled paths of ${name}`;
     const best = [...all].sort((a, b) => a[1] - b[1]);
-    const shown = best.slice(0, MOST_MAPS).reverse();
+    const shown = best.slice(0, MOST_MAPS).reverse(), floor = Math.min(ce, control ?? ce);
     byId("maps-note").textContent = all.length > MOST_MAPS ? `The ${MOST_MAPS} lowest of ${all.length}.` : "";
     const lines = [[ce, "--accent", "as trained"], [control, "--dim", "head"]].filter(([value]) => value !== null);
     draw("maps", [{
       x: shown.map((m) => m[1]), y: shown.map((_, index) => index), text: shown.map((m) => label(m[0])), mode: "markers",
-      marker: { size: 8, color: shown.map((m) => style(m[1] < ce ? "--red" : "--green")),
+      marker: { size: 8, color: shown.map((m) => style(m[1] < floor ? "--red" : "--green")),
         symbol: shown.map((m) => (m[2] ? "circle" : "circle-open")) },
       hovertemplate: "map %{text}<br>CE %{x:.4f}<extra></extra>",
     }], {
