@@ -51,7 +51,7 @@ OUTSIDE_ONLY = {
     "config": {"yaml"},
     "statistics": {"numpy"},
     "verdict": {"numpy"},
-    "report": {"numpy", "rich"},
+    "report": {"numpy", "rich", "plotly"},
     "quant": {"torch", "numpy"},
     "kernels": {"torch", "triton"},
     "references": {"torch", "numpy"},
@@ -61,6 +61,7 @@ OUTSIDE_ONLY = {
 LIBRARIES = {
     "h5py": {"activations", "fitstore"},
     "rich": {"report", "cli"},
+    "plotly": {"report"},
     "typer": {"cli"},
     "click": {"cli"},
     "triton": {"kernels"},

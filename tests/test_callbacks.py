@@ -62,7 +62,7 @@ def test_every_checkpoint_of_a_trainer_is_audited_or_said_not_to_be(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="peelcli")
-    callback = PeelCallback(**QUICK, wait=120)
+    callback = PeelCallback(**QUICK, wait=500)
     with warnings.catch_warnings(record=True):
         warnings.simplefilter("always")
         trainer = train(tmp_path, callback, save_total_limit=1)  # the first is removed while it is audited
@@ -86,7 +86,7 @@ def test_every_checkpoint_of_a_trainer_is_audited_or_said_not_to_be(
 
 
 def test_what_fails_is_a_warning_and_not_the_end_of_the_training(tmp_path: Path) -> None:
-    callback = PeelCallback(**QUICK, data=str(tmp_path / "absent.txt"), wait=120)
+    callback = PeelCallback(**QUICK, data=str(tmp_path / "absent.txt"), wait=500)
     with pytest.warns(
         RuntimeWarning, match=r"peel: checkpoint-\d: could not be audited: .*absent\.txt: No such file"
     ):
@@ -132,7 +132,7 @@ def test_lightning_checkpoints_are_audited_as_transformers_saves_the_model(tmp_p
 
     ids = torch.randint(0, 640, (4, 16), generator=torch.Generator().manual_seed(0))
     tokenizer = transformers.AutoTokenizer.from_pretrained(HEALTHY)
-    callback = PeelLightningCallback(**QUICK, tokenizer=tokenizer, wait=120)
+    callback = PeelLightningCallback(**QUICK, tokenizer=tokenizer, wait=500)
     saver = lightning.callbacks.ModelCheckpoint(dirpath=tmp_path / "saved")
     log = lightning.loggers.CSVLogger(tmp_path / "log")
     trainer = lightning.Trainer(

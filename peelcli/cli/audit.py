@@ -11,6 +11,7 @@ import typer
 from peelcli.cli.console import Console
 from peelcli.cli.judging import (
     WriteBaseline,
+    check_format,
     exit_code,
     extend_history,
     judge_runs,
@@ -44,6 +45,7 @@ def audit(
     checkpoints: Checkpoints, configs: Configs, console: Console, write_baseline: WriteBaseline = None
 ) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
+    check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     from peelcli.series import series_of
 

@@ -64,6 +64,14 @@ class Console:
             return self.config.color
         return _is_terminal(stream) and not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb"
 
+    def unicode(self, stream: TextIO) -> bool:
+        """Whether the encoding of `stream` has the blocks that trends are drawn with."""
+        try:
+            "▁█".encode(stream.encoding or "ascii")
+        except (AttributeError, LookupError, UnicodeEncodeError):
+            return False
+        return True
+
     def note(self, message: str) -> None:
         """Say something that is good to know."""
         if not self.config.quiet:

@@ -93,6 +93,19 @@ def extend_history(path: Path | None, results: Sequence[AuditResult], console: C
     console.note(f"{added} of {len(results)} audits are new to {path}")
 
 
+def check_format(settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
+    """Raises UsageError, before any work, for a format that cannot be rendered or is not to be read as it stands."""
+    from peelcli.report import require_format
+
+    require_format(settings.format)
+    output = settings.output if to_file and str(settings.output) != "-" else None
+    if settings.format == "html" and output is None and console.stdout_is_terminal:
+        named = "-o report.html, or " if to_file else ""
+        raise UsageError(
+            f"--format html is a page for a browser: send it to a file, with {named}> report.html"
+        )
+
+
 def show(
     results: Sequence[AuditResult],
     settings: ReportConfig,
@@ -105,10 +118,18 @@ def show(
     from peelcli.report import render
 
     output = settings.output if to_file and str(settings.output) != "-" else None
-    on_terminal = console.stdout_is_terminal and output is None
-    width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
+    width = page_width(console.stdout_is_terminal and output is None)
     color = output is None and console.color(console.stdout)
-    text = render(results, settings.format, top=settings.top, width=width, color=color, history=history)
+    unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
+    text = render(
+        results,
+        settings.format,
+        top=settings.top,
+        width=width,
+        color=color,
+        unicode=unicode,
+        history=history,
+    )
     if output is None:
         console.result(text)
         return
@@ -142,6 +163,11 @@ def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console:
                 "whole all the same"
             ) from error
         console.note(f"logged to {target}")
+
+
+def page_width(on_terminal: bool) -> int:
+    """Columns to lay a report out for: the terminal's, or COLUMNS, or 80."""
+    return shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:

@@ -18,6 +18,7 @@ from peelcli import __version__
 from peelcli.cli.audit import audit
 from peelcli.cli.console import Console
 from peelcli.cli.demo import demo
+from peelcli.cli.explain import explain as explain_layer
 from peelcli.cli.extract import extract
 from peelcli.cli.fit import fit
 from peelcli.cli.graft import graft
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "fit": fit,
     "report": report,
     "watch": watch,
+    "explain": explain_layer,
     "verify": verify,
     "graft": graft,
     "demo": demo,

@@ -11,6 +11,7 @@ from peelcli.cli.console import Console
 from peelcli.cli.judging import (
     FLAGGED,
     WriteBaseline,
+    check_format,
     exit_code,
     judge_runs,
     keep_baseline,
@@ -42,6 +43,7 @@ def report(
     settings, compare = configs[ReportConfig], configs[TrackConfig]
     if not fits and (compare.history is None or compare.baseline or write_baseline):
         raise UsageError("missing argument FIT...: name files that `peel fit` wrote, or --history FILE alone")
+    check_format(settings, console)
     past = _history(compare.history, console)
     if not fits:
         show([], settings, console, history=past)

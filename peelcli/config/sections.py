@@ -18,7 +18,7 @@ from peelcli.records import KINDS
 
 SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FORMATS = ("table", "json")
+FORMATS = ("table", "json", "csv", "markdown", "github", "junit", "sarif", "html")
 FLAGGABLE = (
     "broken",
     "surpassed",

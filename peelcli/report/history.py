@@ -10,24 +10,21 @@ from rich.text import Text
 from peelcli.records import HistoryEntry, HistoryLayer
 from peelcli.report.cells import STYLES, ruled_table, text
 from peelcli.report.plain import base_name, fixed, gap_with_interval, layers_named
+from peelcli.report.strip import LEVELS, PLAIN_LEVELS, sparkline
 
-BARS = "▁▂▃▄▅▆▇█"
 LOWEST, HIGHEST = -1.0, 1.0  # of the score: half as much again as usual, and idle
 TAKEN = 54  # columns of a line beside the bars, at most
 NOTE = (
     "score over time, newest on the right: low where the layer does its work, full where it is idle or does harm; x "
-    "where it is broken, a dot where it was not audited. loss: the network's, from its least to its most."
+    "where it is broken, a space where it was not audited. loss: the network's, from its least to its most."
 )
 
 
-def sparkline(values: Sequence[float | None], low: float, high: float) -> str:
-    """A bar for each value, from `low` to `high`; a dot for none."""
-    top = len(BARS) - 1
-    span = high - low
-    return "".join(
-        "·" if v is None else BARS[round(top * min(1.0, max(0.0, (v - low) / span))) if span > 0 else 0]
-        for v in values
-    )
+def bars(values: Sequence[float | None], low: float, high: float, levels: str) -> str:
+    """A bar for each value, on the one scale from `low` to `high`, by which layers compare; a space for None."""
+    top = len(levels) - 1
+    shares = [None if v is None else min(1.0, max(0.0, (v - low) / (high - low))) for v in values]
+    return "".join(" " if share is None else levels[round(top * share)] for share in shares)
 
 
 def history_lines(entries: Sequence[HistoryEntry]) -> list[str]:
@@ -42,7 +39,7 @@ def history_lines(entries: Sequence[HistoryEntry]) -> list[str]:
     return lines
 
 
-def history_table(entries: Sequence[HistoryEntry], width: int) -> Table:
+def history_table(entries: Sequence[HistoryEntry], width: int, *, unicode: bool) -> Table:
     """A row for the loss and one for each layer, the worst of the newest audit marked."""
     shown = entries[-max(8, width - TAKEN) :]
     table = ruled_table()
@@ -51,28 +48,30 @@ def history_table(entries: Sequence[HistoryEntry], width: int) -> Table:
     table.add_column("newest", no_wrap=True)
     table.add_column("gap", overflow="fold")
     losses = [entry.network.ce for entry in shown]
-    known = [loss for loss in losses if loss is not None]
-    if known:
-        table.add_row("loss", text(sparkline(losses, min(known), max(known))), "", text(fixed(losses[-1])))
+    levels = LEVELS if unicode else PLAIN_LEVELS
+    if any(loss is not None for loss in losses):
+        table.add_row("loss", text(sparkline(losses, levels, 0.01)), "", text(fixed(losses[-1])))
     by_layer = [{layer.layer: layer for layer in entry.layers} for entry in shown]
     for number in sorted({n for layers in by_layer for n in layers}):
         newest = by_layer[-1].get(number)
-        table.add_row(*_row(number, [layers.get(number) for layers in by_layer], newest))
+        table.add_row(*_row(number, [layers.get(number) for layers in by_layer], newest, levels))
     return table
 
 
-def _row(number: int, past: Sequence[HistoryLayer | None], newest: HistoryLayer | None) -> list[Text]:
-    bars = "".join(
+def _row(
+    number: int, past: Sequence[HistoryLayer | None], newest: HistoryLayer | None, levels: str
+) -> list[Text]:
+    signs = "".join(
         "x"
         if layer and layer.verdict == "broken"
-        else sparkline([layer.score if layer else None], LOWEST, HIGHEST)
+        else bars([layer.score if layer else None], LOWEST, HIGHEST, levels)
         for layer in past
     )
     flagged = newest is not None and newest.flagged
     verdict = newest.verdict if newest else "-"
     return [
         text(f"{'! ' if flagged else ''}{number}", "bold red" if flagged else ""),
-        text(bars),
+        text(signs),
         text(verdict, STYLES.get(verdict, "")),
         text(gap_with_interval(newest.gap, newest.gap_interval) if newest else "-"),
     ]

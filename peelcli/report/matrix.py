@@ -29,10 +29,11 @@ def run_key(results: Sequence[AuditResult]) -> Table:
     return key
 
 
-def matrices(console: Console, results: Sequence[AuditResult], layers: Sequence[int]) -> list[Table]:
-    """As many tables as the console's width calls for, each with all `layers` and a band of the runs."""
+def matrices(
+    console: Console, results: Sequence[AuditResult], layers: Sequence[int], start: int = 0
+) -> list[Table]:
+    """As many tables as the console's width calls for, each with all `layers` and a band of the runs from `start`."""
     bands: list[Table] = []
-    start = 0
     while layers and start < len(results):
         stop = start + 1
         band = _band(results, layers, range(start, stop))
