@@ -117,6 +117,8 @@ def report(bases: Sequence[Base], cache: Path) -> str:
     parts = []
     for half in dict.fromkeys(base.half for base in bases):
         rows = rows_of([base for base in bases if base.half == half], cache)
+        if not rows:
+            raise SystemExit(f"nothing has been measured of the half {half!r}: run without --models-only")
         parts.append(f"### {half}\n\n{_half(rows)}")
     return "\n\n".join(parts)
 

@@ -15,8 +15,7 @@ from decoders import Recipe, blocks_of, build, part_of, text_of, tokenizer_of, t
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from planted.cases import BASES, STEPS, Base, Case
-
+from planted.cases import BASES, Base, Case
 
 AUDIT_CHARS, TRUTH_CHARS = 130_000, 45_000  # of held-out text
 
@@ -25,16 +24,18 @@ def checkpoint_of(case: Case, shared: Path, cache: Path) -> Path:
     """The directory of the case's checkpoint."""
     base = BASES[case.base]
     if case.kind == "healthy":
-        return train(base.other_seed if case.severity else base.recipe, shared, cache)[STEPS]
+        return train(base.other_seed if case.severity else base.recipe, shared, cache)[base.recipe.steps]
     if case.kind == "early":
-        return train(base.recipe, shared, cache)[round(case.severity * STEPS)]
+        return train(base.recipe, shared, cache)[round(case.severity * base.recipe.steps)]
     if case.kind in ("stopped", "slow"):
         field = "stops_at" if case.kind == "stopped" else "slow_rate"
         hurt = {"slow_layer": case.layers[0], "slow_part": case.part, field: case.severity}
-        return train(replace(base.recipe, saved_steps=(STEPS,), **hurt), shared, cache)[STEPS]
+        return train(replace(base.recipe, saved_steps=(base.recipe.steps,), **hurt), shared, cache)[
+            base.recipe.steps
+        ]
     home = cache / "planted" / case.name
     if not home.exists():
-        source = train(base.recipe, shared, cache)[STEPS]
+        source = train(base.recipe, shared, cache)[base.recipe.steps]
         model = _load(source)
         AFTER[case.kind](model, case, base, shared, cache)
         partial = home.with_name(home.name + ".partial")
@@ -47,7 +48,8 @@ def checkpoint_of(case: Case, shared: Path, cache: Path) -> Path:
 
 def twin_of(case: Case, shared: Path, cache: Path) -> Path:
     """The same run without the fault."""
-    return train(BASES[case.base].recipe, shared, cache)[STEPS]
+    recipe = BASES[case.base].recipe
+    return train(recipe, shared, cache)[recipe.steps]
 
 
 def held_out_text(recipe: Recipe, shared: Path, cache: Path) -> Path:
@@ -105,12 +107,12 @@ def _new_weights(model: nn.Module, case: Case, base: Base, shared: Path, cache: 
 
 
 def _older(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:
-    older = train(base.recipe, shared, cache)[round(case.severity * STEPS)]
+    older = train(base.recipe, shared, cache)[round(case.severity * base.recipe.steps)]
     _put(model, _load(older), case.layers[0], case.part)
 
 
 def _other_seed(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:
-    _put(model, _load(train(base.other_seed, shared, cache)[STEPS]), case.layers[0], case.part)
+    _put(model, _load(train(base.other_seed, shared, cache)[base.recipe.steps]), case.layers[0], case.part)
 
 
 def _exchanged(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:

@@ -2,7 +2,7 @@
 
 harm    the loss that the healthy twin is better by, as far as training the hurt layer alone (the others frozen) gains
         it back beyond what the same training gains in the twin
-idle    what dropping the layer costs is less than a tenth of what it costs in the twin
+idle    what dropping the layer, its attention or its MLP costs is less than a tenth of what it costs in the twin
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from planted.plant import checkpoint_of, held_out_ids, twin_of
 HARMFUL, IDLE = 0.01, 0.1  # nats per token; share of the twin's cost
 RECOVERY_STEPS, RECOVERY_RATE, RECOVERY_BATCH = 100, 1e-3, 8
 HELD_OUT_TOKENS = 16_384
+PARTS = ("block", "attention", "mlp")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Truth:
     deficit: float  # loss less the twin's
     recovered: float  # what training it alone gains…
     usual: float  # …and gains in the twin
-    drop: float  # what dropping it (or the part that was hurt) costs…
-    twin_drop: float  # …and costs in the twin
+    drops: dict[str, float]  # what dropping it, or one of its sublayers, costs…
+    twin_drops: dict[str, float]  # …and costs in the twin
 
     @property
     def harm(self) -> float:
@@ -50,7 +51,7 @@ class Truth:
     @property
     def is_idle(self) -> bool:
         """Whether `matched` is right."""
-        return self.drop < IDLE * self.twin_drop
+        return any(self.drops[part] < IDLE * self.twin_drops[part] for part in PARTS)
 
     @property
     def is_positive(self) -> bool:
@@ -66,14 +67,21 @@ def truths_of(case: Case, shared: Path, cache: Path) -> list[Truth]:
     loss, twin_loss = (loss_on(model, held_out, recipe.seq_len) for model in (hurt, twin))
     found = []
     for layer in case.layers:
-        with dropped(hurt, layer, case.part), dropped(twin, layer, case.part):
-            without, twin_without = (loss_on(model, held_out, recipe.seq_len) for model in (hurt, twin))
+        drops = [
+            {part: _without(model, layer, part, held_out, recipe) - start for part in PARTS}
+            for model, start in ((hurt, loss), (twin, twin_loss))
+        ]
         gains = [
             start - _trained_on(find(case, shared, cache), layer, recipe, shared, cache)
             for find, start in ((checkpoint_of, loss), (twin_of, twin_loss))
         ]
-        found.append(Truth(layer, loss - twin_loss, *gains, without - loss, twin_without - twin_loss))
+        found.append(Truth(layer, loss - twin_loss, *gains, *drops))
     return found
+
+
+def _without(model: nn.Module, layer: int, part: str, held_out: torch.Tensor, recipe: Recipe) -> float:
+    with dropped(model, layer, part):
+        return loss_on(model, held_out, recipe.seq_len)
 
 
 @contextmanager
