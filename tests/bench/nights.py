@@ -4,8 +4,8 @@
 
 Small decoders in full precision, two of Llama's kind and one of GPT-2's, audited at six nights of their run, 200 steps
 apart while the learning rate falls; each night is held against the one before and against the first as a baseline, in
-the text that they were trained on. Then the same night once more with one layer changed: as it was the night before, newly
-initialised, or moved only a tenth of the way that it has gone since the night before.
+the text that they were trained on. Then the same night once more with one layer changed: as it was the night before,
+newly initialised, or moved only a tenth of the way that it has gone since the night before.
 """
 
 from __future__ import annotations
