@@ -13,7 +13,15 @@ import typer
 
 from peelcli.cli.audit import Auditor
 from peelcli.cli.console import Console
-from peelcli.cli.judging import FLAGGED, extend_history, judge_runs, log_figures, read_if_any, show
+from peelcli.cli.judging import (
+    FLAGGED,
+    check_format,
+    extend_history,
+    judge_runs,
+    log_figures,
+    read_if_any,
+    show,
+)
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import (
@@ -44,6 +52,7 @@ Directory = Annotated[
 @with_options(ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig, WatchConfig)
 def watch(directory: Directory, configs: Configs, console: Console) -> int:
     """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C, or as asked for."""
+    check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     watcher = _Watcher(directory, configs, console)
     try:
