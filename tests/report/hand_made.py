@@ -88,3 +88,19 @@ def healthy(num_layers: int = 5) -> AuditResult:
     )
     run = {"num_layers": num_layers, "layers": tuple(range(1, num_layers + 1)), "findings": (), "skipped": ()}
     return varied(layers=layers, flagged=(), run=run, network={"notes": ()})
+
+
+def hostile(name: str) -> AuditResult:
+    """RESULT with `name` wherever a string of a checkpoint, or made from one, can stand; layer 3 is flagged."""
+    reference = LAYERS[2].reference
+    assert reference is not None
+    verdict = replace(
+        LAYERS[2], reason=name, advice=name, notes=(name,), reference=replace(reference, scheme=name)
+    )
+    named = dict.fromkeys(
+        ("checkpoint", "checkpoint_id", "family", "dtype", "device", "data", "scheme"), name
+    )
+    run = {**named, "findings": (Finding(name, name, 1, name),), "skipped": (name,), "tokens": {name: 1}}
+    return varied(
+        run=run, network={"notes": (name,), "flags": (name,)}, layers=(verdict,), network_flagged=True
+    )
