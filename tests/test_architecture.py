@@ -22,14 +22,15 @@ PACKAGE = ROOT / "peelcli"
 FLOORS = (
     {"__main__"},
     {"cli"},
+    {"watching"},
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
     {"peeling"},
-    {"scoring", "fitstore", "statedata", "describe", "workspace", "opened"},
+    {"scoring", "fitstore", "statedata", "describe", "workspace", "opened", "baseline", "history"},
     {"references", "paths", "verdict"},
     {"quant", "kernels", "activations", "checkpoint", "calibration", "statistics", "same_tokens"},
     {"config"},
-    {"records", "errors", "progress", "machine", "sink", "workers"},
+    {"records", "errors", "progress", "machine", "sink", "workers", "revive"},
 )
 # What a room may import from its house and from outside; a room that is not named here is free of this line.
 HOUSE_ONLY = {

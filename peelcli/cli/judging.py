@@ -5,23 +5,92 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
 from peelcli.errors import ResourceError, UsageError
-from peelcli.records import AuditResult, Run
+from peelcli.records import AuditResult, HistoryEntry, Run
 
 FLAGGED = 1
 
+# An option of its own and no setting: a baseline is to change where somebody says so, and not because a file does.
+WriteBaseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-baseline",
+        metavar="FILE",
+        help="Keep the newest audit as a baseline for later ones, once it is judged.",
+        show_default=False,
+    ),
+]
 
-def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]:
-    """The verdicts of every run, oldest first, under the policy of `settings`."""
-    from peelcli.verdict import Policy, judge, note_identical, with_running_minimum
 
+def read_if_any(path: Path | None) -> AuditResult | None:
+    """The baseline of that name; None where none is named."""
+    if path is None:
+        return None
+    from peelcli.baseline import read_baseline
+
+    return read_baseline(path)
+
+
+def judge_runs(
+    runs: Sequence[Run], settings: ReportConfig, baseline: AuditResult | None = None
+) -> list[AuditResult]:
+    """The verdicts of every run, oldest first, under the policy of `settings`, and what changed from one to the next.
+
+    With a baseline, what regressed since flags too. UsageError where it is of another network than the newest run, or
+    of other tokens.
+    """
+    from peelcli.verdict import Policy, judge, note_identical, with_comparisons, with_running_minimum
+
+    if baseline is not None and runs:
+        _require_alike(baseline, runs[-1])
     policy = Policy(
         fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
     )
-    return with_running_minimum([judge(run, policy) for run in note_identical(runs)])
+    if baseline is not None and settings.fail_on != ("none",):
+        policy = replace(policy, fail_on=(*policy.fail_on, "regressed"))
+    results = with_running_minimum([judge(run, policy) for run in note_identical(runs)])
+    return with_comparisons(results, policy, baseline)
+
+
+def _require_alike(baseline: AuditResult, run: Run) -> None:
+    from peelcli.same_tokens import require_same_tokens, tokens_of
+
+    then = baseline.run
+    if then.num_layers != run.num_layers or (run.family and then.family != run.family):
+        raise UsageError(
+            f"--baseline: is of {then.checkpoint} ({then.family}, {then.num_layers} layers), and "
+            f"{run.checkpoint} is a {run.family or 'network'} of {run.num_layers} layers. Name the baseline of the "
+            "same run, or write a new one with --write-baseline."
+        )
+    require_same_tokens(tokens_of(then), tokens_of(run))
+
+
+def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
+    """Write the newest of `results` as the baseline `path`, if one is asked for."""
+    if path is None:
+        return
+    from peelcli.baseline import write_baseline
+
+    write_baseline(path, results[-1])
+    console.note(f"the baseline is now {results[-1].run.checkpoint}, kept in {path}")
+
+
+def extend_history(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
+    """Add what is new among `results` to the history `path`, if there is to be one."""
+    if path is None or not results:
+        return
+    from peelcli.history import append_history, entry_of
+
+    added = append_history(path, [entry_of(result) for result in results])
+    console.note(f"{added} of {len(results)} audits are new to {path}")
 
 
 def check_format(settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
@@ -38,7 +107,12 @@ def check_format(settings: ReportConfig, console: Console, *, to_file: bool = Tr
 
 
 def show(
-    results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True
+    results: Sequence[AuditResult],
+    settings: ReportConfig,
+    console: Console,
+    *,
+    to_file: bool = True,
+    history: Sequence[HistoryEntry] = (),
 ) -> None:
     """Render the report to stdout, or to the file of `settings` where the command has one."""
     from peelcli.report import render
@@ -47,7 +121,15 @@ def show(
     width = page_width(console.stdout_is_terminal and output is None)
     color = output is None and console.color(console.stdout)
     unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
-    text = render(results, settings.format, top=settings.top, width=width, color=color, unicode=unicode)
+    text = render(
+        results,
+        settings.format,
+        top=settings.top,
+        width=width,
+        color=color,
+        unicode=unicode,
+        history=history,
+    )
     if output is None:
         console.result(text)
         return

@@ -24,6 +24,7 @@ from peelcli.cli.fit import fit
 from peelcli.cli.graft import graft
 from peelcli.cli.report import report
 from peelcli.cli.verify import verify
+from peelcli.cli.watch import watch
 from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "fit": fit,
     "report": report,
     "explain": explain_layer,
+    "watch": watch,
     "verify": verify,
     "graft": graft,
     "demo": demo,

@@ -28,6 +28,7 @@ FLAGGABLE = (
     "unconverged",
     "red",
     "yellow",
+    "regressed",
     "none",
 )
 
@@ -181,7 +182,8 @@ class ReportConfig:
     )
     fail_on: tuple[str, ...] = setting(
         ("broken", "surpassed", "matched", "untrained", "unconverged", "red"),
-        "Verdicts that flag, and so end with exit code 1; none flags nothing.",
+        "Verdicts that flag, and so end with exit code 1; regressed: what got worse since the run before; none flags "
+        "nothing.",
         choices=FLAGGABLE,
         alone="none",
     )
@@ -197,6 +199,20 @@ class ReportConfig:
         "Nats per token that a matching reference may cost; auto follows what references cost elsewhere.",
         unset="auto",
         at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """What an audit is held against."""
+
+    baseline: Path | None = setting(
+        None,
+        "Baseline that --write-baseline wrote: what regressed since flags, and so does a layer that is missing.",
+        metavar="FILE",
+    )
+    history: Path | None = setting(
+        None, "History (JSON lines) that every audit adds to, and that a report draws.", metavar="FILE"
     )
 
 
@@ -222,6 +238,34 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """How long a directory is watched, and how often."""
+
+    every: str = setting(
+        "30s",
+        "Time between two looks.",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+    once: bool = setting(False, "Audit what is there and whole, and stop.")
+    until_step: int | None = setting(
+        None,
+        "Stop once a checkpoint of this training step or a later one is audited.",
+        unset="never",
+        at_least=0,
+    )
+    max_idle: str | None = setting(
+        None,
+        "Stop once nothing has changed for so long, such as 30m.",
+        unset="never",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+
+
+@dataclass(frozen=True)
 class ConsoleConfig:
     """What is said on stderr, and in which colours."""
 
@@ -230,7 +274,15 @@ class ConsoleConfig:
     color: bool | None = setting(None, "Colours; auto means on a terminal without NO_COLOR.", unset="auto")
 
 
-SECTIONS: tuple[type, ...] = (ExtractConfig, FitConfig, ReportConfig, AuditConfig, ConsoleConfig)
+SECTIONS: tuple[type, ...] = (
+    ExtractConfig,
+    FitConfig,
+    ReportConfig,
+    CompareConfig,
+    AuditConfig,
+    WatchConfig,
+    ConsoleConfig,
+)
 
 
 def section_name(section: type) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from peelcli.errors import UsageError
-from peelcli.records import AuditResult
+from peelcli.records import AuditResult, HistoryEntry
 from peelcli.report.csv_format import render_csv
 from peelcli.report.explain import EXPLANATIONS as EXPLANATIONS
 from peelcli.report.explain import render_explanation as render_explanation
@@ -15,7 +15,7 @@ from peelcli.report.json_format import render_json
 from peelcli.report.junit import render_junit
 from peelcli.report.markdown import render_markdown
 from peelcli.report.sarif import render_sarif
-from peelcli.report.table import render_table
+from peelcli.report.table import render_history, render_table
 
 # Each takes (results, *, top, width, color, unicode) and returns text that ends with a newline. The last three are for
 # the table, which alone is laid out for a page; the others have no use for them.
@@ -39,11 +39,24 @@ def render(
     width: int = 80,
     color: bool = False,
     unicode: bool = False,
+    history: Sequence[HistoryEntry] = (),
 ) -> str:
-    """`results` in one of `REPORTS`. Raises UsageError for an unknown format and for `top` below 1."""
+    """`results` in one of `REPORTS`, and the `history` of audits below them, or alone.
+
+    Raises UsageError for an unknown format, for one that has no place for a history, and for `top` below 1.
+    """
     if format not in REPORTS:
         raise UsageError(f"--format {format!r}: expected one of {', '.join(REPORTS)}")
-    return REPORTS[format](results, top=top, width=width, color=color, unicode=unicode)
+    if not history:
+        return REPORTS[format](results, top=top, width=width, color=color, unicode=unicode)
+    if format == "json":
+        return render_json(results, top=top, history=history)
+    if format != "table":
+        raise UsageError(
+            f"--format {format}: has no place for a history; expected table or json with --history"
+        )
+    parts = [render(results, top=top, width=width, color=color, unicode=unicode)] if results else []
+    return "\n".join([*parts, render_history(history, width=width, color=color, unicode=unicode)])
 
 
 def require_format(format: str) -> None:

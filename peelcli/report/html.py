@@ -162,8 +162,8 @@ def _next_steps(result: AuditResult, shown: frozenset[int]) -> Iterator[str]:
     if steps:
         yield f'<section class="long"><h2>What to do next ({escaped(base_name(result.run.checkpoint))})</h2>'
         for verdict, heading, lines in steps:
-            words = "".join(f"<dd>{escaped(line)}</dd>" for line in lines)
-            yield f'<p class="{verdict}">{escaped(heading)}</p><dl><dt></dt>{words}</dl>'
+            words = "".join(f'<p class="step">{escaped(line)}</p>' for line in lines)
+            yield f'<p class="{verdict}">{escaped(heading)}</p>{words}'
         yield "</section>"
 
 

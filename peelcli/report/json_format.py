@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +16,9 @@ from peelcli.records import (
     AuditResult,
     Bound,
     Bounds,
+    Comparison,
     Finding,
+    HistoryEntry,
     LayerVerdict,
     Paths,
     PathScore,
@@ -27,18 +30,27 @@ from peelcli.report.ranking import shown_layers
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
 
 
-def render_json(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
+def render_json(
+    results: Sequence[AuditResult],
+    *,
+    top: int | None = None,
+    history: Sequence[HistoryEntry] = (),
+    **_page: object,
+) -> str:
     """`results` as one JSON object, ending with a newline; runs that agree differ in `timing` only.
 
-    `top` leaves out layers as in the table, and lists them under `layers_left_out`. What is not finite becomes null.
-    Raises UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
+    `top` leaves out layers as in the table, and lists them under `layers_left_out`. Without results it is the newest
+    of the `history` that says whether anything is flagged. What is not finite becomes null. Raises UsageError where
+    `top` is below 1, and TypeError where a run's config holds what JSON cannot.
     """
     shown, _ = shown_layers(results, top)
     report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "flagged": any(result.flagged or result.network_flagged for result in results),
+        "flagged": any(result.flagged or result.network_flagged for result in results)
+        or (not results and history[-1].flagged),
         "runs": [_run(result, shown) for result in results],
+        "history": [asdict(entry) for entry in history],
     }
     return json.dumps(plain_object(report, "report"), indent=2, allow_nan=False) + "\n"
 
@@ -71,6 +83,8 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "flagged_layers": result.flagged,
         "network": _network(result),
         "layers": [layer_object(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "comparison": None if result.comparison is None else _comparison(result.comparison, shown),
+        "unmoved_layers": result.unmoved,
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
         "references": [score_object(score, run.nll_eval) for score in run.scores],
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
@@ -98,6 +112,34 @@ def _network(result: AuditResult) -> dict[str, Any]:
         "entropy": network.entropy,
         "unigram_ce": result.run.unigram_ce,
         "data_fit": network.data_fit,
+    }
+
+
+def _comparison(comparison: Comparison, shown: frozenset[int]) -> dict[str, Any]:
+    return {
+        "checkpoint": comparison.checkpoint,
+        "checkpoint_id": comparison.checkpoint_id,
+        "step": comparison.step,
+        "is_baseline": comparison.is_baseline,
+        "regressed_layers": comparison.regressed,
+        "new_flags": comparison.new_flags,
+        "ce_change": comparison.ce_change,
+        "ce_change_interval": comparison.ce_change_interval,
+        "notes": comparison.notes,
+        "layers": [
+            {
+                "layer": change.layer,
+                "status": change.status,
+                "before": change.before,
+                "after": change.after,
+                "gap_change": change.gap_change,
+                "gap_change_interval": change.gap_change_interval,
+                "reference": None if change.reference is None else _reference(change.reference),
+                "reason": change.reason,
+            }
+            for change in comparison.layers
+            if change.layer in shown or change.after is None
+        ],
     }
 
 

@@ -10,8 +10,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.records import AuditResult, HistoryEntry, LayerVerdict
+from peelcli.report import changes, history, wording
 from peelcli.report.cells import STYLES, text
 from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
@@ -57,6 +57,21 @@ def render_table(
     return without_trailing(out.getvalue())
 
 
+def render_history(
+    entries: Sequence[HistoryEntry], *, width: int = 80, color: bool = False, unicode: bool = False
+) -> str:
+    """The audits of a history, oldest first, as text of at most `width` columns: a line of bars for each layer."""
+    out = StringIO()
+    console = plain_console(out, width, color)
+    console.print(text("History", "bold"))
+    paragraphs(console, history.history_lines(entries))
+    console.print()
+    console.print(history.history_table(entries, console.width, unicode=unicode))
+    console.print()
+    paragraphs(console, [history.NOTE], "dim")
+    return without_trailing(out.getvalue())
+
+
 def without_trailing(rendered: str) -> str:
     """`rendered` without spaces at the ends of its lines, and with one newline at its own."""
     return "\n".join(line.rstrip() for line in rendered.rstrip().split("\n")) + "\n"
@@ -91,6 +106,7 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
         paragraphs(console, column_notes(layers, console.width), "dim")
         _meanings(console, layers)
+    _changes(console, result, shown)
     _notes(console, result, layers)
 
 
@@ -132,11 +148,24 @@ def _several(
     paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
     paragraphs(console, comparison_notes(results), "dim")
     _meanings(console, [v for result in results for v in result.layers if v.layer in shown], by_layer=False)
+    _changes(console, results[-1], shown)
     for number, result in enumerate(results[start:], start=start + 1):
         console.print()
         _headline(console, f"#{number} {base_name(result.run.checkpoint)}: ", result)
         console.print(_header([line for line in wording.header(result) if line not in shared]))
         _notes(console, result, [verdict for verdict in result.layers if verdict.layer in shown])
+
+
+def _changes(console: Console, result: AuditResult, shown: frozenset[int]) -> None:
+    """What changed from what the newest run is compared with."""
+    table = changes.change_table(result, shown)
+    if table is None or result.comparison is None:
+        return
+    heading(console, f"Changes since {changes.against(result.comparison)}")
+    console.print(table)
+    console.print()
+    paragraphs(console, changes.column_notes(result.comparison.layers), "dim")
+    paragraphs(console, changes.change_lines(result.comparison))
 
 
 def _headline(console: Console, name: str, result: AuditResult) -> None:

@@ -42,7 +42,7 @@ COLUMNS = (
     "nats/token."
 )
 OWN = "own: bits per weight of the layer itself. score: orders the layers, higher is more under-optimised."
-CHANGE = "change: this gap less the gap in the run before; the references that decided may differ."
+CHANGE = "change: of the gap since the run before, of the same reference where both measured it."
 
 
 def headline(result: AuditResult) -> str:
