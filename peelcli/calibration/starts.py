@@ -1,4 +1,4 @@
-"""Where a sequence may begin: at a paragraph, or at the best thing that the text has instead."""
+"""Where a sequence may begin: at a paragraph, or at the best thing that the text has instead; or at any word."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Sequence
 _PARAGRAPH = re.compile(r"\n[ \t]*\n")
 _FALLBACKS = tuple(re.compile(pattern) for pattern in (r"\n", r"[.!?][\"')\]”’]*\s|[。！？]", r"\s"))
 _INK = re.compile(r"\S")
+_GAP = re.compile(r"\s")
+_LONGEST_WORD = 64  # characters; beyond that the text has no spaces, and a start may be anywhere
 
 Place = tuple[int, int]  # (document, character in it)
 
@@ -42,6 +44,24 @@ def next_start(documents: Sequence[str], place: Place, reach: int | None) -> Pla
             return document, start
     ink = _INK.search(text, position)
     return (document, ink.start()) if ink else following
+
+
+def next_word(documents: Sequence[str], place: Place) -> Place | None:
+    """The first place at or after `place` where a word begins, the space before it included; None at the end.
+
+    A model whose training sequences were cut from running text, with no mark before them, knows such starts, and it
+    does not know the beginning of a paragraph out of the blue.
+    """
+    document, position = place
+    if document >= len(documents):
+        return None
+    text = documents[document]
+    if position == 0:
+        return place
+    if position >= len(text):
+        return next_word(documents, (document + 1, 0))
+    gap = _GAP.search(text, position, position + _LONGEST_WORD)
+    return document, gap.start() if gap else position
 
 
 def _after(pattern: re.Pattern[str], text: str, position: int, limit: int) -> int | None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from peelcli.calibration.encoder import Encoder
 from peelcli.calibration.split import spread_indices
-from peelcli.calibration.starts import Place, next_start
+from peelcli.calibration.starts import Place, next_start, next_word
 from peelcli.calibration.vocabulary import check_ids
 from peelcli.errors import CalibrationError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_CHARS = 16, 2000
 _MARGIN = 8  # ids tokenised beyond the cut, so that the piece's ragged end changes none that are kept
+_ANYWHERE = 0  # reach of a start that is sought nowhere but at the next word
 _WAIT = 1.25  # characters a sequence takes up, with the way to the next start, as a multiple of its own
 
 
@@ -48,12 +49,15 @@ class TextPool:
     def rows(self, seq_len: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, ...]]:
         """Up to `count` distinct sequences, (n_seq, seq_len) int64, spread over the text and in its order.
 
-        Documents' starts are preferred, then paragraphs'; a short document's sequence runs on into the next.
+        Documents' starts are preferred, then paragraphs'; a short document's sequence runs on into the next. Where
+        nothing stands before a sequence (no BOS), those of a running text begin at any word, as in training.
         Returns the rows and notes for the report. Raises CalibrationError on ids outside the vocabulary.
         """
         chars = max(1, math.ceil(seq_len * self._chars_per_token))
         # The nearer a start is sought, the less text is passed over, and the less good a start it may be.
-        reaches = (None, 8 * chars, chars) if len(self._documents) >= count else (8 * chars, chars)
+        reaches: tuple[int | None, ...] = (None, 8 * chars, chars)
+        if len(self._documents) < count:
+            reaches = (8 * chars, chars) if self._encoder.prefix else (_ANYWHERE,)
         best: list[list[int]] = []
         for reach in reaches:
             found = self._pack(seq_len, count, reach, rng)
@@ -74,7 +78,9 @@ class TextPool:
     def _notes(self) -> tuple[str, ...]:
         notes = []
         if self.bos is None:
-            notes.append("the tokenizer has no BOS token, so sequences start without one")
+            notes.append(
+                "the tokenizer has no BOS token, so sequences start without one, anywhere in the text"
+            )
         if not self._encoder.joiner and len(self._documents) > 1:
             notes.append(
                 "the tokenizer has no EOS or BOS token, so documents follow each other without a mark"
@@ -94,7 +100,10 @@ class TextPool:
                 if len(found) == count:
                     break
                 place = max(place, self._locate(len(found) * stride + jitter[len(found)]))
-            start = next_start(self._documents, place, reach)
+            at_word = reach == _ANYWHERE
+            start = (
+                next_word(self._documents, place) if at_word else next_start(self._documents, place, reach)
+            )
             cut = self._cut(start, seq_len) if start is not None else None
             if cut is None:
                 break

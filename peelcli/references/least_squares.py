@@ -6,13 +6,16 @@ errors of deep paths change by per cents.
 
 Here an orthonormal basis Q of [Z; 1]'s rows, in which a fit is T·Qᵀ, is reached through the second moment
 [Z; 1][Z; 1]ᵀ, several times cheaper than a singular value decomposition. Squaring halves the digits, so that this part
-is in double precision: the squared cutoff, 2⁻⁴⁶ and up, lies far above the rounding of its eigenvalues, 2⁻⁵².
+is in double precision: the squared cutoff, 2⁻⁴⁶ and up, lies far above the rounding of its eigenvalues, 2⁻⁵². The last
+layer, whose error is all that is asked of it, needs the basis' coordinates alone, and Q is not made for it.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -23,6 +26,8 @@ from peelcli.errors import CheckpointError
 RELATIVE_CUTOFF = 2.0**-23
 # Below this fraction of ‖Y‖², ‖Y‖² − ‖fitted‖² has lost too many digits: the error is read from the outputs instead.
 LEAST_FRACTION = 1e-2
+# Up to this condition the products T·Zᵀ can be made in single precision: their rounding, 2⁻²³, grows by it at most.
+LARGEST_CONDITION = 4e3
 
 
 @dataclass(frozen=True)
@@ -53,9 +58,38 @@ class States:
 class Factor:
     """What all fits from one input Z share; r is the rank of [Z; 1]."""
 
-    basis: Tensor  # Q, (r, n_samples) float32: orthonormal rows that span those of [Z; 1]
+    rows: Tensor  # [Z; 1], (d + 1, n_samples) float64
     coordinates: Tensor  # of Q in [Z; 1], (r, d + 1) float64
-    units: Units  # of Z
+    condition: float | None  # of [Z; 1] at most; None where singular values were cut
+    inputs: States  # Z
+
+    @property
+    def units(self) -> Units:
+        """Of Z."""
+        return self.inputs.units
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """Q, (r, n_samples) float32: orthonormal rows that span those of [Z; 1]."""
+        if self.condition is None:
+            return (self.coordinates @ self.rows).float()
+        half = len(self.rows) // 2  # with none cut the coordinates are a lower triangle
+        basis = torch.empty_like(self.rows)
+        torch.mm(
+            self.coordinates[:half, :half], self.rows[:half], out=basis[:half]
+        )  # the rest of these is zero
+        torch.mm(self.coordinates[half:], self.rows, out=basis[half:])
+        return basis.float()
+
+    def coefficients(self, wanted: Tensor) -> Tensor:
+        """T·Qᵀ, (d_out, r) float32, of wanted (d_out, n_samples), without making Q where it has not been made."""
+        if "basis" in vars(self):
+            return wanted @ self.basis.T
+        if self.condition is None or self.condition > LARGEST_CONDITION:
+            moment = wanted.double() @ self.rows.T
+        else:
+            moment = torch.cat([wanted @ self.inputs.values.T, wanted.sum(1, keepdim=True)], dim=1).double()
+        return (moment @ self.coordinates.T).float()
 
 
 @dataclass(frozen=True)
@@ -100,8 +134,8 @@ class LeastSquares:
         extended = values.new_ones(len(values) + 1, self._num_samples, dtype=torch.float64)
         extended[:-1] = values
         cutoff = max(inputs.units.width + 1, self._num_samples) * RELATIVE_CUTOFF
-        basis, coordinates = _orthonormal(extended, cutoff)
-        return Factor(basis.float(), coordinates, inputs.units)
+        coordinates, condition = _coordinates(extended, cutoff)
+        return Factor(extended, coordinates, condition, inputs)
 
     def solve(self, prepared: Factor, layer: int, target: int) -> tuple[States, Linear]:
         """Fit a layer below K to the trained state of layer `target`; its outputs, after ReLU."""
@@ -112,7 +146,7 @@ class LeastSquares:
 
     def finish(self, prepared: Factor) -> tuple[float, Linear]:
         """Fit layer K to the labels; the `error` of the net that has come about, and the weights."""
-        coefficients = self._labels @ prepared.basis.T
+        coefficients = prepared.coefficients(self._labels)
         # The fit is a projection of Y, so that the error is what is missing of Y's norm, and Z_K need not be made.
         left = self._power - float(coefficients.square().sum(dtype=torch.float64))
         error = left / self._num_samples
@@ -159,10 +193,11 @@ def forward(inputs: Tensor, layers: Sequence[Linear]) -> Iterator[Tensor]:
         yield inputs
 
 
-def _orthonormal(rows: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
-    """An orthonormal basis (r, n_samples) of the span of rows (n, n_samples), and its coordinates (r, n) in them.
+def _coordinates(rows: Tensor, cutoff: float) -> tuple[Tensor, float | None]:
+    """Coordinates (r, n) in rows (n, n_samples) of an orthonormal basis of their span, and the rows' condition at most.
 
-    All float64. Singular values up to `cutoff` of the greatest count as none.
+    All float64. Singular values up to `cutoff` of the greatest count as none; where there are none such the coordinates
+    are a lower triangle, and where there are the condition is None.
     """
     half = len(rows) // 2
     moment = rows.new_empty(len(rows), len(rows))
@@ -174,31 +209,33 @@ def _orthonormal(rows: Tensor, cutoff: float) -> tuple[Tensor, Tensor]:
     if not bool(nonzero.all()):
         # Rows that ReLU left all zero would make it singular, and that is slow; without them it seldom is.
         live = nonzero.nonzero()[:, 0]
-        basis, found = _orthonormal(rows.index_select(0, live), cutoff)
-        return basis, found.new_zeros(len(found), len(rows)).index_copy_(1, live, found)
-    inverse = _inverse_factor(moment, cutoff)
+        found, _ = _coordinates(rows.index_select(0, live), cutoff)
+        return found.new_zeros(len(found), len(rows)).index_copy_(1, live, found), None
+    inverse, condition = _inverse_factor(moment, cutoff)
     if inverse is not None:
-        basis = torch.empty_like(rows)
-        torch.mm(inverse[:half, :half], rows[:half], out=basis[:half])  # the rest of these rows is zero
-        torch.mm(inverse[half:], rows, out=basis[half:])
-        return basis, inverse
+        return inverse, condition
     values, vectors = torch.linalg.eigh(moment)
     cut = int((values <= cutoff**2 * values[-1]).sum())
-    coordinates = (vectors[:, cut:] / values[cut:].sqrt()).T
-    return coordinates @ rows, coordinates
+    return (vectors[:, cut:] / values[cut:].sqrt()).T, None
 
 
-def _inverse_factor(moment: Tensor, cutoff: float) -> Tensor | None:
+def _inverse_factor(moment: Tensor, cutoff: float) -> tuple[Tensor | None, float]:
     """L⁻¹ of G = L·Lᵀ where it is certain that no singular value of L is up to `cutoff` of the greatest, else None.
+
+    And L's condition at most.
 
     It costs a fifth of the eigenvectors that it takes to cut.
     """
     lower, failed = torch.linalg.cholesky_ex(moment)
     # The least singular value is no greater than any pivot, the greatest no less than any row's norm.
     if failed or lower.diagonal().min() <= cutoff * moment.diagonal().max().sqrt():
-        return None
-    one = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse = torch.linalg.solve_triangular(lower, one, upper=False)
+        return None, math.inf
+    inverse = torch.linalg.solve_triangular(lower, _identity(len(lower), lower.device), upper=False)
     # Frobenius norms are upper bounds of the spectral ones.
-    condition = torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse)
-    return inverse if condition < 1.0 / cutoff else None
+    condition = float(torch.linalg.matrix_norm(lower) * torch.linalg.matrix_norm(inverse))
+    return (inverse if condition < 1.0 / cutoff else None), condition
+
+
+@lru_cache(maxsize=16)
+def _identity(size: int, device: torch.device) -> Tensor:
+    return torch.eye(size, dtype=torch.float64, device=device)

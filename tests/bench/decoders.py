@@ -9,6 +9,7 @@ scale mean |w|); what is saved of those holds the quantised weights. Same recipe
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import math
@@ -26,6 +27,12 @@ from torch import Tensor, nn
 
 TEST_TOKENS = 10_000  # held out for the figures, and as many again to choose by
 FAMILIES, PRECISIONS = ("llama", "gpt2"), ("fp", "ternary", "binary")
+SUBMODULES = {
+    "block": ("",),
+    "attention": ("self_attn", "attn", "input_layernorm", "ln_1"),
+    "mlp": ("mlp", "post_attention_layernorm", "ln_2"),
+}
+LATER = ("tokenizer", "slow_layer", "slow_part", "slow_rate", "stops_at")  # fields that came later
 
 
 @dataclass(frozen=True)
@@ -46,10 +53,17 @@ class Recipe:
     train_tokens: int = 100_000
     corpus: str = "tinyshakespeare.txt"
     tokenizer: str | int = "characters"  # or the size of a byte-pair vocabulary
+    slow_layer: int = 0  # a layer, counted from 1, that learns less than the others; 0 for none
+    slow_part: str = "block"  # or "attention", "mlp" alone
+    slow_rate: float = 1.0  # its learning rate, as a share of the others'
+    stops_at: float = (
+        1.0  # the share of the steps after which it learns nothing; 0: frozen at its initial weights
+    )
 
     def __post_init__(self) -> None:
         _check("family", self.family, FAMILIES)
         _check("precision", self.precision, PRECISIONS)
+        _check("slow part", self.slow_part, tuple(SUBMODULES))
         if isinstance(self.tokenizer, str):
             _check("tokenizer", self.tokenizer, ("characters", "the size of a byte-pair vocabulary"))
         elif self.tokenizer < 256:
@@ -63,9 +77,9 @@ class Recipe:
     @property
     def digest(self) -> str:
         """Names the recipe."""
-        fields = asdict(self)
-        if self.tokenizer == "characters":  # runs from before there was a choice keep their names
-            del fields["tokenizer"]
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        # What is as it was before there was a choice keeps its name.
+        fields = {k: v for k, v in asdict(self).items() if k not in LATER or v != defaults[k]}
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -177,6 +191,24 @@ def snapshot(model: nn.Module, precision: str, fresh: nn.Module) -> nn.Module:
     return fresh
 
 
+def blocks_of(model: nn.Module) -> nn.ModuleList:
+    """The decoder blocks."""
+    return model.model.layers if hasattr(model, "model") else model.transformer.h  # type: ignore[union-attr, return-value]
+
+
+def part_of(block: nn.Module, part: str) -> list[nn.Module]:
+    """The modules of a block that make up "block", "attention" or "mlp", each with the norm before it."""
+    return [block] if part == "block" else [m for n, m in block.named_children() if n in SUBMODULES[part]]
+
+
+def slow_parameters(model: nn.Module, recipe: Recipe) -> set[nn.Parameter]:
+    """Those that learn less than the others."""
+    if not recipe.slow_layer:
+        return set()
+    modules = part_of(blocks_of(model)[recipe.slow_layer - 1], recipe.slow_part)
+    return {p for module in modules for p in module.parameters()}
+
+
 def batches(recipe: Recipe, train: Tensor) -> Iterator[Tensor]:
     """Random windows (batch_size, seq_len)."""
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -224,9 +256,18 @@ def _train(recipe: Recipe, shared: Path, home: Path) -> None:
         tokenizer.save_pretrained(directory)
 
     with low_bit(model, recipe.precision):
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+        slow = slow_parameters(model, recipe)
+        groups = [
+            {
+                "params": [
+                    p for p in model.parameters() if (p.ndim > 1) == is_matrix and (p in slow) == is_slow
+                ],
+                "weight_decay": 0.1 * is_matrix,
+                "is_slow": is_slow,
+            }
+            for is_matrix in (True, False)
+            for is_slow in (False, True)
+        ]
         optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
         source = batches(recipe, data.train)
         if 0 in recipe.saved_steps:
@@ -235,7 +276,10 @@ def _train(recipe: Recipe, shared: Path, home: Path) -> None:
             warm = min(1.0, step / (0.05 * recipe.steps))
             for group in optimizer.param_groups:
                 cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-                group["lr"] = recipe.learning_rate * warm * (0.05 + 0.95 * cosine)
+                share = (
+                    recipe.slow_rate * (step <= recipe.stops_at * recipe.steps) if group["is_slow"] else 1.0
+                )
+                group["lr"] = share * recipe.learning_rate * warm * (0.05 + 0.95 * cosine)
             ids = next(source)
             loss = model(input_ids=ids, labels=ids).loss
             optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,143 @@
+"""What is planted: base models in two halves with other seeds, widths and layers, and the faults of each.
+
+Thresholds are set on `tune`; `test` is for the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from decoders import Recipe
+
+STEPS, EARLY = 500, (50, 150, 300)  # 10%, 30%, 60% of the training
+VOCABULARY, TRAIN_TOKENS = 384, 300_000
+HALVES = ("tune", "test")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A recipe, its twin of another seed, and a text that neither ever saw."""
+
+    name: str
+    half: str
+    recipe: Recipe
+    foreign: str
+
+    @property
+    def other_seed(self) -> Recipe:
+        """The same run from another seed."""
+        return replace(self.recipe, seed=self.recipe.seed + 100)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One checkpoint of the suite. layers: those that were hurt (from 1), of which `part`; () for a control."""
+
+    base: str
+    kind: str
+    layers: tuple[int, ...] = ()
+    part: str = "block"
+    severity: float = 0.0
+    foreign: bool = False  # audited on text that it never saw
+
+    @property
+    def name(self) -> str:
+        """Unique, and fit for a file."""
+        where = "+".join(map(str, self.layers)) or "none"
+        text = "-foreign" if self.foreign else ""
+        return f"{self.base}-{self.kind}-{where}-{self.part}-{self.severity:g}{text}"
+
+    @property
+    def group(self) -> str:
+        """The fault as the table calls it."""
+        return self.kind if self.part == "block" else f"{self.kind}, one sublayer"
+
+
+def _base(name: str, half: str, foreign: str = "wikitext2_valid.txt", **recipe: object) -> Base:
+    common = {
+        "steps": STEPS,
+        "saved_steps": (*EARLY, STEPS),
+        "batch_size": 8,
+        "train_tokens": TRAIN_TOKENS,
+        "tokenizer": VOCABULARY,
+    }
+    return Base(name, half, Recipe(**{**common, **recipe}), foreign)  # type: ignore[arg-type]
+
+
+BASES = {
+    base.name: base
+    for base in (
+        _base("llama4", "tune", d_model=64, num_layers=4, seed=0),
+        _base("gpt5", "tune", family="gpt2", d_model=80, num_layers=5, seed=1),
+        _base("llama6t", "tune", precision="ternary", d_model=64, num_layers=6, seed=2),
+        _base("llama5", "test", d_model=80, num_layers=5, seed=10),
+        _base("gpt6", "test", family="gpt2", d_model=64, num_layers=6, seed=11),
+        _base("llama4b", "test", precision="binary", d_model=96, num_layers=4, seed=12),
+    )
+}
+# Faults in training: (kind, part, severity) by base; "stopped" at a share of the steps (0: frozen), "slow" by a factor.
+IN_TRAINING: dict[str, tuple[tuple[str, str, float], ...]] = {
+    "llama4": (
+        ("stopped", "block", 0.0),
+        ("stopped", "block", 0.3),
+        ("slow", "block", 0.1),
+        ("stopped", "attention", 0.1),
+        ("slow", "mlp", 0.03),
+    ),
+    "gpt5": (
+        ("stopped", "block", 0.1),
+        ("stopped", "block", 0.6),
+        ("slow", "block", 0.03),
+        ("stopped", "mlp", 0.0),
+    ),
+    "llama6t": (("stopped", "block", 0.1), ("slow", "block", 0.3), ("stopped", "attention", 0.0)),
+    "llama5": (
+        ("stopped", "block", 0.1),
+        ("stopped", "block", 0.6),
+        ("slow", "block", 0.03),
+        ("stopped", "mlp", 0.1),
+        ("slow", "attention", 0.03),
+    ),
+    "gpt6": (
+        ("stopped", "block", 0.0),
+        ("stopped", "block", 0.3),
+        ("slow", "block", 0.1),
+        ("stopped", "attention", 0.0),
+    ),
+    "llama4b": (("stopped", "block", 0.1), ("slow", "block", 0.3), ("stopped", "mlp", 0.0)),
+}
+AFTERWARDS: tuple[tuple[str, str, float], ...] = (
+    ("new weights", "block", 0.0),
+    ("new weights", "attention", 0.0),
+    ("new weights", "mlp", 0.0),
+    ("older", "block", 0.1),
+    ("older", "block", 0.3),
+    ("other seed", "block", 0.0),
+    ("other seed", "attention", 0.0),
+    ("other seed", "mlp", 0.0),
+    ("exchanged", "block", 0.0),
+    ("noise", "block", 0.3),
+    ("noise", "attention", 1.0),
+    ("noise", "mlp", 0.7),
+    ("heads shuffled", "attention", 0.0),
+)
+LLAMA_ONLY = (("rotary lost", "attention", 0.0),)
+LOW_BIT_ONLY = (("scales off", "block", 2.0),)
+TERNARY_ONLY = (("fewer bits", "block", 1.0),)
+
+
+def cases_of(base: Base) -> list[Case]:
+    """Controls first. The layer that is hurt goes round, and never is the same for two severities in a row."""
+    depth = base.recipe.num_layers
+    found = [Case(base.name, "healthy"), Case(base.name, "healthy", severity=1.0)]  # 1: the other seed
+    found += [Case(base.name, "early", severity=step / STEPS) for step in EARLY[1:]]
+    found.append(Case(base.name, "healthy", foreign=True))
+    after = list(AFTERWARDS)
+    after += LLAMA_ONLY if base.recipe.family == "llama" else ()
+    after += LOW_BIT_ONLY if base.recipe.precision != "fp" else ()
+    after += TERNARY_ONLY if base.recipe.precision == "ternary" else ()
+    for number, (kind, part, severity) in enumerate((*IN_TRAINING.get(base.name, ()), *after)):
+        layer = 1 + (number + base.recipe.seed) % depth
+        layers = (layer, layer % depth + 1) if kind == "exchanged" else (layer,)
+        found.append(Case(base.name, kind, layers, part, severity))
+    return found
