@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 from hand_made import RESULT, healthy, varied
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_series import series
 from rich.cells import cell_len
@@ -98,6 +98,7 @@ def test_of_a_long_series_the_newest_are_shown_in_full():
     assert "Of the runs #1 to #28 only" in text
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.floats(allow_nan=True), max_size=30), st.floats(0, 1))
 def test_a_sparkline_keeps_the_order_of_its_values(values, span):
     line = trend(values, LEVELS, span)
