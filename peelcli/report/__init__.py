@@ -55,7 +55,7 @@ def render(
         raise UsageError(
             f"--format {format}: has no place for a history; expected table or json with --history"
         )
-    parts = [render_table(results, top=top, width=width, color=color, unicode=unicode)] if results else []
+    parts = [render(results, top=top, width=width, color=color, unicode=unicode)] if results else []
     return "\n".join([*parts, render_history(history, width=width, color=color, unicode=unicode)])
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from peelcli.records import AuditResult, Comparison, LayerChange
+from peelcli.records import AuditResult, Comparison, LayerChange, LayerVerdict
 from peelcli.report import wording
 from peelcli.report.cells import STYLES, ruled_table, text
 from peelcli.report.plain import base_name, gap_with_interval, layers_named
@@ -26,6 +26,30 @@ def against(comparison: Comparison) -> str:
     """With what it is compared, such as `the baseline night-1, step 400`."""
     step = "" if comparison.step is None else f", step {comparison.step}"
     return f"{'the baseline ' if comparison.is_baseline else ''}{base_name(comparison.checkpoint)}{step}"
+
+
+def change_of(result: AuditResult, layer: int) -> LayerChange | None:
+    """What became of one layer; None where the run is not compared with any, or the layer not there."""
+    found = result.comparison.layers if result.comparison else ()
+    return next((change for change in found if change.layer == layer), None)
+
+
+def outcome(result: AuditResult, verdict: LayerVerdict) -> str:
+    """In a word, what is the matter with a layer: its verdict, or what became of it where that is why it is flagged."""
+    change = change_of(result, verdict.layer)
+    is_worse = change is not None and change.status in ("regressed", "missing")
+    if change is not None and is_worse and verdict.layer in result.flagged:
+        return change.status if verdict.verdict in ("effective", "undecided") else verdict.verdict
+    return verdict.verdict
+
+
+def words(result: AuditResult, verdict: LayerVerdict) -> list[str]:
+    """All that is said about a layer, in sentences; first why it is flagged, where its verdict is not the reason."""
+    said = [line for line in (verdict.reason, verdict.advice, *verdict.notes) if line]
+    if outcome(result, verdict) == "regressed":
+        notes = [note for note in verdict.notes if note.startswith("Regressed: ")]
+        said = [*notes, *(line for line in said if line not in notes)]
+    return said
 
 
 def change_table(result: AuditResult, shown: frozenset[int]) -> Table | None:
@@ -51,9 +75,14 @@ def _cells(change: LayerChange, flagged: bool) -> list[Text]:
         text(f"{'! ' if is_worse and flagged else ''}{change.layer}", style if is_worse else ""),
         text(change.status, style),
         *(text(verdict or "-", STYLES.get(verdict or "", "")) for verdict in (change.before, change.after)),
-        text(gap_with_interval(change.gap_change, change.gap_change_interval)),
-        text(wording.reference(change.reference, brief=True)),
+        *map(text, figures(change)),
     ]
+
+
+def figures(change: LayerChange) -> tuple[str, str]:
+    """The change of the gap with its interval, and the reference that it is of."""
+    gap = gap_with_interval(change.gap_change, change.gap_change_interval)
+    return gap, wording.reference(change.reference, brief=True)
 
 
 def change_lines(comparison: Comparison) -> list[str]:

@@ -7,7 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from io import StringIO
 
-from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records import AuditResult, LayerChange, LayerVerdict
+from peelcli.report.changes import change_of
 from peelcli.report.plain import printable
 from peelcli.report.ranking import shown_layers
 
@@ -39,6 +40,14 @@ OF_LAYER: dict[str, Callable[[LayerVerdict], Cell]] = {
     "advice": lambda v: v.advice,
     "notes": lambda v: " ".join(v.notes),
 }
+# Since the run before, or since a baseline.
+OF_CHANGE: dict[str, Callable[[LayerChange], Cell]] = {
+    "change": lambda c: c.status,
+    "verdict_before": lambda c: c.before,
+    "gap_change": lambda c: c.gap_change,
+    "gap_change_low": lambda c: c.gap_change_interval[0] if c.gap_change_interval else None,
+    "gap_change_high": lambda c: c.gap_change_interval[1] if c.gap_change_interval else None,
+}
 
 
 def render_csv(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
@@ -51,16 +60,18 @@ def render_csv(results: Sequence[AuditResult], *, top: int | None = None, **_pag
     shown, _ = shown_layers(results, top)
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*OF_RUN, "layer", "flagged", *OF_LAYER])
+    writer.writerow([*OF_RUN, "layer", "flagged", *OF_LAYER, *OF_CHANGE])
     for result in results:
         run = [_cell(read(result)) for read in OF_RUN.values()]
         if not result.layers:
-            writer.writerow([*run, *[""] * (2 + len(OF_LAYER))])
+            writer.writerow([*run, *[""] * (2 + len(OF_LAYER) + len(OF_CHANGE))])
         for verdict in result.layers:
             if verdict.layer in shown:
                 flagged = _cell(verdict.layer in result.flagged)
                 cells = [_cell(read(verdict)) for read in OF_LAYER.values()]
-                writer.writerow([*run, verdict.layer, flagged, *cells])
+                change = change_of(result, verdict.layer)
+                changed = [_cell(read(change) if change else None) for read in OF_CHANGE.values()]
+                writer.writerow([*run, verdict.layer, flagged, *cells, *changed])
     return out.getvalue()
 
 

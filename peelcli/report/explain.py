@@ -12,7 +12,7 @@ from rich.table import Table
 
 from peelcli.errors import UsageError
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.cells import ruled_table, text, verdict_text
 from peelcli.report.json_format import layer_object, plain_object, score_object
 from peelcli.report.plain import base_name, fixed, gap_with_interval, layers_named, short, signed
@@ -68,7 +68,7 @@ def _explain(
     console.print(title)
     console.print()
     meaning = "".join(words for _, words in wording.meanings([verdict], by_layer=False))
-    paragraphs(console, filter(None, (verdict.reason, *verdict.notes)))
+    paragraphs(console, [line for line in changes.words(result, verdict) if line != verdict.advice])
     paragraphs(console, [f"{verdict.verdict}{meaning}"], "dim")
     heading(console, "What is known")
     paragraphs(console, _known(result, verdict))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from peelcli.records import VERDICTS, AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.records import VERDICTS, AuditResult
+from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, layers_named, printable
 from peelcli.report.ranking import shown_layers
 
@@ -36,12 +36,8 @@ def _errors(result: AuditResult, shown: frozenset[int]) -> Iterator[tuple[str, s
         yield f"peel: network {', '.join(wording.network_flags(result))}", f"{name}: {said}"
     flagged = [v for v in result.layers if v.layer in result.flagged and v.layer in shown]
     for verdict in sorted(flagged, key=lambda v: (VERDICTS.index(v.verdict), v.layer)):
-        title = f"peel: layer {verdict.layer} {verdict.verdict}"
-        yield title, f"{name}, layer {verdict.layer}: {_words(verdict)}"
-
-
-def _words(verdict: LayerVerdict) -> str:
-    return " ".join(line for line in (verdict.reason, verdict.advice, *verdict.notes) if line)
+        title = f"peel: layer {verdict.layer} {changes.outcome(result, verdict)}"
+        yield title, f"{name}, layer {verdict.layer}: {' '.join(changes.words(result, verdict))}"
 
 
 def _notice(result: AuditResult, left_out: Sequence[int]) -> tuple[str, str]:

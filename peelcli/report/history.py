@@ -10,21 +10,14 @@ from rich.text import Text
 from peelcli.records import HistoryEntry, HistoryLayer
 from peelcli.report.cells import STYLES, ruled_table, text
 from peelcli.report.plain import base_name, fixed, gap_with_interval, layers_named
-from peelcli.report.strip import LEVELS, PLAIN_LEVELS, sparkline
+from peelcli.report.strip import levels_of, sparkline
 
 LOWEST, HIGHEST = -1.0, 1.0  # of the score: half as much again as usual, and idle
 TAKEN = 54  # columns of a line beside the bars, at most
 NOTE = (
     "score over time, newest on the right: low where the layer does its work, full where it is idle or does harm; x "
-    "where it is broken, a space where it was not audited. loss: the network's, from its least to its most."
+    "where it is broken, a dot or a space where it was not audited. loss: the network's, from its least to its most."
 )
-
-
-def bars(values: Sequence[float | None], low: float, high: float, levels: str) -> str:
-    """A bar for each value, on the one scale from `low` to `high`, by which layers compare; a space for None."""
-    top = len(levels) - 1
-    shares = [None if v is None else min(1.0, max(0.0, (v - low) / (high - low))) for v in values]
-    return "".join(" " if share is None else levels[round(top * share)] for share in shares)
 
 
 def history_lines(entries: Sequence[HistoryEntry]) -> list[str]:
@@ -47,10 +40,11 @@ def history_table(entries: Sequence[HistoryEntry], width: int, *, unicode: bool)
     table.add_column("over time", no_wrap=True)
     table.add_column("newest", no_wrap=True)
     table.add_column("gap", overflow="fold")
-    losses = [entry.network.ce for entry in shown]
-    levels = LEVELS if unicode else PLAIN_LEVELS
-    if any(loss is not None for loss in losses):
-        table.add_row("loss", text(sparkline(losses, levels, 0.01)), "", text(fixed(losses[-1])))
+    losses, levels = [entry.network.ce for entry in shown], levels_of(unicode)
+    known = [loss for loss in losses if loss is not None]
+    if known:
+        bars = sparkline(losses, levels, min(known), max(known))
+        table.add_row("loss", text(bars), "", text(fixed(losses[-1])))
     by_layer = [{layer.layer: layer for layer in entry.layers} for entry in shown]
     for number in sorted({n for layers in by_layer for n in layers}):
         newest = by_layer[-1].get(number)
@@ -61,10 +55,10 @@ def history_table(entries: Sequence[HistoryEntry], width: int, *, unicode: bool)
 def _row(
     number: int, past: Sequence[HistoryLayer | None], newest: HistoryLayer | None, levels: str
 ) -> list[Text]:
-    signs = "".join(
+    bars = "".join(
         "x"
         if layer and layer.verdict == "broken"
-        else bars([layer.score if layer else None], LOWEST, HIGHEST, levels)
+        else sparkline([layer.score if layer else None], levels, LOWEST, HIGHEST)
         for layer in past
     )
     flagged = newest is not None and newest.flagged

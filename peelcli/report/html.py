@@ -13,7 +13,7 @@ from importlib.util import find_spec
 
 from peelcli.errors import UsageError
 from peelcli.records import AuditResult
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.page_data import COLUMNS, cells, name, packed, said
 from peelcli.report.plain import base_name, printable
@@ -54,6 +54,7 @@ def render_html(results: Sequence[AuditResult], *, top: int | None = None, **_pa
         *_summary(results),
         *_charts(results),
         *_layers(results[-1], len(results), shown, left_out),
+        *_changes(results[-1], shown),
         *_next_steps(results[-1], shown),
         *_runs(results),
         "</main>",
@@ -157,13 +158,38 @@ def _layers(
     yield "</section>"
 
 
+def _changes(result: AuditResult, shown: frozenset[int]) -> Iterator[str]:
+    if result.comparison is None:
+        return
+    since = escaped(changes.against(result.comparison))
+    yield f'<section class="long"><h2>Changes since {since}</h2><div class="scroll"><table id="changes"><thead><tr>'
+    yield '<th class="n">layer</th><th>since then</th><th>was</th><th>is</th><th>change</th><th>measured by</th>'
+    yield "</tr></thead><tbody>"
+    found = [c for c in result.comparison.layers if c.layer in shown or c.after is None]
+    for change in found:
+        bad = "flagged" if change.status in ("regressed", "missing") else ""
+        cells = "".join(
+            f'<td class="{escaped(verdict or "")}">{escaped(verdict or "-")}</td>'
+            for verdict in (
+                change.before,
+                change.after,
+            )  # the first may come from a file that is not to be trusted
+        )
+        cells += "".join(f"<td>{escaped(cell)}</td>" for cell in changes.figures(change))
+        yield f'<tr><td class="n">{change.layer}</td><td class="{bad}">{change.status}</td>{cells}</tr>'
+    yield "</tbody></table></div>"
+    yield from (f"<p>{escaped(line)}</p>" for line in changes.change_lines(result.comparison))
+    yield from (f'<p class="dim">{escaped(note)}</p>' for note in changes.column_notes(found))
+    yield "</section>"
+
+
 def _next_steps(result: AuditResult, shown: frozenset[int]) -> Iterator[str]:
     steps = wording.next_steps([verdict for verdict in result.layers if verdict.layer in shown])
     if steps:
         yield f'<section class="long"><h2>What to do next ({escaped(base_name(result.run.checkpoint))})</h2>'
         for verdict, heading, lines in steps:
-            words = "".join(f"<dd>{escaped(line)}</dd>" for line in lines)
-            yield f'<p class="{verdict}">{escaped(heading)}</p><dl><dt></dt>{words}</dl>'
+            words = "".join(f'<p class="step">{escaped(line)}</p>' for line in lines)
+            yield f'<p class="{verdict}">{escaped(heading)}</p>{words}'
         yield "</section>"
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, printable
 from peelcli.report.ranking import shown_layers
 
@@ -72,12 +72,12 @@ def _network(result: AuditResult) -> Element:
 def _layer(verdict: LayerVerdict, result: AuditResult) -> Element:
     fits = (s.fit.seconds for s in result.run.scores if s.reference.layer == verdict.layer)
     case = _case(result, f"layer {verdict.layer}", sum(fits))
-    said = [line for line in (verdict.reason, verdict.advice, *verdict.notes) if line]
-    message = f"layer {verdict.layer} {verdict.verdict}: {verdict.reason}"
+    said, outcome = changes.words(result, verdict), changes.outcome(result, verdict)
+    message = f"layer {verdict.layer} {outcome}: {' '.join(said[:1])}"
     if verdict.layer in result.flagged:
-        _outcome(case, "failure", message, verdict.verdict, said)
+        _outcome(case, "failure", message, outcome, said)
     elif verdict.verdict == "undecided":
-        _outcome(case, "skipped", message, verdict.verdict, said)
+        _outcome(case, "skipped", message, outcome, said)
     return case
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.plain import base_name, bracketed, fixed, printable, short, signed
 from peelcli.report.ranking import shown_layers
@@ -17,7 +17,7 @@ ZONE_MARKS = {"red": "🔴", "yellow": "🟡", "green": "🟢"}
 # A colon does something only before more: around the name of an emoji, and in an address.
 _ACTIVE = re.compile(r"[\\`*_\[\]|~$#^]|:(?=[^\s/])")
 _ADDRESS = re.compile(r"@|:(?=/)|(?<=www)\.", re.IGNORECASE)
-_BEGINS_BLOCK = re.compile(r"^(\d*)([-+=.)])")
+_BEGINS_BLOCK = re.compile(r"^(\d+(?=[.)](?:\s|$))|(?=[-+=]))(.)")
 
 
 def render_markdown(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
@@ -62,6 +62,7 @@ def _section(result: AuditResult, shown: frozenset[int], left_out: Sequence[int]
         yield from ("", *(f"<sub>{escaped(note)}</sub>" for note in [" ".join([*notes, wording.COLUMNS])]))
         yield ""
         yield from (f"- **{verdict}** {escaped(words)}" for verdict, words in wording.meanings(layers))
+    yield from _changes(result, shown)
     for title, sentences in (
         ("Network", wording.network_lines(result)),
         ("Scan of the files", [wording.finding(found) for found in result.run.findings]),
@@ -76,6 +77,21 @@ def _section(result: AuditResult, shown: frozenset[int], left_out: Sequence[int]
         for verdict, heading, words in steps:
             yield f"- {MARKS[verdict]} **{escaped(heading)}** {' '.join(map(escaped, words))}"
     yield ""
+
+
+def _changes(result: AuditResult, shown: frozenset[int]) -> Iterator[str]:
+    """What changed since the run before or a baseline: a row for each layer of which something can be said."""
+    if result.comparison is None:
+        return
+    yield from ("", f"#### Changes since {escaped(changes.against(result.comparison))}", "")
+    found = [c for c in result.comparison.layers if c.layer in shown or c.after is None]
+    rows = (
+        [str(c.layer), c.status, *map(escaped, (c.before or "-", c.after or "-", *changes.figures(c)))]
+        for c in found
+    )
+    yield from _table(("layer", "since then", "was", "is", "change", "measured by"), ">     ", rows)
+    yield from ("", f"<sub>{escaped(' '.join(changes.column_notes(found)))}</sub>", "")
+    yield from (f"- {escaped(line)}" for line in changes.change_lines(result.comparison))
 
 
 def _of_layer(verdict: LayerVerdict, result: AuditResult) -> list[str]:

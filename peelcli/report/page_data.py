@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, fixed, printable, short, signed
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import map_text
@@ -105,7 +105,7 @@ def _run(
         "said": [printable(sentence) for sentence in said(result)],
         "flagged": [layer for layer in result.flagged if layer in shown],
         "cells": [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in COLUMNS],
-        "why": [None if brief and v.verdict == "effective" else _text(v, texts) for v in layers],
+        "why": [None if brief and v.verdict == "effective" else _text(result, v, texts) for v in layers],
     }
 
 
@@ -141,9 +141,8 @@ def tried(result: AuditResult, layer: int) -> list[list[str]]:
     ]
 
 
-def _text(verdict: LayerVerdict, texts: dict[str, int]) -> int:
-    lines = (verdict.reason, verdict.advice, *verdict.notes)
-    return texts.setdefault("\n".join(printable(line) for line in lines if line), len(texts))
+def _text(result: AuditResult, verdict: LayerVerdict, texts: dict[str, int]) -> int:
+    return texts.setdefault("\n".join(map(printable, changes.words(result, verdict))), len(texts))
 
 
 def _maps(result: AuditResult, most: int) -> list[list[Any]]:

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 from peelcli import __version__
 from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, printable
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import MEANINGS as ZONES
@@ -18,6 +18,8 @@ from peelcli.report.zones import MEANINGS as ZONES
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
 RULES = {
     **{f"layer-{verdict}": words for verdict, words in wording.MEANINGS.items() if verdict != "effective"},
+    "layer-regressed": "it does worse against the same reference than at the run before or the baseline, beyond chance",
+    "layer-missing": "it was audited at the run before or the baseline, and is not now",
     **{f"network-{flag}": words for flag, words in wording.NETWORK_FLAGS.items()},
     **{f"network-{zone}": words for zone, words in ZONES.items() if zone != "green"},
 }
@@ -66,9 +68,9 @@ def _of_run(result: AuditResult, shown: frozenset[int]) -> Iterable[dict[str, An
     for verdict in result.layers:
         if verdict.layer in shown and (verdict.verdict != "effective" or verdict.layer in result.flagged):
             flagged = verdict.layer in result.flagged
-            said = " ".join(filter(None, (verdict.reason, verdict.advice, *verdict.notes)))
-            text = f"Layer {verdict.layer} is {verdict.verdict}. {said}"
-            rule, place = f"layer-{verdict.verdict}", f"layer {verdict.layer}"
+            outcome, said = changes.outcome(result, verdict), " ".join(changes.words(result, verdict))
+            text = f"Layer {verdict.layer}: {outcome}. {said}"
+            rule, place = f"layer-{outcome}", f"layer {verdict.layer}"
             yield _result(result, rule, flagged, text, place, _figures(verdict))
 
 

@@ -16,7 +16,7 @@ from peelcli.report.zones import STYLES as ZONE_STYLES
 FEWEST = 3  # runs; of two the columns side by side say it all
 SIGNS = {"effective": ".", "undecided": "?", "matched": "m", "surpassed": "s", "broken": "b"}
 ZONES = ("red", "yellow", "green")  # the worst first, as VERDICTS are
-LEVELS, PLAIN_LEVELS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+LEVELS, PLAIN_LEVELS = "·▁▂▃▄▅▆▇█", " _.-:=+*#"  # the first where there is no value
 OTHERS = 32  # columns that a row takes beside its strip and its trend
 NOTE = (
     "strip: oldest first; . effective, ? undecided, m matched, s surpassed, b broken, in capitals where flagged, - not "
@@ -40,21 +40,21 @@ def strip_table(
     table.add_column("trend", no_wrap=True)
     table.add_column("last", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True)
-    levels = LEVELS if unicode else PLAIN_LEVELS
+    levels = levels_of(unicode)
     newest, losses = results[-1].network, [result.network.ce for result in results]
     zone = text(newest.zone or "-", ZONE_STYLES.get(newest.zone or "", ""))
-    trend = sparkline(_last(losses, groups), levels, 0.01)
-    table.add_row(text("CE"), _zones(results, groups), text(trend), text(fixed(newest.ce)), zone)
+    bars = trend(_last(losses, groups), levels, 0.01)
+    table.add_row(text("CE"), _zones(results, groups), text(bars), text(fixed(newest.ce)), zone)
     rows = {layer: [_of(result, layer) for result in results] for layer in layers}
     gaps = {layer: [v.gap if v else None for v in row] for layer, row in rows.items()}
     known = [gap for row in gaps.values() for gap in row if gap is not None and math.isfinite(gap)]
     least_span = 0.1 * (max(known) - min(known)) if known else 0.0  # noise is not to fill the column
     for layer, row in rows.items():
         last = row[-1]
-        trend = sparkline(_last(gaps[layer], groups), levels, least_span)
+        bars = trend(_last(gaps[layer], groups), levels, least_span)
         verdict = text(last.verdict, STYLES[last.verdict]) if last else text("-")
         gap = text(signed(last.gap) if last else "-")
-        table.add_row(text(str(layer)), _verdicts(row, results, groups), text(trend), gap, verdict)
+        table.add_row(text(str(layer)), _verdicts(row, results, groups), text(bars), gap, verdict)
     return table
 
 
@@ -64,8 +64,13 @@ def strip_note(results: Sequence[AuditResult], width: int) -> str:
     return f"{NOTE}." if most == 1 else f"{NOTE}. One sign is the worst of up to {most} checkpoints."
 
 
-def sparkline(values: Sequence[float | None], levels: str, least_span: float) -> str:
-    """A sign for each value, from the first of `levels` for the least to the last for the most; a space for None.
+def levels_of(unicode: bool) -> str:
+    """The signs of a sparkline: that of no value, then from the least to the most."""
+    return LEVELS if unicode else PLAIN_LEVELS
+
+
+def trend(values: Sequence[float | None], levels: str, least_span: float) -> str:
+    """A sparkline from the least of `values` to the most.
 
     Where they differ by less than `least_span` they are drawn in the middle of a span as large.
     """
@@ -74,12 +79,18 @@ def sparkline(values: Sequence[float | None], levels: str, least_span: float) ->
         return ""
     span = max(max(known) - min(known), least_span)
     low = (max(known) + min(known) - span) / 2
-    top = len(levels) - 1
+    return sparkline(values, levels, low, low + span)
+
+
+def sparkline(values: Sequence[float | None], levels: str, low: float, high: float) -> str:
+    """A sign for each value, from the second of `levels` for `low` to the last for `high`; the first for None."""
+    top = len(levels) - 2
 
     def sign(value: float | None) -> str:
         if value is None or not math.isfinite(value):
-            return " "
-        return levels[round((value - low) / span * top) if span > 0 else top // 2]
+            return levels[0]
+        share = (value - low) / (high - low) if high > low else 0.5
+        return levels[1 + round(min(max(share, 0.0), 1.0) * top)]
 
     return "".join(map(sign, values))
 

@@ -62,7 +62,7 @@ def render_history(
 ) -> str:
     """The audits of a history, oldest first, as text of at most `width` columns: a line of bars for each layer."""
     out = StringIO()
-    console = plain_console(out, max(width, NARROWEST), color)
+    console = plain_console(out, width, color)
     console.print(text("History", "bold"))
     paragraphs(console, history.history_lines(entries))
     console.print()

@@ -10,7 +10,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from hand_made import RESULT, healthy, hostile, varied
+from hand_made import RESULT, healthy, hostile, regressed, varied
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from long_series import series
@@ -143,3 +143,15 @@ def test_of_many_maps_the_best_is_kept(monkeypatch):
     for result, run in zip(results := series(8, 2), page_data.page_data(results)["runs"], strict=True):
         assert len(run["maps"]) == 3
         assert run["maps"][0][1] == pytest.approx(result.network.bounds.yes.ce, rel=1e-4)
+
+
+def test_what_changed_since_the_night_before_is_shown():
+    found = page(regressed())
+    words = " ".join(" ".join(found.text).split())
+    assert "Changes since the baseline night-1, step 400" in words
+    assert "2 regressed effective effective 0.0000 ±0.0000 direct ternary g128" in words
+    assert "byte for byte what it was then" in words
+    run = found.data["runs"][0]
+    assert found.data["texts"][run["why"][1]].startswith("Regressed: byte for byte")
+    bad = page(regressed(CLOSING, CLOSING))
+    assert bad.tags == found.tags

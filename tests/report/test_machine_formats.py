@@ -9,11 +9,12 @@ import os
 import re
 import string
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from hand_made import LAYERS, RESULT, healthy, hostile, varied
+from hand_made import LAYERS, RESULT, healthy, hostile, regressed, varied
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from junit_rules import parsed_junit
@@ -53,7 +54,7 @@ HOSTILE = (
     ),
     *("[l](javascript:alert(1))", "![i](http://example.org/i.png)", "http://example.org", "www.example.org"),
     *("a@example.org", "@org/team", "#1 :boom:", "$x$", "~~s~~", "<img src=x onerror=alert(1)>", "{0} {{x}}"),
-    *("\\", "\\|", "", " ", '"quoted"', "a'b", "1. one", "- two"),
+    *("\\", "\\|", "", " ", '"quoted"', "a'b", "1. one", "- two", "---", "2)", "===", "+"),
 )
 EVERY_NAME = "".join(HOSTILE)
 SHORT = "=1,|a|`b`<script>]]>\x1b[31m\n%0A::error::x @org [l](http://e.org) \udc80"
@@ -101,6 +102,39 @@ def test_a_flagged_layer_and_a_flagged_network_are_named(format):
     text = render([flagged], format)
     assert "untrained" in text
     assert re.search(r"(?i)layer\W+3\b|^\W*3\W+surpassed|,3,true,surpassed", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("format", [format for format in REPORTS if format != "html"])
+def test_a_layer_that_regressed_is_named_with_what_became_of_it(format):
+    text = " ".join(render([regressed()], format).split())
+    assert "byte for byte what it was then" in text
+    assert "it was audited then, and is not now" in text
+    assert "night-1" in text or format in ("csv", "github", "junit", "sarif")
+    bad = regressed(EVERY_NAME, EVERY_NAME)
+    assert all(char.isprintable() or char == "\n" for char in render([bad], format))
+
+
+def test_what_became_of_a_layer_is_why_it_fails():
+    night = regressed()
+    (suite,) = parsed_junit(render([night], "junit"))
+    failures = {case.get("name"): case.find("failure") for case in suite.findall("testcase")}
+    assert [name for name, found in failures.items() if found is not None] == ["layer 2", "layer 4"]
+    assert failures["layer 2"].get("type") == "regressed"
+    assert failures["layer 2"].get("message").startswith("layer 2 regressed: Regressed: byte for byte")
+    assert failures["layer 4"].get("type") == "missing"
+    titles = [title for level, title, _ in commands(night) if level == "error"]
+    assert titles == ["peel%3A layer 4 missing", "peel%3A layer 2 regressed"]
+    assert {entry["ruleId"] for entry in sarif(night)} == {"layer-regressed", "layer-missing"}
+    assert [(row["layer"], row["change"], row["flagged"]) for row in rows(night)] == [
+        ("1", "same", "false"),
+        ("2", "regressed", "true"),
+        ("3", "same", "false"),
+        ("4", "missing", "true"),
+    ]
+    assert "| 2 | regressed | effective | effective | 0.0000 ±0.0000 | direct ternary g128 |" in render(
+        [night], "markdown"
+    )
+    assert {tag for tag, _ in seen(render([regressed(EVERY_NAME, EVERY_NAME)], "markdown")).elements} <= OURS
 
 
 # -- csv ---------------------------------------------------------------------------------------------------------------
@@ -171,6 +205,12 @@ def seen(markdown):
     return parser
 
 
+@cache
+def unmarked():
+    """The page with a name in which nothing is special."""
+    return seen(render([hostile("x"), RESULT], "markdown"))
+
+
 OURS = {
     "h2",
     "h3",
@@ -193,10 +233,10 @@ OURS = {
 
 
 @given(names)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_nothing_in_a_name_is_markdown(name):
     markdown = render([hostile(name), RESULT], "markdown")
-    plain, page = seen(render([hostile("x"), RESULT], "markdown")), seen(markdown)
+    plain, page = unmarked(), seen(markdown)
     assert {tag for tag, _ in page.elements} <= OURS
     # as many of each as with a name that has nothing special, but for what parts a mention from its sign
     tags = [tag for tag, _ in page.elements if tag != "span"]

@@ -180,7 +180,10 @@ def test_both_themes(page):
     assert page.execute_script(background) == light
 
 
-def test_a_phone_scrolls_down_only(page):
+def test_a_screen_or_a_phone_scrolls_down_only(page):
+    assert page.execute_script(
+        "return document.documentElement.scrollWidth <= document.documentElement.clientWidth"
+    )
     phone = {"width": 375, "height": 700, "deviceScaleFactor": 2, "mobile": True}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     try:

@@ -12,7 +12,6 @@ from hand_made import RESULT
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peelcli.cli.main import COMMANDS
 from peelcli.config import FORMATS
 from peelcli.errors import UsageError
 from peelcli.report import REPORTS, render
@@ -43,12 +42,10 @@ def test_an_unknown_format_is_named_with_those_there_are():
         render([RESULT], "xml")
 
 
-def test_the_readme_tells_of_every_format_and_command():
+def test_the_readme_tells_of_every_format():
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
     for name in FORMATS:
         assert f"| `{name}` |" in readme
-    for name in COMMANDS:
-        assert f"| `peel {name}" in readme
 
 
 def test_rendering_needs_neither_torch_nor_h5py():

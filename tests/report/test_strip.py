@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 from hand_made import RESULT, healthy, varied
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from long_series import series
 from rich.cells import cell_len
 
-from peelcli.report.strip import LEVELS, PLAIN_LEVELS, sparkline
+from peelcli.report.strip import LEVELS, PLAIN_LEVELS, trend
 from peelcli.report.table import MOST_RUNS, render_table
 
 PLAIN = [
@@ -98,19 +98,20 @@ def test_of_a_long_series_the_newest_are_shown_in_full():
     assert "Of the runs #1 to #28 only" in text
 
 
+@settings(deadline=None)
 @given(st.lists(st.none() | st.floats(allow_nan=True), max_size=30), st.floats(0, 1))
 def test_a_sparkline_keeps_the_order_of_its_values(values, span):
-    line = sparkline(values, LEVELS, span)
-    known = [(v, LEVELS.index(sign)) for v, sign in zip(values, line, strict=bool(line)) if sign != " "]
+    line = trend(values, LEVELS, span)
+    known = [(v, LEVELS.index(sign)) for v, sign in zip(values, line, strict=bool(line)) if sign != "·"]
     for (a, low), (b, high) in zip(sorted(known), sorted(known)[1:], strict=False):
         assert a <= b
         assert low <= high
 
 
 def test_noise_does_not_fill_a_sparkline():
-    assert sparkline([0.1, 0.1001, 0.1], LEVELS, 1.0) in ("▄▄▄", "▅▅▅", "▄▅▄")
-    assert sparkline([0.0, 1.0], LEVELS, 0.0) == "▁█"
-    assert sparkline([2.0, 2.0, None], LEVELS, 0.0) == "▄▄ "
+    assert trend([0.1, 0.1001, 0.1], LEVELS, 1.0) in ("▄▄▄", "▅▅▅", "▄▅▄", "▅▄▅")
+    assert trend([0.0, 1.0], LEVELS, 0.0) == "▁█"
+    assert trend([2.0, 2.0, None], LEVELS, 0.0) == "▅▅·"
 
 
 def test_colour_marks_what_is_flagged():
