@@ -50,7 +50,9 @@ Directory = Annotated[
 ]
 
 
-@with_options(ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig, WatchConfig)
+@with_options(
+    ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig, WatchConfig
+)
 def watch(directory: Directory, configs: Configs, console: Console) -> int:
     """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C, or as asked for."""
     check_format(configs[ReportConfig], console, to_file=False)

@@ -55,7 +55,7 @@ def history_table(entries: Sequence[HistoryEntry], width: int, *, unicode: bool)
 def _row(
     number: int, past: Sequence[HistoryLayer | None], newest: HistoryLayer | None, levels: str
 ) -> list[Text]:
-    bars = "".join(
+    signs = "".join(
         "x"
         if layer and layer.verdict == "broken"
         else sparkline([layer.score if layer else None], levels, LOWEST, HIGHEST)
