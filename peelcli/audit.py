@@ -19,14 +19,23 @@ from peelcli.calibration import Calibration, build_calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.checkpoint.tokenizer import load_tokenizer
-from peelcli.config import DeviceConfig, ExtractConfig, FitConfig, MachineConfig, parse_layers
+from peelcli.config import (
+    DeviceConfig,
+    ExtractConfig,
+    FitConfig,
+    MachineConfig,
+    TrainedSchemeConfig,
+    parse_layers,
+)
 from peelcli.describe import describe, training_step
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter
+from peelcli.kernels import choice
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
+from peelcli.precision import from_settings, to_settings
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run, run_from
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
@@ -34,7 +43,7 @@ from peelcli.scoring import block_batch
 from peelcli.workspace import Workspace, digest, require_outside, signature
 
 # Settings that change where or how fast something is computed, never what.
-_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size"}
+_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size", "kernels"}
 
 
 def relevant(settings: MachineConfig) -> dict[str, Any]:
@@ -47,6 +56,9 @@ def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
     """What makes two extractions the same work."""
     kept = relevant(settings)
     kept["data"] = signature(settings.data)
+    trained = to_settings(opened.trained)
+    if trained is not None:
+        kept["trained_scheme"] = trained
     return digest([opened.scan.checkpoint_id, str(opened.path.resolve()), kept])
 
 
@@ -67,6 +79,7 @@ def num_threads(settings: DeviceConfig) -> int:
 def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
     torch.set_num_threads(num_threads(settings))
+    choice.use(settings.kernels)
     device = settings.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -75,7 +88,11 @@ def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> 
         half = device.startswith("cuda") and opened.stored_bits <= 16
         dtype = "bfloat16" if half else "float32"
     return BlockwiseModel(
-        opened.path, dtype=getattr(torch, dtype), device=device, offload_dir=workspace.offload
+        opened.path,
+        dtype=getattr(torch, dtype),
+        device=device,
+        offload_dir=workspace.offload,
+        running=opened.precision.running,
     )
 
 
@@ -134,11 +151,12 @@ def extract_steps(
         layers=layers,
         stored_bits=opened.stored_bits,
         seed=settings.seed,
+        precision=opened.precision,
     )
     task = Extraction(
         output=path,
         about={**about, "key": key},
-        config={"extract": relevant(settings)},
+        config={"extract": relevant(settings), "trained_scheme": to_settings(opened.trained)},
         stored=stored_states(model.num_layers, layers),
         store_dtype=about["dtype"] if settings.store_dtype == "auto" else settings.store_dtype,
         batch_size=settings.batch_size or block_batch(calibration.seq_len),
@@ -259,14 +277,15 @@ def audit_steps(
     workspace: Workspace,
     earlier: Sequence[Path] = (),
     first: Run | None = None,
+    trained: TrainedSchemeConfig | None = None,
 ) -> Generator[Progress, None, AuditPaths]:
     """Scan, extract and fit one checkpoint, skipping what is done; a broken one yields its findings alone.
 
     earlier: checkpoints audited before it, oldest first. Those that are built alike serve for `rollback`; the run
     says of the others that they do not. first: the first measured run of the series. UsageError where the checkpoint's
-    tokens are not the same.
+    tokens are not the same. trained: how the weights were trained, where the files do not say so themselves.
     """
-    opened = yield from open_and_scan(path, workspace)
+    opened = yield from open_and_scan(path, workspace, trained)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
     others = yield from open_earlier(opened, earlier, fit_settings, workspace)
@@ -303,7 +322,9 @@ def open_fitted(
     path: Path, run: Run, machine: DeviceConfig, workspace: Workspace
 ) -> Generator[Progress, None, tuple[Opened, BlockwiseModel]]:
     """The checkpoint that a fit belongs to, on the device and in the precision of the fit unless asked otherwise."""
-    opened = yield from open_and_scan(path, workspace)
+    kept = run.config.get("trained_scheme")
+    trained = from_settings(kept if isinstance(kept, dict) else None, run.checkpoint)
+    opened = yield from open_and_scan(path, workspace, trained)
     if opened.scan.checkpoint_id != run.checkpoint_id:
         raise ArtefactError(
             f"{path}: is checkpoint {opened.scan.checkpoint_id}, and the fit belongs to {run.checkpoint_id} "

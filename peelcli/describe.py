@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,11 @@ from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.errors import CheckpointError
+from peelcli.precision import PLAIN, Precision
+from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
 from peelcli.quant.grid import Grid, recognise_grid
+from peelcli.quant.schemes import SCHEMES
+from peelcli.records import Quantized
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
 
@@ -36,22 +40,58 @@ def training_step(directory: Path) -> int | None:
     return int(match.group(1)) if match else None
 
 
-def layer_grid(
-    model: BlockwiseModel, layer: int, stored_bits: float
-) -> tuple[float, tuple[str, int | None] | None]:
-    """Bits per weight of one layer, and the one grid (scheme, group size) that all its matrices lie on, if they do."""
+@dataclass(frozen=True)
+class LayerGrids:
+    """In how many bits one layer runs, and the grids that references in its own class keep to."""
+
+    bits: float  # per weight, the mean over its matrices
+    own: tuple[str, int | None] | None  # the scheme (and group size) of all its matrices, if they share one
+    matrices: dict[str, tuple[str, int | None] | None]
+    """Of every matrix on a grid: the scheme whose members its values are; None where no scheme of ours has them all."""
+
+
+def layer_grid(model: BlockwiseModel, layer: int, stored_bits: float) -> LayerGrids:
+    """What is known of the grids of one layer, by its files or else by its values."""
     weights = model.read_weights(layer)
+    known = model.quantized(layer)
     found: list[tuple[int, Grid | None]] = []
+    matrices: dict[str, tuple[str, int | None] | None] = {}
     for matrix in model.matrices(layer):
         value: Tensor = weights[matrix.name]
         value = value.transpose(-1, -2) if matrix.transposed else value
-        found.append((value.numel(), recognise_grid(value.reshape(-1, value.shape[-1]))))
+        grid: Grid | None
+        if matrix.name in known:
+            said = known[matrix.name]
+            grid = Grid(said.scheme, said.group_size, said.num_bits)
+        else:
+            grid = recognise_grid(value.reshape(-1, value.shape[-1]))
+        found.append((value.numel(), grid))
+        if grid is not None:
+            matrices[matrix.name] = (grid.scheme, grid.group_size) if _holds(grid, value) else None
     total = sum(n for n, _ in found) or 1
     bits = sum(n * (grid.num_bits if grid else stored_bits) for n, grid in found) / total
-    grids = {(g.scheme, g.group_size, g.num_bits) if g else None for _, g in found}
+    grids = {(_in_class(g), g.group_size, g.num_bits) if g else None for _, g in found}
     only = grids.pop() if len(grids) == 1 else None
     # The mean of equal bits may miss them by a rounding, and they are compared with those of schemes.
-    return (only[2], only[:2]) if only else (bits, None)
+    return LayerGrids(only[2], only[:2], matrices) if only else LayerGrids(bits, None, matrices)
+
+
+def _in_class(grid: Grid) -> str:
+    """The scheme that a fit in the layer's own class lies in: its own, or the richest of no more bits."""
+    if grid.scheme in SCHEMES:
+        return grid.scheme
+    lighter = [s for s in SCHEMES.values() if s.num_bits <= grid.num_bits]
+    return max(lighter, key=lambda scheme: scheme.num_bits).name
+
+
+def _holds(grid: Grid, weight: Tensor) -> bool:
+    """Whether the scheme, with one step a channel or group, has every value: zero points and codebooks are not ours."""
+    if grid.scheme not in SCHEMES or SCHEMES[grid.scheme].is_free:
+        return False
+    scheme, rows = SCHEMES[grid.scheme], weight.float()
+    scale = initial_scale(rows, scheme, grid.group_size)
+    error = dequantize(quantize(rows, scale, scheme, grid.group_size), scale, scheme, grid.group_size) - rows
+    return float(error.abs().max()) <= 0.01 * float(scale.max())
 
 
 def unigram_ce(fit: np.ndarray, evaluation: np.ndarray, vocab_size: int) -> float:
@@ -72,12 +112,11 @@ def describe(
     layers: tuple[int, ...],
     stored_bits: float,
     seed: int,
+    precision: Precision = PLAIN,
 ) -> dict[str, Any]:
     """Everything a report needs of the checkpoint and the tokens, as JSON values."""
     split = calibration.split
-    bits, grids = zip(
-        *(layer_grid(model, n, stored_bits) for n in range(1, model.num_layers + 1)), strict=True
-    )
+    grids = [layer_grid(model, n, stored_bits) for n in range(1, model.num_layers + 1)]
     skipped = list(calibration.notes)
     without = [n for n in layers if not model.sublayers(n)]
     if without:
@@ -101,9 +140,19 @@ def describe(
         "family": model.family,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
-        "layer_bits": list(bits),
-        "layer_grids": [list(g) if g else None for g in grids],
+        "layer_bits": [g.bits for g in grids],
+        "layer_grids": [list(g.own) if g.own else None for g in grids],
+        "matrix_grids": [{n: list(g) if g else None for n, g in grid.matrices.items()} for grid in grids],
+        "quantized": _quantized(model, precision),
         "layer_hashes": {str(n): h for n, h in scan.layer_hashes.items()},
         "findings": [asdict(f) for f in scan.findings],
         "skipped": skipped,
     }
+
+
+def _quantized(model: BlockwiseModel, precision: Precision) -> dict[str, Any] | None:
+    """What runs in few bits; every block has been read by now."""
+    if precision.is_plain:
+        return None
+    bits = precision.activations.num_bits if precision.activations else None
+    return asdict(Quantized(precision.method, model.all_quantized(), bits, precision.notes))

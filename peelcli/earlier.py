@@ -22,7 +22,7 @@ def open_earlier(
     """Scan the earlier checkpoints of a run, where `rollback` is asked for: those of other weights, each once."""
     found: dict[str, Opened] = {}
     for path in paths if "rollback" in settings.references else ():
-        other = yield from open_and_scan(path, workspace.of_other(path))
+        other = yield from open_and_scan(path, workspace.of_other(path), opened.trained)
         found.pop(other.scan.checkpoint_id, None)  # of two that are the same the later one is named
         found[other.scan.checkpoint_id] = other
     found.pop(opened.scan.checkpoint_id, None)
@@ -50,6 +50,5 @@ def earlier_of(other: Opened, workspace: Workspace) -> Earlier:
     origin = Origin(
         other.scan.checkpoint_id[:12], training_step(other.path), other.scan.layer_hashes, non_finite
     )
-    return Earlier(
-        origin, partial(open_weights, other.path, offload_dir=workspace.of_other(other.path).offload)
-    )
+    offload, running = workspace.of_other(other.path).offload, other.precision.running
+    return Earlier(origin, partial(open_weights, other.path, offload_dir=offload, running=running))

@@ -26,16 +26,19 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.machine import available_memory
+from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.records import FitOutcome, Paths, Reference, Run, Score, run_from
+from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
 from peelcli.references.challenge import fit_challenge
-from peelcli.references.interface import Batch, Budget, LinearMap, Witness
+from peelcli.references.interface import Batch, Budget, Witness
 from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import CHECKED, fit_regression
 from peelcli.references.rollback import roll_back
+from peelcli.references.solved_finish import Finish
 from peelcli.scoring import Candidate, Sweep, block_batch
 from peelcli.statedata import StateData
 from peelcli.verdict import data_fit
@@ -44,6 +47,9 @@ from peelcli.workers import in_parallel
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 FIT_BATCH = 4  # sequences a step
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
+# In a scheme: large steps and little momentum, for a gradient changes at once when a code does.
+LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
+FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
@@ -96,6 +102,7 @@ class Fitter:
         self._key = json.dumps([about, task.config], sort_keys=True)
         self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
         self._outcomes: dict[Reference, FitOutcome] = {}
+        self._residual: dict[int, frozenset[str]] = {}
         self.asked = self._asked()
         self._began = 0.0
 
@@ -190,6 +197,8 @@ class Fitter:
             # What depends on the shape of a batch alone is found here, before threads would all look for it.
             self.model.arguments(layer, self.acts.ids[:size])
 
+        self._residual[layer] = self._residual_maps(layer, module)
+
         def one(reference: Reference) -> tuple[Witness, FitOutcome]:
             # A fit puts its weights in place as it runs, so that fits at once need a block each.
             block = copy.deepcopy(module) if at_once else module
@@ -198,28 +207,30 @@ class Fitter:
 
         return in_parallel(one, references, at_once=at_once)
 
+    def _residual_maps(self, layer: int, module: nn.Module) -> frozenset[str]:
+        """Names of the matrices of a block that write to the residual stream."""
+        few = self._data("fit", layer, layer).batch(range(1))
+        return frozenset(
+            m.name for m in residual_maps(ModelBlock(self.model, layer, module), few.inputs, few.ids)
+        )
+
     def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Witness, FitOutcome]:
         layer = reference.layer
-        maps = self._maps(layer, module, reference.sublayer)
-
-        def forward(hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-            return self.model.run_block(layer, module, hidden, ids, weights)
-
+        block = ModelBlock(self.model, layer, module, reference.sublayer)
         scheme = scheme_named(reference.scheme or "fp")
         fit, select = (self._data(p, layer, reference.target) for p in ("fit", "select"))
         start = self.plan.start(layer, scheme.name, self.settings.start, scheme.num_bits)
         steps = self.settings.direct_steps
         if scheme.name != self.plan.scheme:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
-        return fit_regression(
-            forward,
-            maps,
-            scheme,
-            reference.group_size,
-            fit,
-            select,
-            self._budget(reference.kind, steps, start),
-        )
+        steps *= FRESH_STEPS if start == "fresh" else 1
+        budget = self._budget(reference.kind, steps, start)
+        if not scheme.is_free:
+            rate = self.settings.learning_rate or LOW_BIT_RATE
+            budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
+        residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
+        finish = Finish(block, residual, fit, FIT_BATCH, briefly=scheme.name != self.plan.scheme)
+        return fit_regression(block, block.maps, scheme, reference.group_size, fit, select, budget, finish)
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
         rate = self.settings.learning_rate or LEARNING_RATE[kind]
@@ -227,16 +238,6 @@ class Fitter:
 
     def _data(self, part: str, layer: int, target: int) -> StateData:
         return StateData(self.acts, part, layer - 1, target, self.model.device, self.model.dtype)
-
-    def _maps(self, layer: int, module: nn.Module, sublayer: str | None) -> list[LinearMap]:
-        """The matrices of a block, or of one sublayer of it."""
-        inside = {m for s in self.model.sublayers(layer) if s.name == sublayer for m in s.modules}
-        parameters = dict(module.named_parameters())
-        return [
-            LinearMap(m.name, parameters[m.name].data, m.transposed)
-            for m in self.model.matrices(layer)
-            if sublayer is None or m.name.split(".")[0] in inside
-        ]
 
     # -- references trained through the rest of the network -----------------------------------------------------------
 
@@ -282,10 +283,10 @@ class Fitter:
 
         module = modules[layer]
         trained = {name: p.data for name, p in module.named_parameters()}
-        maps = self._maps(layer, module, None)
+        maps = ModelBlock(self.model, layer, module).maps
         fit, select = (self._data(p, layer, layer) for p in ("fit", "select"))
-        grid = self.acts.about["layer_grids"][layer - 1]
-        on_grid = (SCHEMES[grid[0]], grid[1]) if grid else None
+        grids = self.acts.about["matrix_grids"][layer - 1]
+        on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
         budget = self._budget("challenge", self.settings.challenge_steps, "warm")
         return fit_challenge(loss, trained, maps, on_grid, fit, select, budget)
 

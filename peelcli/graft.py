@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from peelcli import fitstore
-from peelcli.checkpoint.files import CheckpointFiles
+from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint
 from peelcli.checkpoint.graft import Replace, write_copy
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.plain import plain_config
 from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
 from peelcli.workspace import require_outside
@@ -24,8 +25,15 @@ from peelcli.workspace import require_outside
 def graft(
     fit: Path, files: CheckpointFiles, model: BlockwiseModel, reference: Reference, output: Path
 ) -> None:
-    """Write a copy of the checkpoint to `output` with `reference`, as fitted in `fit`, in place."""
+    """Write a copy of the checkpoint to `output` with `reference`, as fitted in `fit`, in place.
+
+    Of a checkpoint that runs in few bits the copy holds the weights that run, as plain numbers, and says nothing of
+    quantisation any more: packed again, or rounded again from latents, the reference would not be what was measured.
+    """
     require_outside(output, files.directory)
+    source = files.directory
+    if model.plain_directory != source:
+        files = open_checkpoint(model.plain_directory)
     layers, _ = group_by_layer(files, model.num_layers)
     names = {
         layer: {relative: info.name for relative, info in members.items()}
@@ -36,6 +44,10 @@ def graft(
     def put(layer: int, relative: str, replace: Replace) -> None:
         replacements[names.get(layer, {}).get(relative, f"layer {layer}: {relative}")] = replace
 
+    for layer in range(1, model.num_layers + 1):
+        rounded = [m.name for m in model.matrices(layer) if model.weights.is_rounded(layer, m.name)]
+        for relative in rounded:
+            put(layer, relative, _as_it_runs(model, layer, relative))
     if reference.kind == "identity":
         for layer in range(reference.layer, reference.target + 1):
             for relative in _contributing(model, layer, reference.dropped):
@@ -48,11 +60,16 @@ def graft(
         for layer in range(reference.layer + 1, reference.target + 1):
             for relative in _contributing(model, layer, SUBLAYERS):
                 put(layer, relative, torch.zeros_like)
-    write_copy(files, replacements, output)
+    config = plain_config(files.config, model.dtype) if model.runs_in_few_bits else None
+    write_copy(files, replacements, output, source, config)
+
+
+def _as_it_runs(model: BlockwiseModel, layer: int, relative: str) -> Replace:
+    return lambda _: model.read_weights(layer)[relative].cpu()
 
 
 def _constant(value: Tensor) -> Replace:
-    return lambda _: value
+    return lambda old: value.to(old.dtype)
 
 
 def _contributing(model: BlockwiseModel, layer: int, parts: Iterable[str]) -> list[str]:

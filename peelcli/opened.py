@@ -8,6 +8,8 @@ from pathlib import Path
 
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
 from peelcli.checkpoint.scan import ScanResult, scan_steps
+from peelcli.config import TrainedSchemeConfig
+from peelcli.precision import PLAIN, Precision, precision_of
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
@@ -19,6 +21,8 @@ class Opened:
     path: Path
     files: CheckpointFiles
     scan: ScanResult
+    precision: Precision = PLAIN  # that its weights run in
+    trained: TrainedSchemeConfig | None = None  # what the user said of that
 
     @property
     def is_finite(self) -> bool:
@@ -27,21 +31,31 @@ class Opened:
 
     @property
     def stored_bits(self) -> float:
-        """Bits per element that most of the weights are stored in."""
+        """Bits per element that most of the weights are stored in; packed ones are not counted."""
+        packing = self.precision.running.packing
+        packed = packing.consumed if packing is not None else frozenset()
         sizes: dict[float, int] = {}
         for info in self.files.tensors.values():
+            if info.name in packed:
+                continue
             bits = 8.0 * info.nbytes / max(1, info.numel)
             sizes[bits] = sizes.get(bits, 0) + info.numel
-        return max(sizes, key=lambda bits: sizes[bits])
+        return max(sizes, key=lambda bits: sizes[bits], default=16.0)
 
 
-def open_and_scan(path: Path, workspace: Workspace) -> Generator[Progress, None, Opened]:
-    """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited."""
+def open_and_scan(
+    path: Path, workspace: Workspace, trained: TrainedSchemeConfig | None = None
+) -> Generator[Progress, None, Opened]:
+    """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited.
+
+    trained: how its weights were trained, where its files do not say so themselves.
+    """
     files = open_checkpoint(path)
     require_decoder_only(files.config)
+    precision = precision_of(files, trained)
     workspace.make()
     scan = workspace.kept_scan(files)
     if scan is None:
         scan = yield from scan_steps(files)
         workspace.keep_scan(files, scan)
-    return Opened(path, files, scan)
+    return Opened(path, files, scan, precision, trained)

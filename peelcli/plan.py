@@ -13,8 +13,9 @@ import torch
 from peelcli.activations import states_nbytes
 from peelcli.audit import num_threads, open_and_scan
 from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
-from peelcli.config import ExtractConfig, FitConfig, parse_layers
+from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.extract import stored_states
 from peelcli.fit import FIT_BATCH
 from peelcli.machine import available_memory
@@ -48,13 +49,18 @@ class Plan:
 
 
 def plan_steps(
-    path: Path, extract: ExtractConfig, fit: FitConfig, workspace: Workspace, num_earlier: int = 0
+    path: Path,
+    extract: ExtractConfig,
+    fit: FitConfig,
+    workspace: Workspace,
+    num_earlier: int = 0,
+    trained: TrainedSchemeConfig | None = None,
 ) -> Generator[Progress, None, Plan]:
     """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run.
 
     num_earlier: how many earlier checkpoints of its run will serve for `rollback`.
     """
-    opened = yield from open_and_scan(path, workspace)
+    opened = yield from open_and_scan(path, workspace, trained)
     files, config = opened.files, opened.files.config
     nested = config.get("text_config")
     text = nested if isinstance(nested, dict) else config
@@ -65,9 +71,11 @@ def plan_steps(
     )
     vocab = int(text.get("vocab_size") or 0)
     members, _ = group_by_layer(files, num_layers)
-    block = max((sum(i.numel for i in m.values()) for m in members.values()), default=0)
-    inside = sum(i.numel for m in members.values() for i in m.values())
-    outside = sum(i.numel for i in files.tensors.values()) - inside
+    packing = opened.precision.running.packing
+    numel = plain_numel(files, packing)
+    sizes = [sum(numel.get(i.name, 0) for i in m.values()) for m in members.values()]
+    block, inside = max(sizes, default=0), sum(sizes)
+    outside = sum(numel.values()) - inside
     dtype = "float32" if extract.dtype == "auto" else extract.dtype
     itemsize = 4 if dtype == "float32" else 2
     tokens = extract.fit_tokens + extract.select_tokens + extract.eval_tokens
@@ -80,12 +88,14 @@ def plan_steps(
     scratch = 2 * candidates * measured * width * itemsize
     # Older blocks are kept as parts, and then in the fit.
     kept = 2 * older * itemsize * inside * len(layers) // num_layers
+    unpacked = itemsize * sum(numel.values()) if packing is not None else 0
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
     memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
     challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
     memory += 4 * itemsize * inside if challenge else 0
     batch = FIT_BATCH * seq_len
-    steps = fit.direct_steps * (3 + 2 + (5 / 3 if fit.ladder else 0))
+    # The direct solver, which finishes a fit, costs about as much as 16 steps.
+    steps = (fit.direct_steps + 16) * (3 + 2 + (5 / 3 if fit.ladder else 0))
     flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)
     flops += (
         2.0 * block * measured * candidates * num_layers / 2 + 2.0 * vocab * width * measured * candidates
@@ -103,7 +113,7 @@ def plan_steps(
         opened.scan.total_nbytes,
         memory,
         available_memory(),
-        states + scratch + kept,
+        states + scratch + kept + unpacked,
         shutil.disk_usage(workspace.directory).free,
         seconds,
     )

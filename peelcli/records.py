@@ -105,6 +105,34 @@ class Paths:
 
 
 @dataclass(frozen=True)
+class QuantizedModule:
+    """One weight matrix that the checkpoint runs in few bits. Shares are of its weights or of its steps."""
+
+    name: str  # of the module, such as model.layers.0.mlp.up_proj
+    layer: int | None
+    scheme: str
+    num_bits: float
+    granularity: str  # what shares a step: "tensor", "channel" or "group"
+    group_size: int | None
+    zeros: float  # share of weights that are 0
+    scale: float  # the median step
+    scale_outliers: float  # share of steps four times larger or smaller than that
+    clipped: float | None = (
+        None  # share of latent weights outside the clip range; None where no latents are kept
+    )
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a checkpoint runs in few bits, and how that is known."""
+
+    method: str  # of quantization_config, or "trained_scheme" where the user says so
+    modules: tuple[QuantizedModule, ...]
+    activation_bits: int | None = None  # to which the inputs of those matrices are rounded, per token
+    notes: tuple[str, ...] = ()  # what is run otherwise than the checkpoint asks, in words
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something the scan of the files found before any model was built."""
 
@@ -147,6 +175,9 @@ class Run:
     layer_hashes: dict[str, str] = field(default_factory=dict)  # layer number → SHA-256 of its weights
     findings: tuple[Finding, ...] = ()
     skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
+    quantized: Quantized | None = (
+        None  # what runs in few bits; None where the checkpoint says of nothing that it does
+    )
     seconds: float = 0.0
 
 
@@ -155,7 +186,15 @@ def run_from(about: Mapping[str, Any], **measured: Any) -> Run:
     known = {f.name for f in fields(Run)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k in known}
     values["findings"] = tuple(Finding(**f) for f in about["findings"])
+    values["quantized"] = _quantized(about.get("quantized"))
     return Run(**{**values, **measured})
+
+
+def _quantized(about: Mapping[str, Any] | None) -> Quantized | None:
+    if about is None:
+        return None
+    modules = tuple(QuantizedModule(**module) for module in about["modules"])
+    return Quantized(about["method"], modules, about["activation_bits"], tuple(about["notes"]))
 
 
 @dataclass(frozen=True)

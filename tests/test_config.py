@@ -54,6 +54,8 @@ def values(rule: Setting) -> st.SearchStrategy[Any]:
         return st.sampled_from(["cpu", "cuda", "cuda:1"])
     elif rule.name in ("budget", "every", "max_idle"):
         return st.sampled_from(["90", "90s", "1.5m", "2h"])
+    elif rule.name == "trained_modules":
+        one = st.sampled_from(["*.mlp.*", "*_proj", "lm_head", "model.layers.[12].*"])
     elif rule.name == "paths":
         one = st.sampled_from(["direct", "last", "all", "search", "[3, 3, 3, 4]", "[1,2]", "[1]"])
     else:
@@ -84,7 +86,7 @@ def test_flag_beats_environment_beats_yaml_beats_default(
     section: type, rule: Setting, data: st.DataObject
 ) -> None:
     by_flag, by_env, by_yaml = (data.draw(st.none() | values(rule)) for _ in range(3))
-    yaml = {} if by_yaml is None else {section_name(section): {rule.name: as_yaml(by_yaml)}}
+    yaml = {} if by_yaml is None else {section_name(section): {rule.key: as_yaml(by_yaml)}}
     env = {} if by_env is None else {rule.variable: as_text(rule, by_env)}
     flags = {} if by_flag is None else {rule.name: as_flag(rule, by_flag)}
     expected = next((value for value in (by_flag, by_env, by_yaml) if value is not None), rule.default)
@@ -333,7 +335,7 @@ def test_every_setting_keeps_its_own_rules() -> None:
     assert set(settings_of(ExtractConfig)) >= TOTALS
 
 
-@pytest.mark.parametrize("name", ["quick_cpu", "nightly_ci", "ternary", "binary", "large_model"])
+@pytest.mark.parametrize("name", ["quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"])
 def test_each_sample_says_its_command_and_loads(name: str) -> None:
     path = SAMPLES / f"{name}.yaml"
     head = path.read_text(encoding="utf-8").split("\n\n")[0].splitlines()
@@ -344,7 +346,7 @@ def test_each_sample_says_its_command_and_loads(name: str) -> None:
 
 
 def test_no_sample_goes_untested() -> None:
-    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model"}
+    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"}
     assert {path.stem for path in SAMPLES.iterdir()} == named
 
 

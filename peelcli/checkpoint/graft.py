@@ -17,10 +17,17 @@ _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 Replace = Callable[[Tensor], Tensor]
 
 
-def write_copy(files: CheckpointFiles, replacements: Mapping[str, Replace], output: Path) -> None:
+def write_copy(
+    files: CheckpointFiles,
+    replacements: Mapping[str, Replace],
+    output: Path,
+    companions: Path | None = None,
+    config: Mapping[str, object] | None = None,
+) -> None:
     """Copy `files` to the new directory `output`; `replacements` map tensor names to what becomes of the tensor.
 
     Shards keep their division and are written as safetensors. The directory takes its name when it is whole.
+    companions: where the files beside the weights are, if not with them. config: the config.json to write, if another.
     """
     unknown = sorted(set(replacements) - set(files.tensors))
     if unknown:
@@ -35,16 +42,20 @@ def write_copy(files: CheckpointFiles, replacements: Mapping[str, Replace], outp
         shutil.rmtree(partial)
     partial.mkdir(parents=True)
     try:
-        _write(files, replacements, partial)
+        _write(files, replacements, companions or files.directory, partial)
+        if config is not None:
+            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         partial.replace(output)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _write(files: CheckpointFiles, replacements: Mapping[str, Replace], directory: Path) -> None:
+def _write(
+    files: CheckpointFiles, replacements: Mapping[str, Replace], companions: Path, directory: Path
+) -> None:
     for pattern in _COMPANIONS:
-        for path in files.directory.glob(pattern):
+        for path in companions.glob(pattern):
             if path.is_file() and not path.name.endswith(".index.json"):
                 shutil.copyfile(path, directory / path.name)
     weight_map: dict[str, str] = {}
@@ -56,7 +67,7 @@ def _write(files: CheckpointFiles, replacements: Mapping[str, Replace], director
         for info in (i for i in files.tensors.values() if i.file == shard):
             value = read_tensor(info)
             if info.name in replacements:
-                value = replacements[info.name](value).to(value.dtype)
+                value = replacements[info.name](value)
             tensors[info.name] = value.contiguous().clone()
             weight_map[info.name] = name
         save_file(tensors, directory / name, metadata={"format": "pt"})

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peelcli.checkpoint.few_bits import FewBits
+from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.structure import (
     Matrix,
     Sublayer,
@@ -26,8 +28,9 @@ from peelcli.checkpoint.structure import (
     find_sublayers,
     num_hidden_layers,
 )
-from peelcli.checkpoint.weights import BlockWeights, load_model
+from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
 from peelcli.errors import CheckpointError
+from peelcli.records import QuantizedModule
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
 
@@ -55,10 +58,23 @@ class Prepared:
 class BlockwiseModel:
     """A checkpoint ready to run, layer by layer. Layers count from 1."""
 
-    def __init__(self, directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path) -> None:
-        """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, converted weights)."""
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        dtype: torch.dtype,
+        device: str,
+        offload_dir: Path,
+        running: Running = AS_STORED,
+    ) -> None:
+        """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, packed or converted weights).
+
+        running: how its tensors become the weights that run, where those are not the same.
+        """
+        self._running = running
+        self.plain_directory = plain_directory(directory, dtype, offload_dir, running)
         config, model, self.blocks_name = load_model(
-            directory, dtype=dtype, device=device, offload_dir=offload_dir
+            self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
         )
         self.config = config
         self.num_layers = num_hidden_layers(config)
@@ -70,7 +86,10 @@ class BlockwiseModel:
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
-        self.weights = BlockWeights(self._blocks, dtype, self.device)
+        self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name)
+        self._quantized = FewBits(
+            self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
+        )
         self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
@@ -114,6 +133,22 @@ class BlockwiseModel:
     def matrices(self, layer: int) -> tuple[Matrix, ...]:
         """The weight matrices of one block that a scheme applies to."""
         return find_matrices(self._blocks[layer - 1])
+
+    @property
+    def runs_in_few_bits(self) -> bool:
+        """Whether its tensors are packed, or latent weights that are rounded when they are used."""
+        return self._running is not AS_STORED
+
+    def quantized(self, layer: int) -> dict[str, QuantizedModule]:
+        """What is known of the matrices of one block that run in few bits, by the name of the parameter.
+
+        Of latent weights it is known once they have been read.
+        """
+        return self._quantized.of_layer(layer)
+
+    def all_quantized(self) -> tuple[QuantizedModule, ...]:
+        """What is known of every matrix that runs in few bits."""
+        return self._quantized.everything()
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """Attention and MLP of one block; empty where they could not be told apart."""

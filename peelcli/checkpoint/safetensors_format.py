@@ -65,6 +65,12 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     return tensors
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """What the header says beside the table of tensors: text by name, written by whoever wrote the file."""
+    found = _header(file).get("__metadata__")
+    return found if isinstance(found, dict) else {}
+
+
 def _header(file: Path) -> dict[str, dict]:
     """The JSON at the head of the file, after a check that as many bytes follow as it promises."""
     size = file.stat().st_size

@@ -16,8 +16,12 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peelcli.checkpoint.structure import find_blocks, num_hidden_layers
+from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.plain import quantized_modules, unpack
+from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
 from peelcli.errors import CheckpointError
+from peelcli.records import QuantizedModule
 
 _PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
 
@@ -26,6 +30,9 @@ def _skeleton(directory: Path) -> tuple[Any, nn.Module, str]:
     """The config, the model it describes without any weights, and the name of its blocks."""
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+        for part in (config, getattr(config, "text_config", config)):
+            if hasattr(part, "quantization_config"):
+                del part.quantization_config  # the model is built plain: what it says is heeded elsewhere
         with torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
@@ -59,6 +66,7 @@ def load_model(
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             directory,
+            config=config,
             dtype=dtype,
             device_map=mapping,
             offload_folder=str(offload_dir),
@@ -99,17 +107,36 @@ def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
 
 
 class BlockWeights:
-    """Reads the parameters of one block at a time. Layers count from 1."""
+    """Reads the parameters of one block at a time, as they run. Layers count from 1."""
 
-    def __init__(self, blocks: Sequence[nn.Module], dtype: torch.dtype, device: torch.device) -> None:
-        """Take `blocks`, of a model that `load_model` gave, out of accelerate's hands."""
-        self._dtype, self._device = dtype, device
+    def __init__(
+        self,
+        blocks: Sequence[nn.Module],
+        dtype: torch.dtype,
+        device: torch.device,
+        running: Running = AS_STORED,
+        name: str = "",
+    ) -> None:
+        """Take `blocks`, of a model that `load_model` gave, out of accelerate's hands. name: of their list."""
+        self._dtype, self._device, self._running, self.list_name = dtype, device, running, name
         self._shapes = [_shapes(block) for block in blocks]
         self._readers = [_detach(block, layer) for layer, block in enumerate(blocks, start=1)]
+        self._matrices = [{m.name: m for m in find_matrices(block)} for block in blocks]
+        self.rounded: dict[
+            str, QuantizedModule
+        ] = {}  # what was found in latent weights, so far as they were read
 
     def names(self, layer: int) -> tuple[str, ...]:
         """Names of one block's parameters, relative to the block."""
         return tuple(self._readers[layer - 1])
+
+    def matrices(self, layer: int) -> tuple[str, ...]:
+        """Names, among those, of the matrices that a scheme applies to."""
+        return tuple(self._matrices[layer - 1])
+
+    def module_name(self, layer: int, matrix: str) -> str:
+        """The full name of the module that holds a matrix of a block."""
+        return f"{self.list_name}.{layer - 1}.{matrix.removesuffix('.weight')}"
 
     def read(self, layer: int) -> dict[str, Tensor]:
         """The parameters of one block by those names, on the device and in the dtype it runs in.
@@ -125,17 +152,53 @@ class BlockWeights:
                     f"layer {layer}: the weight {name!r} has shape {list(value.shape)}, and config.json calls for "
                     f"{list(expected)}. Check that config.json and the weights come from the same run."
                 )
-            weights[name] = value.to(device=self._device, dtype=self._dtype)
+            value = self._as_it_runs(layer, name, value.to(self._device))
+            weights[name] = value.to(dtype=self._dtype)
         return weights
 
+    def is_rounded(self, layer: int, matrix: str) -> bool:
+        """Whether a matrix is stored as a latent weight, and rounded when it is read."""
+        latent = self._running.latent
+        return (
+            latent is not None
+            and matrix in self._matrices[layer - 1]
+            and latent.selects(self.module_name(layer, matrix), True)
+        )
 
-def open_weights(directory: Path, *, dtype: torch.dtype, offload_dir: Path) -> BlockWeights:
+    def _as_it_runs(self, layer: int, name: str, value: Tensor) -> Tensor:
+        latent = self._running.latent
+        if latent is None or not self.is_rounded(layer, name):
+            return value
+        transposed, module = self._matrices[layer - 1][name].transposed, self.module_name(layer, name)
+        value = value.transpose(-1, -2) if transposed else value
+        value, self.rounded[module] = latent.rounded(module, layer, value)
+        return value.transpose(-1, -2).contiguous() if transposed else value
+
+
+def open_weights(
+    directory: Path, *, dtype: torch.dtype, offload_dir: Path, running: Running = AS_STORED
+) -> BlockWeights:
     """The blocks of a checkpoint that is not to be run: nothing of it stays in memory, embeddings and head included.
 
     `offload_dir` takes what cannot be read in place. Raises CheckpointError as `load_model` does.
     """
-    _, model, blocks = load_model(directory, dtype=dtype, device="disk", offload_dir=offload_dir)
-    return BlockWeights(list(model.get_submodule(blocks).children()), dtype, torch.device("cpu"))
+    plain = plain_directory(directory, dtype, offload_dir, running)
+    _, model, blocks = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
+    return BlockWeights(
+        list(model.get_submodule(blocks).children()), dtype, torch.device("cpu"), running, blocks
+    )
+
+
+def plain_directory(directory: Path, dtype: torch.dtype, offload_dir: Path, running: Running) -> Path:
+    """The directory whose tensors are plain: the checkpoint's own, or the one that it is unpacked into."""
+    if running.packing is None:
+        return directory
+    return unpack(open_checkpoint(directory), running.packing, dtype, offload_dir)
+
+
+def unpacked_modules(plain: Path, running: Running) -> dict[str, QuantizedModule]:
+    """What was found in packed weights, by the module's name in the files."""
+    return {} if running.packing is None else {module.name: module for module in quantized_modules(plain)}
 
 
 def _detach(block: nn.Module, layer: int) -> Mapping[str, Callable[[], Tensor]]:

@@ -21,7 +21,15 @@ from peelcli.cli.judging import (
 )
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import AuditConfig, CompareConfig, Configs, ExtractConfig, FitConfig, ReportConfig
+from peelcli.config import (
+    AuditConfig,
+    CompareConfig,
+    Configs,
+    ExtractConfig,
+    FitConfig,
+    ReportConfig,
+    TrainedSchemeConfig,
+)
 from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
@@ -39,7 +47,7 @@ Checkpoints = Annotated[
 ]
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig)
+@with_options(ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig)
 def audit(
     checkpoints: Checkpoints, configs: Configs, console: Console, write_baseline: WriteBaseline = None
 ) -> int:
@@ -91,6 +99,7 @@ class Auditor:
         self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
         self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
         self.baseline = baseline
+        self.trained = configs[TrainedSchemeConfig]
         self.runs: list[Run] = []
         self.paths: list[Path] = []
 
@@ -107,12 +116,22 @@ class Auditor:
         from peelcli.plan import plan_steps, render_plan
 
         if self.settings.dry_run:
-            plan = self.console.drive(plan_steps(checkpoint, self.extract, self.fit, workspace))
+            steps = plan_steps(checkpoint, self.extract, self.fit, workspace, trained=self.trained)
+            plan = self.console.drive(steps)
             self.console.result(render_plan(plan))
             return
         earlier = self.paths[-ROLLED_BACK:]
-        steps = audit_steps(checkpoint, self.extract, self.fit, workspace, earlier=earlier, first=self.first)
-        done = self.console.drive(steps)
+        done = self.console.drive(
+            audit_steps(
+                checkpoint,
+                self.extract,
+                self.fit,
+                workspace,
+                earlier=earlier,
+                first=self.first,
+                trained=self.trained,
+            )
+        )
         self.runs.append(done.run)
         self.paths.append(checkpoint)
         if done.fit is not None:

@@ -10,12 +10,12 @@ import typer
 from peelcli.cli.console import Console
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import Configs, ExtractConfig
+from peelcli.config import Configs, ExtractConfig, TrainedSchemeConfig
 
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Directory with config.json and weights.")]
 
 
-@with_options(ExtractConfig)
+@with_options(ExtractConfig, TrainedSchemeConfig)
 def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
     """Dump the trained states of every layer into an HDF5 file, and print its path."""
     console.hush_libraries()
@@ -23,7 +23,7 @@ def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
 
     settings = configs[ExtractConfig]
     workspace = workspace_for(checkpoint, None)
-    opened = console.drive(open_and_scan(checkpoint, workspace))
+    opened = console.drive(open_and_scan(checkpoint, workspace, configs[TrainedSchemeConfig]))
     path = console.drive(extract_steps(opened, settings, workspace, settings.output))
     console.written(path)
     return 0

@@ -46,6 +46,7 @@ def fit(
     console.hush_libraries()
     from peelcli.activations import ActivationFile
     from peelcli.audit import fit_steps, open_and_scan
+    from peelcli.precision import from_settings
 
     settings = configs[FitConfig]
     acts = ActivationFile(activations)
@@ -57,7 +58,8 @@ def fit(
             "--checkpoint."
         )
     workspace = workspace_for(where, None)
-    opened = console.drive(open_and_scan(where, workspace))
+    trained = from_settings(acts.config.get("trained_scheme"), str(activations))
+    opened = console.drive(open_and_scan(where, workspace, trained))
     path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output, earlier or ()))
     console.written(path)
     return 0

@@ -59,5 +59,10 @@ def graft(
     console.note(
         f"{chosen.key} in place; loss {result.loss_with(chosen):.5f} nats per token on the audit's tokens"
     )
+    if not opened.precision.is_plain:
+        console.note(
+            f"{output} holds the weights that run as plain {run.dtype} numbers, without its quantization_config"
+            + ("; their inputs are no longer rounded" if opened.precision.activations else "")
+        )
     console.written(output)
     return 0

@@ -23,6 +23,7 @@ from peelcli.config import (
     ExtractConfig,
     FitConfig,
     ReportConfig,
+    TrainedSchemeConfig,
     WatchConfig,
     parse_duration,
 )
@@ -41,7 +42,9 @@ Directory = Annotated[
 ]
 
 
-@with_options(ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig, WatchConfig)
+@with_options(
+    ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig, WatchConfig
+)
 def watch(directory: Directory, configs: Configs, console: Console) -> int:
     """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C, or as asked for."""
     console.hush_libraries()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,10 +59,12 @@ def resolve(
 def to_json(configs: Iterable[Any]) -> dict[str, dict[str, Any]]:
     """The instances as plain JSON values by section, in an order that does not depend on the caller's."""
     ordered = sorted(configs, key=lambda config: section_name(type(config)))
-    return {
-        section_name(type(config)): {item.name: _plain(getattr(config, item.name)) for item in fields(config)}
-        for config in ordered
-    }
+    return {section_name(type(config)): _values(type(config), config) for config in ordered}
+
+
+def _values(section: type, config: Any) -> dict[str, Any]:
+    """The values of one section under their keys in a YAML file."""
+    return {rule.key: _plain(getattr(config, name)) for name, rule in settings_of(section).items()}
 
 
 def stray_variables(env: Mapping[str, str]) -> list[str]:
@@ -81,20 +82,20 @@ def _from_yaml(
     by_name = {section_name(section): section for section in known}
     found: dict[type, dict[str, Any]] = {}
     for title, body in yaml.items():
-        section = by_name.get(title) if isinstance(title, str) else None
+        section = by_name.get(title.replace("-", "_")) if isinstance(title, str) else None
         if section is None:
             mistakes.append(f"{source}: {_key(title)}: no such section{_where(title, by_name)}")
         elif not isinstance(body, Mapping | None):
             mistakes.append(f"{source}: {title}: expected settings under it, found {short_repr(body)}")
         else:
-            found[section] = _section_from_yaml(title, body or {}, by_name, source, mistakes)
+            found[section] = _section_from_yaml(section_name(section), body or {}, by_name, source, mistakes)
     return found
 
 
 def _section_from_yaml(
     title: str, body: Mapping[Any, Any], by_name: Mapping[str, type], source: str, mistakes: list[str]
 ) -> dict[str, Any]:
-    rules = settings_of(by_name[title])
+    rules = {rule.key: rule for rule in settings_of(by_name[title]).values()}
     values: dict[str, Any] = {}
     for key, raw in body.items():
         label = f"{source}: {title}.{_key(key)}"

@@ -54,6 +54,12 @@ class DeviceConfig:
     dtype: str = setting(
         "auto", "Precision that the model runs in; auto follows the device.", choices=DTYPES, shared=True
     )
+    kernels: str = setting(
+        "auto",
+        "Versions of the hot functions: auto takes kernels on a GPU, eager never does.",
+        choices=("auto", "eager"),
+        shared=True,
+    )
     threads: int | None = setting(
         None,
         "CPU threads; auto respects the CPU quota of the container.",
@@ -122,6 +128,55 @@ class ExtractConfig(MachineConfig):
 
 
 @dataclass(frozen=True)
+class TrainedSchemeConfig:
+    """In which scheme the checkpoint was trained, where its file holds the latent weights of a training of one's own.
+
+    The weights are rounded as that training's forward pass rounded them, before anything is measured.
+    """
+
+    trained_scheme: str | None = setting(
+        None,
+        "Scheme that the latent weights of the checkpoint are rounded to before anything is measured.",
+        key="scheme",
+        choices=SCHEMES[:-1],
+        unset="as the checkpoint says",
+    )
+    trained_granularity: str = setting(
+        "tensor",
+        "Weights that share one step of the trained scheme.",
+        key="granularity",
+        choices=("tensor", "channel", "group"),
+    )
+    trained_group_size: int | None = setting(
+        None,
+        "Weights of a row that share one step, for granularity group.",
+        key="group_size",
+        at_least=1,
+        unset="none",
+    )
+    trained_scale: str = setting(
+        "absmean",
+        "Rule for the step: the mean or the largest magnitude (over the highest code), or the least squared error.",
+        key="scale",
+        choices=("absmean", "absmax", "mse"),
+    )
+    trained_modules: tuple[str, ...] = setting(
+        (),
+        "Linear maps that were trained so, as globs such as *.mlp.*, parted by commas or repeated.",
+        key="modules",
+        metavar="GLOB",
+        unset="all linear maps of the blocks",
+    )
+    trained_activation_bits: int | None = setting(
+        None,
+        "Bits that the inputs of those maps are rounded to, per token.",
+        key="activation_bits",
+        at_least=2,
+        unset="none",
+    )
+
+
+@dataclass(frozen=True)
 class FitConfig(MachineConfig):
     """Which references stand in for a layer, in which low-bit scheme, and how hard they are fitted."""
 
@@ -140,7 +195,11 @@ class FitConfig(MachineConfig):
         "Weights that a fit starts from: warm the trained ones, fresh random ones.",
         choices=("auto", "warm", "fresh"),
     )
-    direct_steps: int = setting(40, "Optimiser steps for each direct and span reference.", at_least=0)
+    direct_steps: int = setting(
+        20,
+        "Optimiser steps for each direct and span reference, before the direct solver finishes it.",
+        at_least=0,
+    )
     ladder: bool = setting(
         True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
     )
@@ -276,6 +335,7 @@ class ConsoleConfig:
 
 SECTIONS: tuple[type, ...] = (
     ExtractConfig,
+    TrainedSchemeConfig,
     FitConfig,
     ReportConfig,
     CompareConfig,
@@ -286,8 +346,8 @@ SECTIONS: tuple[type, ...] = (
 
 
 def section_name(section: type) -> str:
-    """The YAML name of a section: `FitConfig` is `fit`."""
-    return section.__name__.removesuffix("Config").lower()
+    """The YAML name of a section: `FitConfig` is `fit`, `TrainedSchemeConfig` is `trained_scheme`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", section.__name__.removesuffix("Config")).lower()
 
 
 def parse_layers(layers: str | None, num_layers: int) -> tuple[int, ...]:

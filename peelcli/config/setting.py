@@ -47,6 +47,7 @@ class Setting:
     split: tuple[
         tuple[str, int], ...
     ] = ()  # the settings that this total is shared out to, and their weights
+    key: str = ""  # its key in YAML, where that is not its name
     name: str = ""  # from here on filled in by `settings_of`
     kind: type = str
     optional: bool = False
@@ -160,6 +161,7 @@ def settings_of(section: type) -> MappingProxyType[str, Setting]:
         found[item.name] = replace(
             item.metadata["setting"],
             name=item.name,
+            key=item.metadata["setting"].key or item.name,
             kind=inner[0] if inner else hints[item.name],
             optional=type(None) in get_args(hints[item.name]),
             many=many,

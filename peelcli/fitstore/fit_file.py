@@ -50,6 +50,7 @@ def write_fit(
     """
     about = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _ARRAYS}
     about["findings"] = [asdict(f) for f in run.findings]
+    about["quantized"] = None if run.quantized is None else asdict(run.quantized)
     with replacing(path) as file:
         write_root(file, SCHEMA, SCHEMA_VERSION, about, run.config)
         trained = file.create_group("trained")

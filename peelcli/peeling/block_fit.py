@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, PathScore, Reference
@@ -61,32 +62,6 @@ class PeelTask:
     head_steps: int
     seed: int
     resume: bool = True
-
-
-class ModelBlock:
-    """One block of the model as the fits see it."""
-
-    def __init__(self, model: BlockwiseModel, layer: int, module: nn.Module) -> None:
-        self.model, self.layer, self.module = model, layer, module
-        parameters = dict(module.named_parameters())
-        self.maps = [LinearMap(m.name, parameters[m.name].data, m.transposed) for m in model.matrices(layer)]
-
-    def __call__(self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        return self.model.run_block(self.layer, self.module, hidden, ids, weights)
-
-    def features(
-        self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor], name: str
-    ) -> tuple[Tensor, Tensor]:
-        seen: list[Tensor] = []
-        owner = self.module.get_submodule(name.rpartition(".")[0])
-        handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            out = self(hidden, ids, weights)
-            (x,) = seen
-            # Some families lay all tokens in a row for their MLP.
-            return out, x.view(*out.shape[:2], -1) if x.ndim == 2 else x
-        finally:
-            handle.remove()
 
 
 @dataclass(frozen=True)

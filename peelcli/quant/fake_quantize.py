@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from peelcli.kernels.choice import triton_serves
 from peelcli.quant.groups import check_finite, check_weight, expand_scale
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import Scheme
@@ -59,6 +60,19 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     """
     if scheme.is_free:
         return weight
+    if triton_serves(weight, scale):
+        check_weight(weight)
+        expand_scale(scale, weight.shape, group_size)  # raises where the two do not belong together
+        from peelcli.kernels import triton_fake_quantize
+
+        return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, group_size)
+    return eager_fake_quantize(weight, scale, scheme, group_size)
+
+
+def eager_fake_quantize(
+    weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None
+) -> Tensor:
+    """As `fake_quantize`, in plain torch: what a kernel must equal."""
     ratio = _ratio(weight, scale, group_size).detach()
     codes = _codes(weight.detach(), ratio, scheme)
     expanded = expand_scale(scale, weight.shape, group_size)

@@ -30,27 +30,33 @@ def fit_challenge(
     loss: Loss,
     trained: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
-    grid: tuple[Scheme, int | None] | None,
+    grids: Mapping[str, tuple[Scheme, int | None] | None],
     fit: Data,
     select: Data,
     budget: Budget,
 ) -> tuple[Witness, FitOutcome]:
     """Train one layer on; `loss(weights, batch)` is the mean next-token CE with those weights in place.
 
-    trained: the layer's parameters. grid: the scheme (and group size) that its matrices lie on, or None for full
-    precision; on a grid the matrices stay in it, through the straight-through estimator.
+    trained: the layer's parameters. grids: of the matrices that run in few bits, the scheme (and group size) that they
+    lie in, and stay in, through the straight-through estimator; None for one that lies on a grid of another kind (with
+    zero points, or a codebook): it stays as it is. All else is trained in full precision.
     """
     began = time.perf_counter()
-    quantized = start_parameters(maps, grid[0], grid[1], "warm", budget.seed) if grid else None
-    names = {m.name for m in maps} if grid else set()
-    plain = {k: v.detach().clone().requires_grad_() for k, v in trained.items() if k not in names}
+    on_grids = [
+        start_parameters([m for m in maps if grids.get(m.name) == grid], *grid, "warm", budget.seed)
+        for grid in dict.fromkeys(g for g in grids.values() if g is not None)
+    ]
+    plain = {k: v.detach().clone().requires_grad_() for k, v in trained.items() if k not in grids}
 
     def weights() -> dict[str, Tensor]:
-        return plain | (quantized.weights() if quantized else {})
+        found = dict(plain)
+        for quantized in on_grids:
+            found |= quantized.weights()
+        return found
 
     def witness() -> Witness:
-        on_grid = quantized.witness() if quantized else Witness()
-        return Witness(on_grid.quantized, {k: v.detach().clone().cpu() for k, v in plain.items()})
+        matrices = {n: m for quantized in on_grids for n, m in quantized.witness().quantized.items()}
+        return Witness(matrices, {k: v.detach().clone().cpu() for k, v in plain.items()})
 
     def on_select() -> float:
         with torch.no_grad():
@@ -59,7 +65,7 @@ def fit_challenge(
             return sum(float(loss(weights(), select.batch(b))) * len(b) for b in batches) / len(select)
 
     groups = [{"params": [p], "lr": _rate(p, budget)} for p in plain.values()]
-    if quantized:
+    for quantized in on_grids:
         groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.latent.values()]
         groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.scale.values()]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))

@@ -101,3 +101,5 @@ class Budget:
     batch_size: int  # sequences a step
     seed: int
     start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread
+    betas: tuple[float, float] = (0.9, 0.98)  # of Adam
+    scale_rate: float = 1.0  # the step size of scales, relative to that of weights

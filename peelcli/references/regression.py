@@ -9,7 +9,7 @@ serves every width and every family. The state that is kept is the best on `sele
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,9 @@ from peelcli.references.interface import Budget, Data, Forward, LinearMap, Quant
 CHECKS = 4  # how often the fit looks at `select`…
 CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
+
+# A witness and its error, and what measures errors → a better one and its error.
+Finish = Callable[[Witness, float, Callable[[Witness], float]], tuple[Witness, float]]
 
 
 @dataclass
@@ -99,8 +102,12 @@ def fit_regression(
     fit: Data,
     select: Data,
     budget: Budget,
+    finish: Finish | None = None,
 ) -> tuple[Witness, FitOutcome]:
-    """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`."""
+    """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`.
+
+    finish: improves the best state of the steps, where the scheme is not free.
+    """
     began = time.perf_counter()
     parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed)
     groups = []
@@ -112,9 +119,12 @@ def fit_regression(
         if scheme.name != "fp":
             mean_scale = float(parameters.scale[m.name].detach().mean())
             groups.append(
-                {"params": [parameters.scale[m.name]], "lr": budget.learning_rate * max(mean_scale, 1e-12)}
+                {
+                    "params": [parameters.scale[m.name]],
+                    "lr": budget.scale_rate * budget.learning_rate * max(mean_scale, 1e-12),
+                }
             )
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(groups, betas=budget.betas)
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)
@@ -139,6 +149,12 @@ def fit_regression(
             if curve[-1] < best:
                 best, best_witness = curve[-1], parameters.witness()
     converged, reason = _verdict_on(curve)
+    if finish is not None and not scheme.is_free:
+
+        def on_select(witness: Witness) -> float:
+            return fvu(forward, witness.weights(maps[0].weight), select, budget.batch_size, limit)
+
+        best_witness, best = finish(best_witness, best, on_select)
     outcome = FitOutcome(
         budget.start, budget.steps, converged, reason, running, None, round(time.perf_counter() - began, 3)
     )

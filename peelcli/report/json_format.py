@@ -25,6 +25,7 @@ from peelcli.records import (
     Reference,
     Score,
 )
+from peelcli.report.few_bits import few_bits_json
 from peelcli.report.ranking import shown_layers
 
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
@@ -87,6 +88,7 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "unmoved_layers": result.unmoved,
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
         "references": [score_object(score, run.nll_eval) for score in run.scores],
+        "quantized": few_bits_json(run.quantized),
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
         "findings": [_finding(found) for found in run.findings],
         "skipped": run.skipped,

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from peelcli.records import AuditResult, Finding, LayerVerdict, Reference
+from peelcli.report.few_bits import few_bits_sentence
 from peelcli.report.plain import base_name, fixed, layers_named
 from peelcli.report.zones import zone_sentence
 
@@ -85,6 +86,9 @@ def header(result: AuditResult) -> list[tuple[str, str]]:
         ("References", suite),
     )
     found = [(name, sentence(result)) for name, sentence in lines]
+    in_bits = few_bits_sentence(result)
+    if in_bits is not None:
+        found.insert(2, ("Precision", in_bits))
     zone = zone_sentence(result)
     return found if zone is None else [*found, ("Zone", zone)]
 

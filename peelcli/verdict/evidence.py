@@ -8,7 +8,7 @@ from statistics import median_low
 
 import numpy as np
 
-from peelcli.records import Run, Score
+from peelcli.records import Reference, Run, Score
 from peelcli.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.policy import Policy
 
@@ -91,14 +91,15 @@ def fair_share(run: Run) -> float:
     return max(0.0, run.unigram_ce - float(np.mean(run.nll_eval))) / run.num_layers
 
 
-def gap_threshold(policy: Policy, mismatch: float) -> float:
-    """What a gap must exceed to count as surpassing.
+def gap_threshold(policy: Policy, mismatch: float, floor: float | None = None) -> float:
+    """What a gap must exceed to count as surpassing. floor: nats, unless it is the policy's for what was fitted.
 
     On foreign text a sound layer is surpassed, too: any blunter network is less sure of itself, and so less wrong
     (measured on Shakespeare, 2.9 nats foreign to the sound 5-layer model: ternary references gain up to 0.09 nats).
     """
     ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, 1e-12)
-    return max(policy.surpassed_floor, policy.foreign_share * mismatch * min(1.0, max(0.0, ramp)))
+    least = policy.surpassed_floor if floor is None else floor
+    return max(least, policy.foreign_share * mismatch * min(1.0, max(0.0, ramp)))
 
 
 def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evidence]:
@@ -125,7 +126,7 @@ def gather_rollbacks(run: Run, policy: Policy, foreign: bool, mismatch: float) -
     """
     scores = [s for s in run.scores if is_usable(s) and s.reference.kind == "rollback"]
     gains = {s.reference: float(np.mean(run.nll_eval) - np.mean(s.nll_eval)) for s in scores}
-    least = gap_threshold(policy, mismatch)
+    least = gap_threshold(policy, mismatch, policy.rollback_floor)
     found = []
     for score in scores:
         peers = [
@@ -204,13 +205,22 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
     if len(gains) < 3:
         return {}
+    drops = {
+        s.reference.layer: float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
+        for s in run.scores
+        if s.reference == Reference("identity", s.reference.layer, s.reference.layer) and is_usable(s)
+    }
     found = {}
     for score in scores:
         layer = score.reference.layer
         others = np.median([g for n, g in gains.items() if n != layer], axis=0)  # (n_seq,)
         usual = float(np.median([g.mean() for n, g in gains.items() if n != layer]))
         excess = gains[layer] - others  # (n_seq,)
-        threshold = max(policy.challenge_floor, policy.challenge_share * max(usual, 0.0))
+        threshold = max(
+            policy.challenge_floor,
+            policy.challenge_share * max(usual, 0.0),
+            policy.challenge_worth * drops.get(layer, 0.0),
+        )
         found[layer] = Excess(
             score,
             paired_interval(gains[layer].tolist(), policy.confidence),

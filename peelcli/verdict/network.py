@@ -41,7 +41,10 @@ def stack_of(run: Run) -> Score | None:
 
 
 def is_untrained(run: Run, policy: Policy) -> bool:
-    """Whether the blocks together contribute nothing and the loss is no better than that of token frequencies."""
+    """Whether the blocks together contribute nothing and the loss is no better than that of token frequencies.
+
+    Where the repair of one layer alone makes it better than that, the others have learned: one layer is hurt.
+    """
     stack = (
         stack_of(run)
         if run.num_layers > 1
@@ -50,9 +53,12 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
         return False
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
-    return (
+    repaired = [float(np.mean(s.nll_eval)) for s in run.scores if s.reference.kind != "rollback"]
+    least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
+    return bool(
         cost.high < policy.untrained_gap
         and float(np.mean(run.nll_eval)) > run.unigram_ce - policy.untrained_gap
+        and least > run.unigram_ce - 2 * policy.untrained_gap
     )
 
 

@@ -17,8 +17,8 @@ class Policy:
     """Nats per token that a match may cost; None: the shares below."""
     identity_share: float = 0.10
     """A block whose loss costs less than this share of the median of the other layers does no work."""
-    sublayer_share: float = 0.05
-    """The same for attention or MLP alone: sound layers differ more in their parts than as wholes."""
+    sublayer_share: float = 0.10
+    """The same for attention or MLP alone."""
     fitted_share: float = 0.15
     """A fitted reference matches below this share of what the same reference costs the other layers."""
     least_usual: float = 0.002
@@ -31,12 +31,16 @@ class Policy:
     """Where the other layers give no measure, dropping counts against this share of a layer's even part of the gain."""
     unsettled_factor: float = 2.0
     """A fit that had not converged leaves a layer undecided where it costs less than this many times the margin."""
-    surpassed_floor: float = 0.001
-    """Nats by which the loss must fall at least: rounding to many bits moves it by less, either way."""
+    surpassed_floor: float = 0.005
+    """Nats by which the loss must fall at least: in few bits a sound part may do better by less (by .0035 measured)."""
+    rollback_floor: float = 0.001
+    """The same for a rollback: it is not fitted, and so has nothing else to gain by."""
     challenge_floor: float = 0.01
     """Nats by which a layer's challenge must gain more than the others', at least…"""
     challenge_share: float = 1.0
-    """…and at least this share of what the others gain in the median."""
+    """…and at least this share of what the others gain in the median…"""
+    challenge_worth: float = 0.03
+    """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
     rollback_factor: float = 2.0
     """A rollback must gain more than this many times what blocks of the same step gain other layers in the median."""
     foreign_gap: float = 1.25

@@ -32,7 +32,14 @@ SUBMODULES = {
     "attention": ("self_attn", "attn", "input_layernorm", "ln_1"),
     "mlp": ("mlp", "post_attention_layernorm", "ln_2"),
 }
-LATER = ("tokenizer", "slow_layer", "slow_part", "slow_rate", "stops_at")  # fields that came later
+LATER = (
+    "tokenizer",
+    "initial_spread",
+    "slow_layer",
+    "slow_part",
+    "slow_rate",
+    "stops_at",
+)  # fields that came later
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,7 @@ class Recipe:
     train_tokens: int = 100_000
     corpus: str = "tinyshakespeare.txt"
     tokenizer: str | int = "characters"  # or the size of a byte-pair vocabulary
+    initial_spread: float = 0.02  # of the initial weights
     slow_layer: int = 0  # a layer, counted from 1, that learns less than the others; 0 for none
     slow_part: str = "block"  # or "attention", "mlp" alone
     slow_rate: float = 1.0  # its learning rate, as a share of the others'
@@ -164,6 +172,7 @@ def build(recipe: Recipe, vocab_size: int) -> nn.Module:
             bos_token_id=0,
             eos_token_id=0,
             tie_word_embeddings=False,
+            initializer_range=recipe.initial_spread,
         )
     else:
         config = transformers.LlamaConfig(
@@ -177,6 +186,7 @@ def build(recipe: Recipe, vocab_size: int) -> nn.Module:
             bos_token_id=0,
             eos_token_id=0,
             tie_word_embeddings=False,
+            initializer_range=recipe.initial_spread,
         )
     return transformers.AutoModelForCausalLM.from_config(config)
 

@@ -4,8 +4,8 @@
 
 4-layer LLaMA-style and GPT-2-style decoders on 100,000 characters of Shakespeare, in full precision, binary and
 ternary, and twins in full precision with a hundredth of the learning rate. At some checkpoints all 8 maps are peeled,
-from the trained weights ("warm") and from random ones ("fresh"), fitted on training text, chosen and read on text held
-out.
+from the trained weights ("warm") and, of the LLaMA-style ones, from random ones ("fresh"), fitted on training text,
+chosen and read on text held out.
 
 (a) by the end the training loss beats most maps; (b) some map beats the trained model at some checkpoints, after the
 head control is taken off; (c) a run with too small a learning rate looks converged and is shown not to be, while its
@@ -23,7 +23,11 @@ from decoders import Recipe, tokens, train
 from results import parser, publish, run_child, table
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-SAVED, STEPS = (0, 50, 100, 200, 400, 800), (0, 100, 400, 800)
+SAVED = (0, 50, 100, 200, 400, 800)
+STEPS, FEW_STEPS = (
+    (0, 100, 400, 800),
+    (100, 800),
+)  # that are peeled; few of the low-bit runs, which take longest
 SMALL_RATE = 3e-5
 FIT_TOKENS = 16_384  # of those trained on
 RUNS = {
@@ -37,6 +41,16 @@ RUNS = {
         for family in ("llama", "gpt2")
     },
 }
+
+
+def steps_of(run: str) -> tuple[int, ...]:
+    """The checkpoints of a run that are peeled."""
+    return FEW_STEPS if RUNS[run].precision != "fp" else STEPS
+
+
+def starts_of(run: str) -> tuple[str, ...]:
+    """The starts that a run is peeled from."""
+    return ("warm", "fresh") if run in ("llama-fp", "llama-binary", "llama-ternary") else ("warm",)
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     )
     found = []
     for step, directory in train(recipe, SHARED, cache).items():
-        if step not in STEPS:
+        if step not in steps_of(run):
             continue
         place = work / f"{run}-{start}-{step}"
         place.mkdir(parents=True, exist_ok=True)
@@ -191,13 +205,15 @@ def main() -> None:
         return
     found: dict[str, dict[str, list[Row]]] = {}
     for run in args.only:
-        for start in ("warm",) if "small" in run else ("warm", "fresh"):
+        for start in starts_of(run):
             kept = args.cache / f"{run}-{start}.json"
             if not kept.exists():
                 child = [__file__, "--cache", str(args.cache), "--child", run, start]
                 kept.write_text(run_child(child, threads=args.threads).stdout, encoding="utf-8")
             found.setdefault(run, {})[start] = [
-                Row(**row) for row in json.loads(kept.read_text(encoding="utf-8"))
+                Row(**row)
+                for row in json.loads(kept.read_text(encoding="utf-8"))
+                if row["step"] in steps_of(run)
             ]
     parts = [
         f"4 layers, width 96, 100,000 characters of Shakespeare trained on (800 steps of 16 x 128), {FIT_TOKENS:,} of "

@@ -1,6 +1,6 @@
 """Are the verdicts right? Faults planted in small trained decoders, the truth about them, and who finds them.
 
-    python tests/bench/planted_faults.py --cache DIR [--half tune|test|both] [--workers 2] [--write]
+    python tests/bench/planted_faults.py --cache DIR [--half tune|test|both] [--bases NAME …] [--workers 2] [--write]
 
 Three decoders a half, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
 text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the plant's name
@@ -55,6 +55,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--cache", type=Path, required=True, help="where models, truths and audits are kept")
     options.add_argument("--half", choices=(*HALVES, "both"), default="both")
+    options.add_argument("--bases", nargs="*", choices=list(BASES), default=list(BASES))
     options.add_argument("--workers", type=int, default=2, help="bases that are worked on at once")
     options.add_argument("--models-only", action="store_true", help="fill the cache, and audit nothing")
     options.add_argument("--child", metavar="BASE")
@@ -66,7 +67,7 @@ def main() -> None:
             print(f"{case.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return
     halves = HALVES if args.half == "both" else (args.half,)
-    bases = [base for base in BASES.values() if base.half in halves]
+    bases = [base for base in BASES.values() if base.half in halves and base.name in args.bases]
     passed = ["--cache", str(args.cache), *(["--models-only"] if args.models_only else [])]
     children = [[__file__, *passed, "--child", base.name] for base in bases]
     with ThreadPoolExecutor(args.workers) as pool:

@@ -22,12 +22,21 @@ from peelcli.config import (
     ExtractConfig,
     FitConfig,
     ReportConfig,
+    TrainedSchemeConfig,
     WatchConfig,
     section_name,
 )
 from peelcli.config.setting import Setting, settings_of
 
-ALL = (ExtractConfig, FitConfig, ReportConfig, CompareConfig, AuditConfig, WatchConfig)
+ALL = (
+    ExtractConfig,
+    TrainedSchemeConfig,
+    FitConfig,
+    ReportConfig,
+    CompareConfig,
+    AuditConfig,
+    WatchConfig,
+)
 SHOWN = {name: rule for section in SECTIONS for name, rule in settings_of(section).items()}
 
 

@@ -43,7 +43,7 @@ def test_gains_where_there_is_something_to_gain() -> None:
         "b": torch.ones(6),
     }
     witness, outcome = fit_challenge(
-        loss, trained, [], None, Noise(1), Noise(2), Budget(80, 0.05, 4, 0, "warm")
+        loss, trained, [], {}, Noise(1), Noise(2), Budget(80, 0.05, 4, 0, "warm")
     )
     assert on_select(witness.weights(trained["w"])) < 0.5 * on_select(trained)
     assert outcome.start == "trained"
@@ -51,7 +51,7 @@ def test_gains_where_there_is_something_to_gain() -> None:
 
 def test_driven_too_hard_it_keeps_the_trained_weights() -> None:
     trained = {"w": SHIFT.clone(), "b": torch.zeros(6)}
-    witness, _ = fit_challenge(loss, trained, [], None, Noise(1), Noise(2), Budget(12, 50.0, 4, 0, "warm"))
+    witness, _ = fit_challenge(loss, trained, [], {}, Noise(1), Noise(2), Budget(12, 50.0, 4, 0, "warm"))
     assert torch.equal(witness.plain["w"], trained["w"])
     assert torch.equal(witness.plain["b"], trained["b"])
 
@@ -62,9 +62,21 @@ def test_a_layer_on_a_grid_stays_on_it() -> None:
     trained = {"w": weight, "b": torch.ones(6)}
     maps = [LinearMap("w", weight, False)]
     witness, _ = fit_challenge(
-        loss, trained, maps, (scheme, None), Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
+        loss, trained, maps, {"w": (scheme, None)}, Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
     )
     fitted = witness.weights(weight)
     assert on_select(fitted) < on_select(trained)
     for row in fitted["w"]:
         assert len(row.abs().unique()) <= 2  # 0 and one step
+
+
+def test_a_matrix_on_a_grid_of_another_kind_stays_as_it_is() -> None:
+    trained = {"w": SHIFT.round(), "b": torch.ones(6)}
+    maps = [LinearMap("w", trained["w"], False)]
+    in_place = lambda weights, batch: loss(trained | weights, batch)  # noqa: E731  # as a block has its own weights
+    witness, _ = fit_challenge(
+        in_place, trained, maps, {"w": None}, Noise(1), Noise(2), Budget(60, 0.05, 4, 0, "warm")
+    )
+    assert not witness.quantized
+    assert set(witness.plain) == {"b"}
+    assert on_select(trained | witness.plain) < on_select(trained)

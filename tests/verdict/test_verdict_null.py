@@ -48,8 +48,8 @@ def test_noise_matches_in_no_more_runs_than_promised():
         others = sorted(worth[make(n, part)] for n in range(1, 9) if n != 4)
         return share * others[3]
 
-    shares = [(identity, None, 0.10), (identity, "attention", 0.05), (identity, "mlp", 0.05)]
-    shares += [(direct, None, 0.15), (direct, "attention", 0.05), (direct, "mlp", 0.05)]
+    shares = [(identity, None, 0.10), (identity, "attention", 0.10), (identity, "mlp", 0.10)]
+    shares += [(direct, None, 0.15), (direct, "attention", 0.10), (direct, "mlp", 0.10)]
     costs = {make(4, part): border(make, part, share) for make, part, share in shares}
     effects = changed({r: e for r, e in effects.items() if r.kind != "span"}, costs)
     flagged = [judge(measure(effects, num_layers=8, seed=seed)).flagged for seed in range(RUNS)]
@@ -72,7 +72,7 @@ def test_on_foreign_text_the_choice_by_divergence_is_paid_for():
     effects = {r: Effect(0.5, divergence=1.0) for r in effects}
     shares = {("identity", None): 0.10, ("direct", None): 0.15}
     border = {
-        r: Effect(0.5, divergence=shares.get((r.kind, r.sublayer), 0.05)) if r.layer == 2 else e
+        r: Effect(0.5, divergence=shares.get((r.kind, r.sublayer), 0.10)) if r.layer == 2 else e
         for r, e in effects.items()
     }
     several = sum(

@@ -64,14 +64,16 @@ def _base(name: str, half: str, foreign: str = "wikitext2_valid.txt", **recipe: 
     return Base(name, half, Recipe(**{**common, **recipe}), foreign)  # type: ignore[arg-type]
 
 
+# With GPT-2's own spread, 0.02, all layers but the first are hardly used after so few steps.
+_GPT2 = {"family": "gpt2", "initial_spread": 0.1, "learning_rate": 2e-3}
 BASES = {
     base.name: base
     for base in (
         _base("llama4", "tune", d_model=64, num_layers=4, seed=0),
-        _base("gpt5", "tune", family="gpt2", d_model=80, num_layers=5, seed=1),
+        _base("gpt5", "tune", **_GPT2, d_model=80, num_layers=5, seed=1),
         _base("llama6t", "tune", precision="ternary", d_model=64, num_layers=6, seed=2),
         _base("llama5", "test", d_model=80, num_layers=5, seed=10),
-        _base("gpt6", "test", family="gpt2", d_model=64, num_layers=6, seed=11),
+        _base("gpt6", "test", **_GPT2, d_model=64, num_layers=6, seed=11),
         _base("llama4b", "test", precision="binary", d_model=96, num_layers=4, seed=12),
     )
 }

@@ -51,6 +51,8 @@ def rows_of(bases: Sequence[Base], cache: Path) -> list[Row]:
         if not kept.exists():
             continue
         record = json.loads(kept.read_text(encoding="utf-8"))
+        if "fit" not in record:
+            continue  # not audited yet
         truths = tuple(Truth(**truth) for truth in record["truths"])
         said = verdicts_of(Path(record["fit"]), record["peers"])
         found.append(Row(case, truths, said, record["audit_seconds"]))

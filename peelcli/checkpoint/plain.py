@@ -1,0 +1,167 @@
+"""A packed checkpoint as a plain one: unpacked once, into a directory of its own, and from then on opened like any.
+
+A weight is in memory at a time. The directory takes its name when it is whole, and its name stands for the source's
+files, so that it is never used for others; beside the weights it keeps what was found in them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from peelcli import __version__
+from peelcli.checkpoint.files import CheckpointFiles, read_tensor
+from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.packed.codes import PackedWeight, Packing, dequantize, describe
+from peelcli.errors import ArtefactError, CheckpointError, ResourceError
+from peelcli.records import QuantizedModule
+
+_SHARD_NBYTES = 2**28  # held until it is written
+_FOUND = "quantized_modules.json"
+
+
+def unpack(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, offload_dir: Path) -> Path:
+    """The directory of the plain checkpoint, in `dtype`, below `offload_dir`; made where it is not there yet.
+
+    Raises CheckpointError where a weight cannot be unpacked, ResourceError where the disk has no room for it.
+    """
+    key = json.dumps([__version__, str(dtype), [[f.name, *_stat(f)] for f in _sources(files)]])
+    directory = offload_dir / f"plain-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+    if directory.is_dir():
+        return directory
+    partial = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        _require_room(files, packing, dtype, partial)
+        _write(files, packing, dtype, partial)
+        if directory.is_dir():  # another process was quicker
+            shutil.rmtree(partial)
+        else:
+            partial.replace(directory)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory
+
+
+def quantized_modules(directory: Path) -> tuple[QuantizedModule, ...]:
+    """What was found in the packed weights that `directory` was unpacked from."""
+    path = directory / _FOUND
+    try:
+        return tuple(QuantizedModule(**one) for one in json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise ArtefactError(f"{path}: damaged ({error}); delete its directory.") from error
+
+
+def plain_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json of the same model with plain weights in `dtype`."""
+    quantised = ("quantization_config", "compression_config", "torch_dtype", "dtype", "transformers_weights")
+    plain: dict[str, Any] = {k: v for k, v in config.items() if k not in quantised}
+    if isinstance(config.get("text_config"), Mapping):
+        plain["text_config"] = {k: v for k, v in config["text_config"].items() if k not in quantised}
+    return {**plain, "dtype": str(dtype).removeprefix("torch.")}
+
+
+def _sources(files: CheckpointFiles) -> tuple[Path, ...]:
+    return (files.directory / "config.json", *files.files)
+
+
+def _stat(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns
+
+
+def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, int]:
+    """Elements of the plain checkpoint by the tensor that holds them in the files: codes by what they are codes of."""
+    if packing is None:
+        return {name: info.numel for name, info in files.tensors.items()}
+    codes = {weight.parts["codes"]: weight.num_bits for weight in packing.weights}
+    found = {}
+    for name, info in files.tensors.items():
+        if name not in packing.consumed:
+            found[name] = info.numel
+        elif name in codes:
+            a_byte = info.dtype not in ("uint8", "int32", "uint32")
+            bits = 2.0 if info.dtype == "uint8" else codes[name]  # BitNet's bytes hold four codes
+            found[name] = info.numel if a_byte else int(8 * info.nbytes / bits)
+    return found
+
+
+def _require_room(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
+    """Refuse beforehand what would fill the disk."""
+    nbytes = sum(plain_numel(files, packing).values()) * torch.empty(0, dtype=dtype).element_size()
+    free = shutil.disk_usage(directory).free
+    if nbytes > free:
+        raise ResourceError(
+            f"{directory}: unpacking {files.directory} needs {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free. "
+            "Put the work directory on another disk with --output."
+        )
+
+
+def _write(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
+    layers, _ = group_by_layer(files)
+    layer_of = {info.name: layer for layer, members in layers.items() for info in members.values()}
+    found: list[QuantizedModule] = []
+    weight_map: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+
+    def put() -> None:
+        if shard:
+            name = f"model-{len(set(weight_map.values())):05d}.safetensors"
+            save_file(shard, directory / name, metadata={"format": "pt"})
+            weight_map.update(dict.fromkeys(shard, name))
+            shard.clear()
+
+    for name, value in _tensors(files, packing, layer_of, found.append):
+        if name in weight_map or name in shard:
+            raise CheckpointError(f"{files.directory}: holds {name!r} twice, packed and plain; copy it again")
+        shard[name] = value.to(dtype if value.is_floating_point() else value.dtype).contiguous().clone()
+        if sum(t.nbytes for t in shard.values()) > _SHARD_NBYTES:
+            put()
+    put()
+    index = {"metadata": {}, "weight_map": weight_map}
+    _write_json(directory / "model.safetensors.index.json", index)
+    _write_json(directory / "config.json", plain_config(files.config, dtype))
+    _write_json(directory / _FOUND, [asdict(module) for module in found])
+
+
+def _tensors(
+    files: CheckpointFiles,
+    packing: Packing,
+    layer_of: Mapping[str, int],
+    report: Callable[[QuantizedModule], None],
+) -> Iterator[tuple[str, Tensor]]:
+    """Name and value of every plain tensor."""
+    for weight in packing.weights:
+        value, module = unpack_weight(files, weight, layer_of.get(weight.parts["codes"]))
+        report(module)
+        yield weight.name, value
+    for name, info in files.tensors.items():
+        if name in packing.consumed:
+            continue
+        value, factor = read_tensor(info), packing.scaled.get(name)
+        yield name, value.float() * read_tensor(files.tensors[factor]).float() if factor else value
+
+
+def unpack_weight(
+    files: CheckpointFiles, weight: PackedWeight, layer: int | None
+) -> tuple[Tensor, QuantizedModule]:
+    """One weight (d_out, d_in), float32, and what a report says of it. CheckpointError where it is damaged."""
+    parts = {role: read_tensor(files.tensors[name]) for role, name in weight.parts.items()}
+    found = weight.decode(parts)
+    value = dequantize(weight.name, found)
+    return value, describe(weight, found, value, layer)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

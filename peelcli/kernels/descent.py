@@ -1,0 +1,25 @@
+"""Coordinate descent over the columns of a low-bit weight, in the version that serves the call."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from peelcli.kernels import eager
+from peelcli.kernels.choice import triton_serves
+
+
+def coordinate_descent_(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+) -> Tensor:
+    """As `eager.coordinate_descent_`, on a GPU by a kernel where all is float32."""
+    if triton_serves(codes, scale, zero_point, target, hessian, levels, dtypes=("float32",)):
+        from peelcli.kernels import triton_descent
+
+        return triton_descent.coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of)
+    return eager.coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of)

@@ -1,0 +1,114 @@
+"""`eager.coordinate_descent_` for CUDA: a block of columns in one kernel, what it does to the others in one product.
+
+A program holds some rows of a block of columns in registers and walks through its columns; rows do not depend on each
+other. The eager version launches a dozen operations a column.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from peelcli.kernels.eager import weight_of
+
+BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
+ROWS = 32
+
+
+@triton.jit
+def _nearest_whole(ratio, low, high):
+    """The whole number next to `ratio` from low to high; halves go to the even one."""
+    ratio = tl.minimum(tl.maximum(ratio, low - 1.0), high + 1.0)
+    floor = tl.floor(ratio)
+    rest = ratio - floor  # exact, where the sum of ratio and a half would not be
+    odd = floor - 2.0 * tl.floor(floor * 0.5)
+    up = (rest > 0.5) | ((rest == 0.5) & (odd > 0.5))
+    return tl.minimum(tl.maximum(tl.where(up, floor + 1.0, floor), low), high)
+
+
+@triton.jit
+def _nearest_listed(ratio, levels, num_levels):
+    """The one of the ascending `levels` next to `ratio`; half-way between two, the lower."""
+    found = tl.zeros_like(ratio) + tl.load(levels)
+    for i in range(1, num_levels):
+        below, level = tl.load(levels + i - 1), tl.load(levels + i)
+        found = tl.where(ratio > (level + below) / 2, level, found)
+    return found
+
+
+@triton.jit
+def _walk(
+    codes, gradient, moved, changed, scale, hessian, levels, group_of,
+    d_out, d_in, start, width, num_groups, num_levels, low, high,
+    WHOLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of columns from `start` on, for ROWS rows: codes in place, `moved` (d_out, BLOCK) what they moved by."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < d_out)[:, None] & (columns < width)[None, :]
+    at = rows[:, None].to(tl.int64) * d_in + start + columns[None, :]
+    slope = tl.load(gradient + at, mask=inside, other=0.0)  # (ROWS, BLOCK)
+    old = tl.load(codes + at, mask=inside, other=0.0)
+    group = tl.load(group_of + start + columns, mask=columns < width, other=0)
+    step = tl.load(scale + rows[:, None].to(tl.int64) * num_groups + group[None, :], mask=inside, other=0.0)
+    moves = tl.zeros((ROWS, BLOCK), tl.float32)
+    count = tl.zeros((ROWS,), tl.int64)
+    for j in range(width):
+        here = (columns == j)[None, :]
+        # A column out of registers: the only one that is not masked is summed.
+        slope_j = tl.sum(tl.where(here, slope, 0.0), axis=1)
+        old_j = tl.sum(tl.where(here, old, 0.0), axis=1)
+        step_j = tl.sum(tl.where(here, step, 0.0), axis=1)
+        row = (start + j).to(tl.int64) * d_in + start
+        after = (columns > j) & (columns < width)
+        coupling = tl.load(hessian + row + columns, mask=after, other=0.0)  # (BLOCK,)
+        curvature = tl.load(hessian + row + j)
+        steep = step_j * tl.maximum(curvature, 0.0)  # 0: no step, or no curvature, and so no move
+        ratio = old_j - tl.where(steep != 0.0, slope_j / tl.where(steep != 0.0, steep, 1.0), 0.0)
+        new = _nearest_whole(ratio, low, high) if WHOLE else _nearest_listed(ratio, levels, num_levels)
+        move = (new - old_j) * step_j
+        better = move * (2.0 * slope_j + curvature * move) < 0.0
+        move = tl.where(better, move, 0.0)
+        count += better.to(tl.int64)
+        old = tl.where(here, tl.where(better, new, old_j)[:, None], old)
+        moves = tl.where(here, move[:, None], moves)
+        slope += move[:, None] * coupling[None, :]
+    tl.store(codes + at, old, mask=inside)
+    tl.store(
+        moved + rows[:, None].to(tl.int64) * BLOCK + columns[None, :], moves, mask=(rows < d_out)[:, None]
+    )
+    seen = tl.load(changed + rows, mask=rows < d_out, other=0)
+    tl.store(changed + rows, seen + count, mask=rows < d_out)
+
+
+def coordinate_descent_(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+) -> Tensor:
+    """As `eager.coordinate_descent_`; float32 throughout."""
+    d_out, d_in = target.shape
+    gradient = (weight_of(codes, scale, zero_point, group_of) - target) @ hessian
+    gradient, hessian, scale = gradient.contiguous(), hessian.contiguous(), scale.contiguous()
+    work = codes.contiguous()
+    changed = torch.zeros(d_out, dtype=torch.int64, device=target.device)
+    moved = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=target.device)
+    whole = len(levels) > 1 and bool((levels.diff() == 1).all())
+    low, high = float(levels[0]), float(levels[-1])
+    for start in range(0, d_in, BLOCK):
+        stop = min(start + BLOCK, d_in)
+        _walk[(triton.cdiv(d_out, ROWS),)](
+            work, gradient, moved, changed, scale, hessian, levels, group_of,
+            d_out, d_in, start, stop - start, scale.shape[1], len(levels), low, high,
+            WHOLE=whole, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+        gradient[:, stop:].addmm_(moved[:, : stop - start], hessian[start:stop, stop:])
+    if work is not codes:
+        codes.copy_(work)
+    return changed

@@ -1,0 +1,93 @@
+"""Weights and activations as a quantisation-aware training rounds them in its forward pass.
+
+Sources: BitNet b1.58 (arXiv 2402.17764): ternary, one step for the tensor, mean |w|; activations to 8 bits per token.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peelcli.errors import UsageError
+from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
+from peelcli.quant.groups import check_finite, check_weight, expand_scale, split_groups
+from peelcli.quant.schemes import Scheme
+
+SCALE_RULES = ("absmean", "absmax", "mse")
+_LEAST_STEP = 1e-5  # below it BitNet and others stop dividing
+
+
+@dataclass(frozen=True)
+class TrainedScheme:
+    """The rule of a training. group_size is None for granularity `tensor` and `channel`."""
+
+    scheme: Scheme
+    granularity: str  # "tensor", "channel" or "group"
+    group_size: int | None = None
+    scale_rule: str = "absmean"
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A latent weight as it runs: `weight` has its shape, float32; `scale` (…, n_rows, n_groups) its steps."""
+
+    weight: Tensor
+    scale: Tensor
+    clipped: (
+        float | None
+    )  # share of latents more than half a step beyond the outermost level; None for binary
+
+
+@torch.no_grad()
+def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounded:
+    """`weight` (…, d_out, d_in) as the forward pass of the training rounded it.
+
+    CheckpointError for weights that are not linear or not finite, UsageError for an unknown rule.
+    """
+    check_weight(weight)
+    check_finite(weight)
+    value = weight.float()
+    if rule.granularity == "tensor":
+        value = value.reshape(*value.shape[:-2], 1, -1)
+    scale = step_size(value, rule.scheme, rule.group_size, rule.scale_rule)
+    codes = quantize(value, scale, rule.scheme, rule.group_size)
+    clipped = None
+    if rule.scheme.name != "binary":
+        ratio = value / expand_scale(scale, value.shape, rule.group_size)
+        outside = (ratio < rule.scheme.qmin - 0.5) | (ratio > rule.scheme.qmax + 0.5)
+        clipped = float(outside.float().mean())
+    rounded = dequantize(codes, scale, rule.scheme, rule.group_size)
+    return Rounded(rounded.reshape(weight.shape), scale, clipped)
+
+
+def step_size(weight: Tensor, scheme: Scheme, group_size: int | None, rule: str) -> Tensor:
+    """Steps (…, d_out, n_groups) by `rule`: absmean mean |w|, absmax max |w| / highest code, mse `initial_scale`."""
+    if rule == "mse":
+        return initial_scale(weight, scheme, group_size)
+    groups, widths = split_groups(weight.abs().float(), group_size)
+    if rule == "absmean":
+        steps = groups.sum(-1) / widths
+    elif rule == "absmax":
+        steps = groups.amax(-1) / scheme.qmax
+    else:
+        raise UsageError(f"scale rule: expected one of {', '.join(SCALE_RULES)}, found {rule!r}")
+    return steps.clamp_min(_LEAST_STEP).reshape(*weight.shape[:-1], -1)
+
+
+def round_tokens(x: Tensor, num_bits: int, peak: float, by_inverse: bool = False) -> Tensor:
+    """`x` (…, d) rounded to `num_bits`, each token with a step of its own, max |x| / `peak`; gradients pass through.
+
+    In the dtype of `x`; the arithmetic is float32. by_inverse: multiply by the inverse of the step rather than divide
+    by it. Values half-way between two levels are common (the first token of a sequence attends to itself alone, to
+    small whole numbers), and go one way or the other by this.
+    """
+    value = x.detach().float()
+    largest = value.abs().amax(-1, keepdim=True).clamp_min(_LEAST_STEP)
+    step, inverse = largest / peak, peak / largest
+    ratio = value * inverse if by_inverse else value / step
+    codes = ratio.round().clamp(-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
+    rounded = (codes / inverse if by_inverse else codes * step).to(x.dtype)
+    # Adding the input first and taking it off again would leave its rounding in the result.
+    return rounded + (x - x.detach()) if x.requires_grad else rounded

@@ -1,0 +1,131 @@
+"""What do the Triton kernels save on a GPU? Each against its eager twin on the same card, in one run.
+
+    python tests/bench/kernels_cost.py [--write] [--rows 4096] [--columns 14336]
+
+Needs a CUDA device and Triton; without one it says so and measures nothing. Goal: coordinate descent 20 times faster
+than its twin. The packed product is timed by the number of inputs, to find where cuBLAS on the unpacked weight wins.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+from results import parser, publish, table
+
+GOAL = 20.0
+COUNT_INPUTS = (1, 8, 16, 64, 256, 1024)
+
+
+def measure(rows: int, columns: int) -> str:
+    """The figures, as text; runs in a child process, which may import torch."""
+    import torch
+
+    from peelcli.kernels import eager, triton_descent, triton_fake_quantize, triton_packed
+    from peelcli.quant.fake_quantize import eager_fake_quantize, initial_scale
+    from peelcli.quant.packed import eager_packed_matmul
+    from peelcli.quant.packing import pack
+    from peelcli.quant.schemes import SCHEMES
+
+    def seconds(work: Callable[[], object], repeats: int = 5) -> float:
+        """The least time of several, after one that compiles."""
+        work()
+        found = []
+        for _ in range(repeats):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            work()
+            end.record()
+            torch.cuda.synchronize()
+            found.append(start.elapsed_time(end) / 1e3)
+        return min(found)
+
+    torch.manual_seed(0)
+    weight = torch.randn(rows, columns, device="cuda")
+    x = torch.randn(2 * columns, columns, device="cuda")
+    hessian = x.T @ x / len(x)
+    del x
+    found: list[tuple[object, ...]] = []
+
+    def row(what: str, by_twin: float, by_kernel: float) -> None:
+        found.append((what, f"{by_twin * 1e3:.2f}", f"{by_kernel * 1e3:.2f}", f"{by_twin / by_kernel:.1f}"))
+
+    for name in ("ternary", "int4"):
+        scheme = SCHEMES[name]
+        levels = torch.tensor(scheme.levels, dtype=torch.float32, device="cuda")
+        group_of = torch.arange(columns, device="cuda") // 128
+        scale = initial_scale(weight, scheme, 128)
+        step = scale[:, group_of]
+        codes = (weight / step).round().clamp(scheme.qmin, scheme.qmax)
+        times = [
+            seconds(
+                lambda v=version, c=codes, s=scale, lv=levels, g=group_of: v.coordinate_descent_(
+                    c.clone(), s, None, weight, hessian, lv, g
+                ),
+                repeats=3,
+            )
+            for version in (eager, triton_descent)
+        ]
+        row(f"descent, one sweep, {name}, groups of 128", *times)
+    for dtype in (torch.float32, torch.bfloat16):
+        value, scheme = weight.to(dtype), SCHEMES["ternary"]
+        scale = initial_scale(weight, scheme, 128)
+
+        def both(function: Callable[..., torch.Tensor], v: torch.Tensor, s: torch.Tensor) -> None:
+            latent, steps = v.detach().requires_grad_(), s.detach().requires_grad_()
+            function(latent, steps).sum().backward()
+
+        times = [
+            seconds(lambda f=f, v=value, s=scale: both(f, v, s))
+            for f in (
+                lambda w, s: eager_fake_quantize(w, s, SCHEMES["ternary"], 128),
+                lambda w, s: triton_fake_quantize.fake_quantize(w, s, SCHEMES["ternary"].levels, 128),
+            )
+        ]
+        row(f"fake quantisation forward and backward, {dtype}".replace("torch.", ""), *times)
+    for name in ("ternary", "int4"):
+        scheme = SCHEMES[name]
+        scale = initial_scale(weight, scheme, 128)
+        codes = (weight / scale.repeat_interleave(128, 1)).round().clamp(scheme.qmin, scheme.qmax)
+        packed = pack(codes.to(torch.int8), scheme)
+        for count in COUNT_INPUTS:
+            inputs = torch.randn(count, columns, device="cuda", dtype=torch.bfloat16)
+            times = [
+                seconds(lambda i=inputs, p=packed, s=scale, q=scheme: eager_packed_matmul(i, p, s, q, 128)),
+                seconds(
+                    lambda i=inputs, p=packed, s=scale, q=scheme: triton_packed.packed_matmul(
+                        i, p, s, q.levels, 128
+                    )
+                ),
+            ]
+            row(f"packed product, {name}, {count} inputs", *times)
+    header = ("work", "eager, ms", "kernel, ms", "times faster")
+    text = f"A {rows} × {columns} weight on {torch.cuda.get_device_name()}.\n\n{table(header, found)}"
+    return f"{text}\n\nGoal: descent at least {GOAL:.0f} times faster."
+
+
+def main() -> None:
+    """Measure, print, and keep the figures where asked."""
+    options = parser(__doc__)
+    options.add_argument("--rows", type=int, default=4096)
+    options.add_argument("--columns", type=int, default=14336, help="a multiple of 128")
+    options.add_argument(
+        "--here", action="store_true", help="measure in this process, and print only the figures"
+    )
+    args = options.parse_args()
+    if args.here:
+        print(measure(args.rows, args.columns))
+        return
+    probe = "import torch; print(torch.cuda.is_available())"
+    if subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True).stdout.strip() != "True":
+        raise SystemExit(
+            "no CUDA device here: kernels are tested in Triton's interpreter, and timed on a GPU only"
+        )
+    command = [sys.executable, __file__, "--here", "--rows", str(args.rows), "--columns", str(args.columns)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    publish("kernels", done.stdout, write=args.write)
+
+
+if __name__ == "__main__":
+    main()

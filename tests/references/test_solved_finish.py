@@ -1,0 +1,100 @@
+"""What finishes a fit: it never does harm, it solves what is quadratic, and it reads real blocks rightly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from peelcli.modelblock import ModelBlock
+from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.references.block_path import residual_maps
+from peelcli.references.interface import Batch, Budget, LinearMap
+from peelcli.references.regression import fit_regression, fvu
+from peelcli.references.solved_finish import Finish
+
+N_SEQ, SEQ_LEN, WIDTH = 12, 16, 24
+
+
+class Linear:
+    """A residual linear block y = x + x Wᵀ on correlated inputs, with its data."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        mix = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(7)) / WIDTH**0.5
+        self.weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(8))
+        self.inputs = torch.randn(N_SEQ, SEQ_LEN, WIDTH, generator=generator) @ mix
+        self.maps = [LinearMap("w", self.weight, False)]
+
+    def __len__(self) -> int:
+        return N_SEQ
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        rows = list(rows)
+        x = self.inputs[rows]
+        return Batch(torch.zeros(len(rows), SEQ_LEN, dtype=torch.long), x, x + x @ self.weight.T)
+
+    def __call__(self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        return hidden + hidden @ weights["w"].T
+
+    def pull(
+        self, hidden: Tensor, ids: Tensor, targets: Tensor, weights: Mapping[str, Tensor], name: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        change = (targets - self(hidden, ids, weights)).flatten(0, 1)
+        return hidden.flatten(0, 1), change, torch.ones_like(change)
+
+
+@pytest.mark.parametrize("group_size", [None, 7])
+@pytest.mark.parametrize("name", [n for n in SCHEMES if n != "fp"])
+def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, group_size):
+    block, select, scheme = Linear(1), Linear(2), scheme_named(name)
+    finish = Finish(block, block.maps, block, 4)
+    budget = Budget(4, 0.06, 4, 0, "warm")
+    errors = []
+    for end in (None, finish):
+        witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end)
+        codes = witness.quantized["w"].codes
+        assert torch.isin(codes, torch.tensor(scheme.levels, dtype=torch.int8)).all()
+        errors.append(fvu(block, witness.weights(block.weight), select, 4, 8))
+    assert errors[1] <= errors[0]
+    if scheme.num_bits <= 4:
+        assert errors[1] < 0.9 * errors[0]
+
+
+def test_what_measures_worse_is_refused():
+    block = Linear(1)
+    witness, _ = fit_regression(
+        block, block.maps, SCHEMES["ternary"], None, block, block, Budget(0, 0.06, 4, 0, "warm")
+    )
+    kept, error = Finish(block, block.maps, block, 4)(witness, 0.5, lambda _: 0.6)
+    assert kept is witness
+    assert error == 0.5
+    assert Finish(block, (), block, 4)(witness, 0.5, lambda _: 0.1) == (witness, 0.5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_real_block_tells_what_its_error_asks_of_a_matrix(family, save_model, tmp_path):
+    from peelcli.checkpoint.model import BlockwiseModel
+
+    model = BlockwiseModel(save_model(family), dtype=torch.float32, device="cpu", offload_dir=tmp_path / "o")
+    ids = torch.arange(20).view(2, 10) + 3
+    hidden = model.prepare(ids).hidden
+    with model.block(2) as module:
+        block = ModelBlock(model, 2, module)
+        first, last = residual_maps(block, hidden, ids)
+        generator = torch.Generator().manual_seed(0)
+        targets = hidden + torch.randn(hidden.shape, generator=generator)
+        out, x = block.features(hidden, ids, {}, last.name)
+        seen, change, probe = block.pull(hidden, ids, targets, {}, last.name)
+        torch.testing.assert_close(seen, x.flatten(0, 1))
+        torch.testing.assert_close(change, (targets - out).flatten(0, 1))
+        assert (probe.abs() == 1).all()
+
+        seen, change, _ = block.pull(hidden, ids, targets, {}, first.name)
+        weight = first.weight.clone().requires_grad_()
+        error = (block(hidden, ids, {first.name: weight}) - targets).square().sum() / 2
+        (slope,) = torch.autograd.grad(error, weight)
+        moment = change.T @ seen
+        torch.testing.assert_close(-slope, moment.T if first.transposed else moment, rtol=1e-3, atol=1e-4)
