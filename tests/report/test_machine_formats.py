@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from hand_made import LAYERS, RESULT, healthy, hostile, regressed, varied
+from hostile_names import EVERY_NAME, HOSTILE, SHORT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from junit_rules import parsed_junit
@@ -28,36 +29,6 @@ from peelcli.report.markdown import LARGEST
 from peelcli.report.plain import base_name, printable
 
 GOLDEN = Path(__file__).with_name("golden")
-HOSTILE = (
-    *(
-        "=cmd|' /C calc'!A0",
-        "+1+1",
-        "-2+3",
-        "@SUM(1)",
-        "\t=1",
-        " =1",
-        "＝1",
-        "a\nb\r\nc",
-        "x%0A::error::y",
-        "a,b:c%",
-    ),
-    *("\n::error::z", "::stop-commands::t", "##[error]e", "<script>alert(1)</script>", "]]><x/>", "--><!--"),
-    *(
-        "&amp;&#65;",
-        "\x1b[31m\x07\x9b2J\x00\ufffe",
-        "\u202egpj.\u2028",
-        "\udc80",
-        "|a|b|",
-        "`c`",
-        "**b**",
-        "_i_",
-    ),
-    *("[l](javascript:alert(1))", "![i](http://example.org/i.png)", "http://example.org", "www.example.org"),
-    *("a@example.org", "@org/team", "#1 :boom:", "$x$", "~~s~~", "<img src=x onerror=alert(1)>", "{0} {{x}}"),
-    *("\\", "\\|", "", " ", '"quoted"', "a'b", "1. one", "- two", "---", "2)", "===", "+"),
-)
-EVERY_NAME = "".join(HOSTILE)
-SHORT = "=1,|a|`b`<script>]]>\x1b[31m\n%0A::error::x @org [l](http://e.org) \udc80"
 TEXTS = {"csv": "csv", "markdown": "md", "github": "txt", "junit": "xml", "sarif": "json"}
 names = st.text(max_size=60)
 
