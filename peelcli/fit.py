@@ -50,6 +50,7 @@ LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to
 # In a scheme: large steps and little momentum, for a gradient changes at once when a code does.
 LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
+BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
@@ -229,7 +230,7 @@ class Fitter:
             rate = self.settings.learning_rate or LOW_BIT_RATE
             budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
-        finish = Finish(block, residual, fit, FIT_BATCH, briefly=scheme.name != self.plan.scheme)
+        finish = Finish(block, residual, fit, FIT_BATCH, briefly=steps < BRIEF_STEPS)
         return fit_regression(block, block.maps, scheme, reference.group_size, fit, select, budget, finish)
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:

@@ -13,6 +13,7 @@ from typing import Any
 SUBLAYERS = ("attention", "mlp")
 KINDS = ("identity", "direct", "span", "challenge", "rollback")
 VERDICTS = ("broken", "surpassed", "matched", "undecided", "effective")
+CHANGES = ("regressed", "missing", "better", "new", "same")
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,44 @@ class NetworkVerdict:
 
 
 @dataclass(frozen=True)
+class LayerChange:
+    """What became of one layer since an earlier audit, on the same tokens.
+
+    `gap_change` is that of one reference, the same in both, paired by sequence; above 0 where it does better against
+    the layer than it did.
+    """
+
+    layer: int
+    status: str  # one of CHANGES: "missing" was audited then and not now, "new" the other way round
+    before: str | None  # the verdict then…
+    after: str | None  # …and now
+    reason: str = ""  # in words; empty where nothing changed
+    gap_change: float | None = None
+    gap_change_interval: tuple[float, float] | None = None
+    reference: Reference | None = None  # whose gaps are compared
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed since an earlier audit of the same network."""
+
+    checkpoint: str
+    checkpoint_id: str
+    step: int | None
+    is_baseline: bool  # whether it was named as such, or is just the audit before
+    layers: tuple[LayerChange, ...]
+    ce_change: float | None = None  # of the network's loss on `eval`; above 0 it has got worse
+    ce_change_interval: tuple[float, float] | None = None
+    new_flags: tuple[str, ...] = ()  # of the network
+    notes: tuple[str, ...] = ()
+
+    @property
+    def regressed(self) -> tuple[int, ...]:
+        """The layers that `--fail-on regressed` flags: those that got worse, and those that are missing."""
+        return tuple(change.layer for change in self.layers if change.status in ("regressed", "missing"))
+
+
+@dataclass(frozen=True)
 class AuditResult:
     """A run with its verdicts: what the reports render."""
 
@@ -265,6 +304,10 @@ class AuditResult:
     layers: tuple[LayerVerdict, ...]
     flagged: tuple[int, ...]  # layers flagged under the policy
     network_flagged: bool = False
+    comparison: Comparison | None = None  # with the audit before it, or with a baseline
+    unmoved: tuple[
+        int, ...
+    ] = ()  # layers that were then what they are now, byte for byte, while others moved
 
     def loss_with(self, reference: Reference) -> float:
         """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""
@@ -285,3 +328,48 @@ class AuditResult:
         if bounds.last is not None:
             kept[bounds.last.target_map] = bounds.last.ce
         return [(target_map, trained - ce) for target_map, ce in kept.items()]
+
+
+@dataclass(frozen=True)
+class HistoryLayer:
+    """What a history keeps of one layer; `reference_key` names the reference that decided."""
+
+    layer: int
+    verdict: str
+    flagged: bool = False
+    sublayer: str | None = None
+    score: float | None = None
+    gap: float | None = None
+    gap_interval: tuple[float, float] | None = None
+    reference_key: str | None = None
+    effective_bits: float | None = None
+    fvu: float | None = None
+    drop_cost: float | None = None
+
+
+@dataclass(frozen=True)
+class HistoryNetwork:
+    """What a history keeps of the network as a whole."""
+
+    ce: float | None = None
+    perplexity: float | None = None
+    zone: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HistoryEntry:
+    """One audit as a line of a history: the summary of a run in the JSON report, under the same names."""
+
+    time: str  # when it was added, in UTC, as ISO 8601 has it
+    checkpoint: str
+    checkpoint_id: str
+    num_layers: int
+    flagged: bool
+    network: HistoryNetwork
+    layers: tuple[HistoryLayer, ...]
+    step: int | None = None
+    scheme: str = ""
+    data_hash: str = ""
+    flagged_layers: tuple[int, ...] = ()
+    peel_version: str = ""

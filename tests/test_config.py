@@ -52,10 +52,12 @@ def values(rule: Setting) -> st.SearchStrategy[Any]:
         )
     elif rule.name == "device":
         return st.sampled_from(["cpu", "cuda", "cuda:1"])
-    elif rule.name == "budget":
+    elif rule.name in ("budget", "every", "max_idle"):
         return st.sampled_from(["90", "90s", "1.5m", "2h"])
     elif rule.name == "trained_modules":
         one = st.sampled_from(["*.mlp.*", "*_proj", "lm_head", "model.layers.[12].*"])
+    elif rule.name == "log_to":
+        one = st.sampled_from(["tensorboard:runs/peel", "wandb:project", "mlflow:http://localhost:5000"])
     elif rule.name == "paths":
         one = st.sampled_from(["direct", "last", "all", "search", "[3, 3, 3, 4]", "[1,2]", "[1]"])
     else:

@@ -9,14 +9,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import exit_code, judge_runs, show
+from peelcli.cli.judging import (
+    WriteBaseline,
+    check_format,
+    exit_code,
+    extend_history,
+    judge_runs,
+    keep_baseline,
+    log_figures,
+    read_if_any,
+    show,
+)
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
-from peelcli.config import AuditConfig, Configs, ExtractConfig, FitConfig, ReportConfig, TrainedSchemeConfig
+from peelcli.config import (
+    AuditConfig,
+    Configs,
+    ExtractConfig,
+    FitConfig,
+    ReportConfig,
+    TrackConfig,
+    TrainedSchemeConfig,
+)
 from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
 
 if TYPE_CHECKING:
-    from peelcli.records import Run
+    from peelcli.records import AuditResult, Run
     from peelcli.workspace import Workspace
 
 ROLLED_BACK = 2  # how many earlier checkpoints of the run serve for `rollback`
@@ -30,9 +48,12 @@ Checkpoints = Annotated[
 ]
 
 
-@with_options(ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, AuditConfig)
-def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
+@with_options(ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)
+def audit(
+    checkpoints: Checkpoints, configs: Configs, console: Console, write_baseline: WriteBaseline = None
+) -> int:
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
+    check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     from peelcli.series import series_of
 
@@ -44,7 +65,7 @@ def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
     members, alone = series.members, len(series.members) == 1
     output = configs[AuditConfig].output
     places = [workspace_for(m.path, output, alone=alone and not series.is_run) for m in members]
-    one = _Auditor(configs, console)
+    one = Auditor(configs, console, read_if_any(configs[TrackConfig].baseline))
     failed: list[str] = []
     for number, (member, workspace) in enumerate(zip(members, places, strict=True), start=1):
         if not alone:
@@ -62,27 +83,33 @@ def audit(checkpoints: Checkpoints, configs: Configs, console: Console) -> int:
             f"{len(failed)} of {len(members)} checkpoints could not be audited: {', '.join(failed)}"
         )
     report = configs[ReportConfig]
-    results = judge_runs(one.runs, report)
+    results = judge_runs(one.runs, report, one.baseline)
     if results:
+        extend_history(configs[TrackConfig].history, results, console)
         show(results, report, console, to_file=False)
+        keep_baseline(None if failed else write_baseline, results, console)
+        log_figures(configs[TrackConfig].log_to, results, console)
     return CheckpointError.exit_code if failed else exit_code(results, report)
 
 
-class _Auditor:
+class Auditor:
     """Audits the checkpoints of a series one after another, or says what that would take."""
 
-    def __init__(self, configs: Configs, console: Console) -> None:
+    def __init__(self, configs: Configs, console: Console, baseline: AuditResult | None = None) -> None:
         self.settings, self.console = configs[AuditConfig], console
         resume, overwrite = self.settings.resume, self.settings.overwrite
         self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
         self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
         self.trained = configs[TrainedSchemeConfig]
+        self.baseline = baseline
         self.runs: list[Run] = []
         self.paths: list[Path] = []
 
     @property
     def first(self) -> Run | None:
-        """The first run of the series on which something was measured."""
+        """The run whose tokens the others must have: the baseline's, else the first on which something was measured."""
+        if self.baseline is not None:
+            return self.baseline.run
         return next((run for run in self.runs if run.data_hash), None)
 
     def audit(self, checkpoint: Path, workspace: Workspace) -> None:

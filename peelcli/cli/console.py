@@ -14,6 +14,7 @@ from typing import Any, TextIO, TypeVar, cast
 from peelcli.config import ConsoleConfig
 from peelcli.progress import Progress, printable
 
+DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EVERY_SECONDS = 5.0  # between two plain lines of one stage
 Show = Callable[[Progress], None]
 T = TypeVar("T")
@@ -62,6 +63,14 @@ class Console:
         if self.config.color is not None:
             return self.config.color
         return _is_terminal(stream) and not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb"
+
+    def unicode(self, stream: TextIO) -> bool:
+        """Whether the encoding of `stream` has the blocks that trends are drawn with."""
+        try:
+            "▁█".encode(stream.encoding or "ascii")
+        except (AttributeError, LookupError, UnicodeEncodeError):
+            return False
+        return True
 
     def note(self, message: str) -> None:
         """Say something that is good to know."""
@@ -134,6 +143,8 @@ class Console:
 
     def hush_libraries(self) -> None:
         """Keep transformers and its kin to warnings, without bars, offline; call it before importing them."""
+        for name in DISTRIBUTED:  # started from a rank of a training job, it is still no rank of it
+            os.environ.pop(name, None)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if self.verbose else "warning")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

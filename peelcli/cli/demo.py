@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import judge_runs, show
+from peelcli.cli.judging import check_format, judge_runs, show
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import Configs, ExtractConfig, FitConfig, ReportConfig
@@ -22,6 +22,7 @@ FIT = FitConfig(references=("identity", "direct"), direct_steps=24, ladder=False
 @with_options(ReportConfig)
 def demo(configs: Configs, console: Console) -> int:
     """See one flagged audit and one clean one, in under a minute; needs no data, no network and no GPU."""
+    check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     from peelcli.audit import audit_steps
 
@@ -31,8 +32,9 @@ def demo(configs: Configs, console: Console) -> int:
             workspace = workspace_for(checkpoint, None)
             done = console.drive(audit_steps(checkpoint, EXTRACT, FIT, workspace))
         results += judge_runs([done.run], configs[ReportConfig])
-    for result in results:
-        show([result], configs[ReportConfig], console, to_file=False)
+    apart = configs[ReportConfig].format in ("table", "markdown")  # of any other format two are no document
+    for shown in [[result] for result in results] if apart else [results]:
+        show(shown, configs[ReportConfig], console, to_file=False)
     stuck, healthy = (bool(r.flagged) for r in results)
     if not stuck or healthy:
         raise PeelError(

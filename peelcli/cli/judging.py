@@ -5,36 +5,131 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
 
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
-from peelcli.errors import ResourceError
-from peelcli.records import AuditResult, Run
+from peelcli.errors import PeelError, ResourceError, UsageError
+from peelcli.records import AuditResult, HistoryEntry, Run
 
 FLAGGED = 1
 
+# An option of its own and no setting: a baseline is to change where somebody says so, and not because a file does.
+WriteBaseline = Annotated[
+    Path | None,
+    typer.Option(
+        "--write-baseline",
+        metavar="FILE",
+        help="Keep the newest audit as a baseline for later ones, once it is judged.",
+        show_default=False,
+    ),
+]
 
-def judge_runs(runs: Sequence[Run], settings: ReportConfig) -> list[AuditResult]:
-    """The verdicts of every run, oldest first, under the policy of `settings`."""
-    from peelcli.verdict import Policy, judge, note_identical, with_running_minimum
 
+def read_if_any(path: Path | None) -> AuditResult | None:
+    """The baseline of that name; None where none is named."""
+    if path is None:
+        return None
+    from peelcli.baseline import read_baseline
+
+    return read_baseline(path)
+
+
+def judge_runs(
+    runs: Sequence[Run], settings: ReportConfig, baseline: AuditResult | None = None
+) -> list[AuditResult]:
+    """The verdicts of every run, oldest first, under the policy of `settings`, and what changed from one to the next.
+
+    With a baseline, what regressed since flags too. UsageError where it is of another network than the newest run, or
+    of other tokens.
+    """
+    from peelcli.verdict import Policy, judge, note_identical, with_comparisons, with_running_minimum
+
+    if baseline is not None and runs:
+        _require_alike(baseline, runs[-1])
     policy = Policy(
         fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
     )
-    return with_running_minimum([judge(run, policy) for run in note_identical(runs)])
+    if baseline is not None and settings.fail_on != ("none",):
+        policy = replace(policy, fail_on=(*policy.fail_on, "regressed"))
+    results = with_running_minimum([judge(run, policy) for run in note_identical(runs)])
+    return with_comparisons(results, policy, baseline)
+
+
+def _require_alike(baseline: AuditResult, run: Run) -> None:
+    from peelcli.same_tokens import require_same_tokens, tokens_of
+
+    then = baseline.run
+    if then.num_layers != run.num_layers or (run.family and then.family != run.family):
+        raise UsageError(
+            f"--baseline: is of {then.checkpoint} ({then.family}, {then.num_layers} layers), and "
+            f"{run.checkpoint} is a {run.family or 'network'} of {run.num_layers} layers. Name the baseline of the "
+            "same run, or write a new one with --write-baseline."
+        )
+    require_same_tokens(tokens_of(then), tokens_of(run))
+
+
+def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
+    """Write the newest of `results` as the baseline `path`, if one is asked for."""
+    if path is None:
+        return
+    from peelcli.baseline import write_baseline
+
+    write_baseline(path, results[-1])
+    console.note(f"the baseline is now {results[-1].run.checkpoint}, kept in {path}")
+
+
+def extend_history(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
+    """Add what is new among `results` to the history `path`, if there is to be one."""
+    if path is None or not results:
+        return
+    from peelcli.history import append_history, entry_of
+
+    added = append_history(path, [entry_of(result) for result in results])
+    console.note(f"{added} of {len(results)} audits are new to {path}")
+
+
+def check_format(settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
+    """Raises UsageError, before any work, for a format that cannot be rendered or is not to be read as it stands."""
+    from peelcli.report import require_format
+
+    require_format(settings.format)
+    output = settings.output if to_file and str(settings.output) != "-" else None
+    if settings.format == "html" and output is None and console.stdout_is_terminal:
+        named = "-o report.html, or " if to_file else ""
+        raise UsageError(
+            f"--format html is a page for a browser: send it to a file, with {named}> report.html"
+        )
 
 
 def show(
-    results: Sequence[AuditResult], settings: ReportConfig, console: Console, *, to_file: bool = True
+    results: Sequence[AuditResult],
+    settings: ReportConfig,
+    console: Console,
+    *,
+    to_file: bool = True,
+    history: Sequence[HistoryEntry] = (),
 ) -> None:
     """Render the report to stdout, or to the file of `settings` where the command has one."""
     from peelcli.report import render
 
     output = settings.output if to_file and str(settings.output) != "-" else None
-    on_terminal = console.stdout_is_terminal and output is None
-    width = shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
+    width = page_width(console.stdout_is_terminal and output is None)
     color = output is None and console.color(console.stdout)
-    text = render(results, settings.format, top=settings.top, width=width, color=color)
+    unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
+    text = render(
+        results,
+        settings.format,
+        top=settings.top,
+        width=width,
+        color=color,
+        unicode=unicode,
+        history=history,
+    )
     if output is None:
         console.result(text)
         return
@@ -48,6 +143,31 @@ def show(
             f"{output}: cannot be written ({error.strerror}); name another --output"
         ) from error
     console.written(output)
+
+
+def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console: Console) -> None:
+    """Log to where it was asked for, once the report is out: no logger's failure is to cost it."""
+    if not targets or not results:
+        return
+    console.finish()
+    from peelcli.loggers import log_to
+
+    for target in targets:
+        try:
+            log_to(target, results)
+        except PeelError:
+            raise
+        except Exception as error:
+            raise ResourceError(
+                f"--log-to {target}: the figures could not be logged ({type(error).__name__}: {error}); the report is "
+                "whole all the same"
+            ) from error
+        console.note(f"logged to {target}")
+
+
+def page_width(on_terminal: bool) -> int:
+    """Columns to lay a report out for: the terminal's, or COLUMNS, or 80."""
+    return shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:

@@ -18,11 +18,13 @@ from peelcli import __version__
 from peelcli.cli.audit import audit
 from peelcli.cli.console import Console
 from peelcli.cli.demo import demo
+from peelcli.cli.explain import explain as explain_layer
 from peelcli.cli.extract import extract
 from peelcli.cli.fit import fit
 from peelcli.cli.graft import graft
 from peelcli.cli.report import report
 from peelcli.cli.verify import verify
+from peelcli.cli.watch import watch
 from peelcli.errors import PeelError
 
 USAGE, FAILED, INTERRUPTED = 2, 3, 130
@@ -40,6 +42,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "extract": extract,
     "fit": fit,
     "report": report,
+    "explain": explain_layer,
+    "watch": watch,
     "verify": verify,
     "graft": graft,
     "demo": demo,

@@ -18,7 +18,7 @@ from peelcli.records import KINDS
 
 SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-FORMATS = ("table", "json")
+FORMATS = ("table", "json", "csv", "markdown", "github", "junit", "sarif", "html")
 FLAGGABLE = (
     "broken",
     "surpassed",
@@ -28,6 +28,7 @@ FLAGGABLE = (
     "unconverged",
     "red",
     "yellow",
+    "regressed",
     "none",
 )
 
@@ -35,6 +36,7 @@ LAYER_RANGE = r"([0-9]{1,9})(?:-([0-9]{1,9}))?"
 LAYERS = rf"{LAYER_RANGE}(\s*,\s*{LAYER_RANGE})*"
 PATHS = r"direct|last|first-last|all|search|none|\[ *[0-9]{1,9}( *, *[0-9]{1,9})* *\]"
 DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?"
+LOG_TO = r"(tensorboard|wandb|mlflow):.+"
 DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 
@@ -240,7 +242,8 @@ class ReportConfig:
     )
     fail_on: tuple[str, ...] = setting(
         ("broken", "surpassed", "matched", "untrained", "unconverged", "red"),
-        "Verdicts that flag, and so end with exit code 1; none flags nothing.",
+        "Verdicts that flag, and so end with exit code 1; regressed: what got worse since the run before; none flags "
+        "nothing.",
         choices=FLAGGABLE,
         alone="none",
     )
@@ -256,6 +259,28 @@ class ReportConfig:
         "Nats per token that a matching reference may cost; auto follows what references cost elsewhere.",
         unset="auto",
         at_least=0,
+    )
+
+
+@dataclass(frozen=True)
+class TrackConfig:
+    """What an audit is held against, and where its figures go besides."""
+
+    baseline: Path | None = setting(
+        None,
+        "Baseline that --write-baseline wrote: what regressed since flags, and so does a layer that is missing.",
+        metavar="FILE",
+    )
+    history: Path | None = setting(
+        None, "History (JSON lines) that every audit adds to, and that a report draws.", metavar="FILE"
+    )
+    log_to: tuple[str, ...] = setting(
+        (),
+        "Log the figures to tensorboard:DIR, wandb:PROJECT or mlflow:URI, repeatable.",
+        unset="nowhere",
+        pattern=LOG_TO,
+        expects="tensorboard:DIR, wandb:PROJECT or mlflow:URI",
+        metavar="KIND:WHERE",
     )
 
 
@@ -281,6 +306,34 @@ class AuditConfig:
 
 
 @dataclass(frozen=True)
+class WatchConfig:
+    """How long a directory is watched, and how often."""
+
+    every: str = setting(
+        "30s",
+        "Time between two looks.",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+    once: bool = setting(False, "Audit what is there and whole, and stop.")
+    until_step: int | None = setting(
+        None,
+        "Stop once a checkpoint of this training step or a later one is audited.",
+        unset="never",
+        at_least=0,
+    )
+    max_idle: str | None = setting(
+        None,
+        "Stop once nothing has changed for so long, such as 30m.",
+        unset="never",
+        pattern=DURATION,
+        expects="a time such as 10s, 5m or 1h",
+        metavar="TIME",
+    )
+
+
+@dataclass(frozen=True)
 class ConsoleConfig:
     """What is said on stderr, and in which colours."""
 
@@ -294,7 +347,9 @@ SECTIONS: tuple[type, ...] = (
     TrainedSchemeConfig,
     FitConfig,
     ReportConfig,
+    TrackConfig,
     AuditConfig,
+    WatchConfig,
     ConsoleConfig,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import PurePath
 from typing import Any
@@ -15,7 +16,9 @@ from peelcli.records import (
     AuditResult,
     Bound,
     Bounds,
+    Comparison,
     Finding,
+    HistoryEntry,
     LayerVerdict,
     Paths,
     PathScore,
@@ -29,22 +32,28 @@ SCHEMA, SCHEMA_VERSION = "peel/report", 1
 
 
 def render_json(
-    results: Sequence[AuditResult], *, top: int | None = None, width: int = 0, color: bool = False
+    results: Sequence[AuditResult],
+    *,
+    top: int | None = None,
+    history: Sequence[HistoryEntry] = (),
+    **_page: object,
 ) -> str:
     """`results` as one JSON object, ending with a newline; runs that agree differ in `timing` only.
 
-    `top` leaves out layers as in the table, and lists them under `layers_left_out`. JSON has neither `width`
-    nor `color`: they are taken so that every format is called alike. What is not finite becomes null. Raises
-    UsageError where `top` is below 1, and TypeError where a run's config holds what JSON cannot.
+    `top` leaves out layers as in the table, and lists them under `layers_left_out`. Without results it is the newest of
+    the `history` that says whether anything is flagged. What is not finite becomes null. Raises UsageError where `top`
+    is below 1, and TypeError where a run's config holds what JSON cannot.
     """
     shown, _ = shown_layers(results, top)
     report = {
         "schema": SCHEMA,
         "schema_version": SCHEMA_VERSION,
-        "flagged": any(result.flagged or result.network_flagged for result in results),
+        "flagged": any(result.flagged or result.network_flagged for result in results)
+        or (not results and history[-1].flagged),
         "runs": [_run(result, shown) for result in results],
+        "history": [asdict(entry) for entry in history],
     }
-    return json.dumps(_plain(report, "report"), indent=2, allow_nan=False) + "\n"
+    return json.dumps(plain_object(report, "report"), indent=2, allow_nan=False) + "\n"
 
 
 def report_schema() -> dict[str, Any]:
@@ -74,9 +83,11 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "flagged": bool(result.flagged or result.network_flagged),
         "flagged_layers": result.flagged,
         "network": _network(result),
-        "layers": [_layer(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "layers": [layer_object(verdict, result) for verdict in result.layers if verdict.layer in shown],
+        "comparison": None if result.comparison is None else _comparison(result.comparison, shown),
+        "unmoved_layers": result.unmoved,
         "layers_left_out": [verdict.layer for verdict in result.layers if verdict.layer not in shown],
-        "references": [_score(score, run.nll_eval) for score in run.scores],
+        "references": [score_object(score, run.nll_eval) for score in run.scores],
         "quantized": few_bits_json(run.quantized),
         "paths": None if run.paths is None else _paths(run.paths, run.nll_eval),
         "findings": [_finding(found) for found in run.findings],
@@ -103,6 +114,34 @@ def _network(result: AuditResult) -> dict[str, Any]:
         "entropy": network.entropy,
         "unigram_ce": result.run.unigram_ce,
         "data_fit": network.data_fit,
+    }
+
+
+def _comparison(comparison: Comparison, shown: frozenset[int]) -> dict[str, Any]:
+    return {
+        "checkpoint": comparison.checkpoint,
+        "checkpoint_id": comparison.checkpoint_id,
+        "step": comparison.step,
+        "is_baseline": comparison.is_baseline,
+        "regressed_layers": comparison.regressed,
+        "new_flags": comparison.new_flags,
+        "ce_change": comparison.ce_change,
+        "ce_change_interval": comparison.ce_change_interval,
+        "notes": comparison.notes,
+        "layers": [
+            {
+                "layer": change.layer,
+                "status": change.status,
+                "before": change.before,
+                "after": change.after,
+                "gap_change": change.gap_change,
+                "gap_change_interval": change.gap_change_interval,
+                "reference": None if change.reference is None else _reference(change.reference),
+                "reason": change.reason,
+            }
+            for change in comparison.layers
+            if change.layer in shown or change.after is None
+        ],
     }
 
 
@@ -153,7 +192,8 @@ def _path(score: PathScore, nll_eval: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def _layer(verdict: LayerVerdict, result: AuditResult) -> dict[str, Any]:
+def layer_object(verdict: LayerVerdict, result: AuditResult) -> dict[str, Any]:
+    """What is said about one layer, as the schema's `layer`."""
     return {
         "layer": verdict.layer,
         "verdict": verdict.verdict,
@@ -188,7 +228,8 @@ def _reference(reference: Reference) -> dict[str, Any]:
     }
 
 
-def _score(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
+def score_object(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
+    """A reference and what was measured with it, as the schema's `measured_reference`."""
     trained, replaced = _mean(nll_eval), _mean(score.nll_eval)
     return {
         **_reference(score.reference),
@@ -211,7 +252,7 @@ def _finding(found: Finding) -> dict[str, Any]:
     return {"kind": found.kind, "layer": found.layer, "tensor": found.tensor, "message": found.message}
 
 
-def _plain(value: object, where: str) -> Any:
+def plain_object(value: object, where: str) -> Any:
     """`value` in the types of JSON, for a file that any parser reads: no NaN, no infinity."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -222,9 +263,9 @@ def _plain(value: object, where: str) -> Any:
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, f"{where}.{key}") for key, item in value.items()}
+        return {str(key): plain_object(item, f"{where}.{key}") for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item, f"{where}[{position}]") for position, item in enumerate(value)]
+        return [plain_object(item, f"{where}[{position}]") for position, item in enumerate(value)]
     raise TypeError(
         f"{where} is a {type(value).__name__}: expected a string, number, bool, null, list or mapping"
     )

@@ -29,10 +29,11 @@ def run_key(results: Sequence[AuditResult]) -> Table:
     return key
 
 
-def matrices(console: Console, results: Sequence[AuditResult], layers: Sequence[int]) -> list[Table]:
-    """As many tables as the console's width calls for, each with all `layers` and a band of the runs."""
+def matrices(
+    console: Console, results: Sequence[AuditResult], layers: Sequence[int], start: int = 0
+) -> list[Table]:
+    """As many tables as the console's width calls for, each with all `layers` and a band of the runs from `start`."""
     bands: list[Table] = []
-    start = 0
     while layers and start < len(results):
         stop = start + 1
         band = _band(results, layers, range(start, stop))
@@ -64,7 +65,7 @@ def _band(results: Sequence[AuditResult], layers: Sequence[int], numbers: range)
             row.append(text(signed(verdict.gap) if verdict else "-"))
             if number:
                 before = verdicts[number - 1].get(layer) if _comparable(results, number) else None
-                row.append(text(signed(_gap_change(verdict, before))))
+                row.append(text(signed(_gap_change(results[number], verdict, before))))
         table.add_row(*row)
     return table
 
@@ -103,7 +104,13 @@ def _comparable(results: Sequence[AuditResult], number: int) -> bool:
     return results[number].run.num_layers == results[number - 1].run.num_layers
 
 
-def _gap_change(verdict: LayerVerdict | None, before: LayerVerdict | None) -> float | None:
+def _gap_change(
+    result: AuditResult, verdict: LayerVerdict | None, before: LayerVerdict | None
+) -> float | None:
+    """That of one reference in both runs where they have been compared, else of those that decided."""
+    compared = result.comparison
+    if compared is not None and not compared.is_baseline and verdict is not None:
+        return next((c.gap_change for c in compared.layers if c.layer == verdict.layer), None)
     return _difference(verdict.gap if verdict else None, before.gap if before else None)
 
 

@@ -10,23 +10,36 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from peelcli.records import AuditResult, LayerVerdict
-from peelcli.report import wording
+from peelcli.records import AuditResult, HistoryEntry, LayerVerdict
+from peelcli.report import changes, history, wording
 from peelcli.report.cells import STYLES, text
 from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
+from peelcli.report.strip import strip_note, strip_table
 from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
 from peelcli.report.zones import zone_table
 
+MOST_RUNS = 12  # that a series is shown of in full; of more the strip shows how they went
 NARROWEST = 40  # columns; below this nothing is readable, and lines run over instead
+EARLIER = (
+    "Of the runs #1 to #{last} only the lines above and the strip are shown, of the newest {most} everything; --format "
+    "csv, json and html hold all."
+)
 
 
 def render_table(
-    results: Sequence[AuditResult], *, top: int | None = None, width: int = 80, color: bool = False
+    results: Sequence[AuditResult],
+    *,
+    top: int | None = None,
+    width: int = 80,
+    color: bool = False,
+    unicode: bool = False,
 ) -> str:
     """`results` as text of at most `width` columns (40 or more), with ANSI colours where `color` is set.
+
+    All of it is ASCII but names, and with `unicode` the blocks of the trends.
 
     Several results are compared side by side, in the order given. `top` shows the layers of the highest score
     only and says which it leaves out. Names and messages are escaped: they may come from an untrusted
@@ -35,20 +48,40 @@ def render_table(
     if not results:
         raise ValueError("no results to render: expected at least one AuditResult")
     out = StringIO()
-    console = _console(out, max(width, NARROWEST), color)
+    console = plain_console(out, width, color)
     shown, left_out = shown_layers(results, top)
     if len(results) == 1:
         _single(console, results[0], shown, left_out)
     else:
-        _several(console, results, shown, left_out)
-    return "\n".join(line.rstrip() for line in out.getvalue().rstrip().split("\n")) + "\n"
+        _several(console, results, shown, left_out, unicode=unicode)
+    return without_trailing(out.getvalue())
 
 
-def _console(out: StringIO, width: int, color: bool) -> Console:
+def render_history(
+    entries: Sequence[HistoryEntry], *, width: int = 80, color: bool = False, unicode: bool = False
+) -> str:
+    """The audits of a history, oldest first, as text of at most `width` columns: a line of bars for each layer."""
+    out = StringIO()
+    console = plain_console(out, width, color)
+    console.print(text("History", "bold"))
+    paragraphs(console, history.history_lines(entries))
+    console.print()
+    console.print(history.history_table(entries, console.width, unicode=unicode))
+    console.print()
+    paragraphs(console, [history.NOTE], "dim")
+    return without_trailing(out.getvalue())
+
+
+def without_trailing(rendered: str) -> str:
+    """`rendered` without spaces at the ends of its lines, and with one newline at its own."""
+    return "\n".join(line.rstrip() for line in rendered.rstrip().split("\n")) + "\n"
+
+
+def plain_console(out: StringIO, width: int, color: bool) -> Console:
     """A console that reads nothing from the environment: what it would look for there is said here."""
     return Console(
         file=out,
-        width=width,
+        width=max(width, NARROWEST),
         height=100,
         force_terminal=color,
         color_system="standard" if color else None,
@@ -70,14 +103,20 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         console.print()
         console.print(layer_table(result, layers, console.width))
         console.print()
-        _paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
-        _paragraphs(console, column_notes(layers, console.width), "dim")
+        paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
+        paragraphs(console, column_notes(layers, console.width), "dim")
         _meanings(console, layers)
+    _changes(console, result, shown)
     _notes(console, result, layers)
 
 
 def _several(
-    console: Console, results: Sequence[AuditResult], shown: frozenset[int], left_out: tuple[int, ...]
+    console: Console,
+    results: Sequence[AuditResult],
+    shown: frozenset[int],
+    left_out: tuple[int, ...],
+    *,
+    unicode: bool,
 ) -> None:
     console.print(text(f"{len(results)} runs", "bold"))
     console.print(run_key(results))
@@ -86,24 +125,47 @@ def _several(
     if shared:
         console.print()
         console.print(_header(shared))
-    zones = zone_table(results)
+    start = max(len(results) - MOST_RUNS, 0)
+    if start:
+        console.print()
+        paragraphs(console, [EARLIER.format(most=MOST_RUNS, last=start)])
+    zones = zone_table(results, console.width, start)
     if zones is not None:
         console.print()
         console.print(zones)
         console.print()
-        _paragraphs(console, [ZONE_COLUMNS], "dim")
-    for table in matrices(console, results, sorted(shown)):
+        paragraphs(console, [ZONE_COLUMNS], "dim")
+    strip = strip_table(results, sorted(shown), console.width, unicode=unicode)
+    if strip is not None:
+        console.print()
+        console.print(strip)
+        console.print()
+        paragraphs(console, [strip_note(results, console.width)], "dim")
+    for table in matrices(console, results, sorted(shown), start):
         console.print()
         console.print(table)
     console.print()
-    _paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
-    _paragraphs(console, comparison_notes(results), "dim")
+    paragraphs(console, [left_out_note(left_out, results)] if left_out else [])
+    paragraphs(console, comparison_notes(results), "dim")
     _meanings(console, [v for result in results for v in result.layers if v.layer in shown], by_layer=False)
-    for number, result in enumerate(results, start=1):
+    _changes(console, results[-1], shown)
+    for number, result in enumerate(results[start:], start=start + 1):
         console.print()
         _headline(console, f"#{number} {base_name(result.run.checkpoint)}: ", result)
         console.print(_header([line for line in wording.header(result) if line not in shared]))
         _notes(console, result, [verdict for verdict in result.layers if verdict.layer in shown])
+
+
+def _changes(console: Console, result: AuditResult, shown: frozenset[int]) -> None:
+    """What changed from what the newest run is compared with."""
+    table = changes.change_table(result, shown)
+    if table is None or result.comparison is None:
+        return
+    heading(console, f"Changes since {changes.against(result.comparison)}")
+    console.print(table)
+    console.print()
+    paragraphs(console, changes.column_notes(result.comparison.layers), "dim")
+    paragraphs(console, changes.change_lines(result.comparison))
 
 
 def _headline(console: Console, name: str, result: AuditResult) -> None:
@@ -130,9 +192,9 @@ def _notes(console: Console, result: AuditResult, layers: Sequence[LayerVerdict]
     """What to do next, and everything else that is said in words."""
     steps = wording.next_steps(layers)
     if steps:
-        _heading(console, "What to do next")
-        for verdict, heading, lines in steps:
-            console.print(text(heading, STYLES[verdict]))
+        heading(console, "What to do next")
+        for verdict, title, lines in steps:
+            console.print(text(title, STYLES[verdict]))
             for line in lines:
                 console.print(Padding(text(line), (0, 0, 0, 2)))
     for title, sentences in (
@@ -141,15 +203,17 @@ def _notes(console: Console, result: AuditResult, layers: Sequence[LayerVerdict]
         ("Not audited", result.run.skipped),
     ):
         if sentences:
-            _heading(console, title)
-            _paragraphs(console, sentences)
+            heading(console, title)
+            paragraphs(console, sentences)
 
 
-def _heading(console: Console, title: str) -> None:
+def heading(console: Console, title: str) -> None:
+    """A title on a line of its own, after an empty one."""
     console.print()
     console.print(text(title, "bold"))
 
 
-def _paragraphs(console: Console, sentences: Iterable[str], style: str = "") -> None:
+def paragraphs(console: Console, sentences: Iterable[str], style: str = "") -> None:
+    """Each of `sentences` from a line of its own on."""
     for sentence in sentences:
         console.print(text(sentence, style))

@@ -43,12 +43,12 @@ COLUMNS = (
     "nats/token."
 )
 OWN = "own: bits per weight of the layer itself. score: orders the layers, higher is more under-optimised."
-CHANGE = "change: this gap less the gap in the run before; the references that decided may differ."
+CHANGE = "change: of the gap since the run before, of the same reference where both measured it."
 
 
 def headline(result: AuditResult) -> str:
     """The outcome in one sentence; claims no more than was measured."""
-    network = f"the network is flagged ({', '.join(_flags(result))})" if result.network_flagged else ""
+    network = f"the network is flagged ({', '.join(network_flags(result))})" if result.network_flagged else ""
     if result.flagged:
         count = f"{len(result.flagged)} of {len(result.layers)} audited layers flagged"
         return f"{count} ({layers_named(result.flagged)})" + (f", and {network}" if network else "")
@@ -64,7 +64,7 @@ def headline(result: AuditResult) -> str:
     return f"nothing is flagged: no reference in the suite does better{where}; {NO_MORE}"
 
 
-def _flags(result: AuditResult) -> list[str]:
+def network_flags(result: AuditResult) -> list[str]:
     """What the network can be flagged for, its zone included."""
     zone = result.network.zone
     return [*result.network.flags, *([f"{zone} zone"] if zone in ("red", "yellow") else [])]

@@ -22,6 +22,8 @@ COLUMNS = (
     "blocks that all aim at the last state. YES: of the best map, chosen on other text. least: the least YES bound so "
     "far. maps: those of a higher CE than the network's."
 )
+FIGURES = ("step", "CE", "head", "last", "YES", "least", "maps")
+NARROW = 64  # columns; below this only the step, the loss and its bound
 MOST_TARGETS = 12  # of a map that is written out in a line
 
 
@@ -53,23 +55,30 @@ def map_text(target_map: Sequence[int]) -> str:
     return "[" + ", ".join(ends if len(ends) <= MOST_TARGETS else [*ends[:4], "...", *ends[-4:]]) + "]"
 
 
-def zone_table(results: Sequence[AuditResult]) -> Table | None:
-    """A row for each run: step, loss, bounds and zone; None where no run was peeled."""
-    if not any(result.network.bounds for result in results):
+def zone_table(results: Sequence[AuditResult], width: int, start: int = 0) -> Table | None:
+    """A row for each run from `start`: step, loss, bounds and zone; None where none of them was peeled."""
+    if not any(result.network.bounds for result in results[start:]):
         return None
+    shown = FIGURES if width >= NARROW else ("step", "CE", "YES")
     table = ruled_table(gutter=2)
     table.add_column("")
-    for header in ("step", "CE", "head", "last", "YES", "least", "maps"):
+    for header in shown:
         table.add_column(header, justify="right", no_wrap=True)
     table.add_column("zone", no_wrap=True)
-    for number, result in enumerate(results, start=1):
-        bounds, zone = result.network.bounds, result.network.zone
-        figures = [result.network.ce, *([None] * 4)]
-        if bounds is not None:
-            last = None if bounds.last is None else bounds.last.ce
-            figures = [result.network.ce, bounds.control, last, bounds.yes.ce, bounds.running_minimum]
-        step = "-" if result.run.step is None else str(result.run.step)
-        count = "-" if bounds is None else f"{bounds.beaten}/{bounds.peeled}"
-        cells: list[Text] = [text(cell) for cell in (step, *map(fixed, figures), count)]
-        table.add_row(text(f"#{number}", "bold"), *cells, text(zone or "-", STYLES.get(zone or "", "")))
+    for number, result in enumerate(results[start:], start=start + 1):
+        zone = result.network.zone
+        cells = dict(zip(FIGURES, zone_figures(result), strict=True))
+        row: list[Text] = [text(cells[header]) for header in shown]
+        table.add_row(text(f"#{number}", "bold"), *row, text(zone or "-", STYLES.get(zone or "", "")))
     return table
+
+
+def zone_figures(result: AuditResult) -> tuple[str, ...]:
+    """The cells under `FIGURES`."""
+    bounds, ce = result.network.bounds, fixed(result.network.ce)
+    step = "-" if result.run.step is None else str(result.run.step)
+    if bounds is None:
+        return (step, ce, *["-"] * 5)
+    last = None if bounds.last is None else bounds.last.ce
+    reached = map(fixed, (bounds.control, last, bounds.yes.ce, bounds.running_minimum))
+    return (step, ce, *reached, f"{bounds.beaten}/{bounds.peeled}")

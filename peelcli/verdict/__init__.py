@@ -1,9 +1,18 @@
 """Verdicts: records in, verdicts out. Plain numbers and numpy; no torch, no HDF5."""
 
+from peelcli.verdict.comparison import is_alike, with_comparisons
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.twins import note_identical
 from peelcli.verdict.zones import with_running_minimum
 
-__all__ = ["Policy", "data_fit", "judge", "note_identical", "with_running_minimum"]
+__all__ = [
+    "Policy",
+    "data_fit",
+    "is_alike",
+    "judge",
+    "note_identical",
+    "with_comparisons",
+    "with_running_minimum",
+]

@@ -53,5 +53,11 @@ class Policy:
     """A network is untrained where its blocks together gain less than this, and it does no better than frequencies."""
     head_floor: float = 0.1
     """Nats that a refitted head must gain, and more than the text's mismatch, for a network to be unconverged."""
+    new_flag_share: float = 0.10
+    """A flag is new where what its reference costs has fallen by more than this share, and by `surpassed_floor`…"""
+    grown_share: float = 0.50
+    """…and a layer has regressed without one where that has fallen by more than this share of it…"""
+    grown_floor: float = 0.01
+    """…and by more than this, in nats."""
     min_sequences: int = 8
     """Fewer sequences on `eval` decide nothing."""

@@ -21,12 +21,22 @@ from peelcli.config import (
     ExtractConfig,
     FitConfig,
     ReportConfig,
+    TrackConfig,
     TrainedSchemeConfig,
+    WatchConfig,
     section_name,
 )
 from peelcli.config.setting import Setting, settings_of
 
-ALL = (ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, AuditConfig)
+ALL = (
+    ExtractConfig,
+    TrainedSchemeConfig,
+    FitConfig,
+    ReportConfig,
+    TrackConfig,
+    AuditConfig,
+    WatchConfig,
+)
 SHOWN = {name: rule for section in SECTIONS for name, rule in settings_of(section).items()}
 
 
@@ -66,7 +76,7 @@ class Toy:
 def example(rule: Setting) -> str:
     by_kind = {int: "77", float: "0.5", Path: "some/file", str: "3"}
     choices = [choice for choice in rule.choices if choice != rule.default_text]
-    by_name = {"device": "cpu", "paths": "[1,2,3]"}
+    by_name = {"device": "cpu", "paths": "[1,2,3]", "every": "3s", "log_to": "wandb:x"}
     return choices[-1] if choices else by_name.get(rule.name) or by_kind[rule.kind]
 
 

@@ -7,8 +7,10 @@ from typing import Any
 
 from peelcli.records import (
     AuditResult,
+    Comparison,
     Finding,
     FitOutcome,
+    LayerChange,
     LayerVerdict,
     NetworkVerdict,
     Reference,
@@ -88,3 +90,39 @@ def healthy(num_layers: int = 5) -> AuditResult:
     )
     run = {"num_layers": num_layers, "layers": tuple(range(1, num_layers + 1)), "findings": (), "skipped": ()}
     return varied(layers=layers, flagged=(), run=run, network={"notes": ()})
+
+
+def hostile(name: str) -> AuditResult:
+    """RESULT with `name` wherever a string of a checkpoint, or made from one, can stand; layer 3 is flagged."""
+    reference = LAYERS[2].reference
+    assert reference is not None
+    verdict = replace(
+        LAYERS[2], reason=name, advice=name, notes=(name,), reference=replace(reference, scheme=name)
+    )
+    named = dict.fromkeys(
+        ("checkpoint", "checkpoint_id", "family", "dtype", "device", "data", "scheme"), name
+    )
+    run = {**named, "findings": (Finding(name, name, 1, name),), "skipped": (name,), "tokens": {name: 1}}
+    return varied(
+        run=run, network={"notes": (name,), "flags": (name,)}, layers=(verdict,), network_flagged=True
+    )
+
+
+def regressed(before: str = "night-1", was: str = "effective") -> AuditResult:
+    """A second night: layer 2 is effective still and has regressed, layer 4 was not audited; both are flagged."""
+    why = "byte for byte what it was then, while other layers have moved."
+    result = healthy(3)
+    layers = (
+        result.layers[0],
+        replace(result.layers[1], notes=(f"Regressed: {why}",)),
+        result.layers[2],
+        LayerVerdict(4, "undecided", "it was audited then, and is not now.", "Audit it again (--layers)."),
+    )
+    changes = (
+        LayerChange(1, "same", was, "effective", "", 0.0001, (-0.0005, 0.0007), DIRECT_ATTENTION),
+        LayerChange(2, "regressed", was, "effective", why, 0.0, (0.0, 0.0), DIRECT),
+        LayerChange(3, "same", was, "effective", "", -0.0002, (-0.0008, 0.0004), DROP_ATTENTION),
+        LayerChange(4, "missing", was, None, "it was audited then, and is not now."),
+    )
+    comparison = Comparison(before, "abc", 400, True, changes, 0.002, (-0.001, 0.005))
+    return replace(result, layers=layers, flagged=(2, 4), comparison=comparison)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 import numpy as np
 import pytest
 from hand_made import DIRECT, LAYERS, RESULT, RUN, healthy, varied
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
@@ -128,6 +128,7 @@ def test_schema_refuses_what_breaks_the_spine(spoil):
     assert not VALIDATOR.is_valid(report)
 
 
+@settings(deadline=None)
 @given(st.floats(), st.floats(), st.floats(), st.dictionaries(st.text(), anything, max_size=4))
 def test_no_figure_makes_it_invalid(gap, low, ce, config):
     layer = replace(LAYERS[2], gap=gap, gap_interval=(low, gap), score=ce, fvu=low)

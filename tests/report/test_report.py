@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hand_made import RESULT
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peelcli.config import FORMATS
 from peelcli.errors import UsageError
 from peelcli.report import REPORTS, render
 from peelcli.report.plain import (
@@ -26,7 +28,7 @@ from peelcli.report.plain import (
 
 
 def test_every_format_is_called_alike_and_ends_with_a_newline():
-    assert set(REPORTS) == {"table", "json"}
+    assert tuple(REPORTS) == FORMATS
     for name in REPORTS:
         text = render([RESULT], name, top=1, width=80, color=True)
         assert text.endswith("\n")
@@ -36,8 +38,14 @@ def test_every_format_is_called_alike_and_ends_with_a_newline():
 
 
 def test_an_unknown_format_is_named_with_those_there_are():
-    with pytest.raises(UsageError, match=r"--format 'xml': expected one of table, json"):
+    with pytest.raises(UsageError, match=r"--format 'xml': expected one of table, json, csv"):
         render([RESULT], "xml")
+
+
+def test_the_readme_tells_of_every_format():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    for name in FORMATS:
+        assert f"| `{name}` |" in readme
 
 
 def test_rendering_needs_neither_torch_nor_h5py():

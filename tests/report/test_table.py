@@ -6,13 +6,13 @@ import re
 from dataclasses import replace
 
 import pytest
-from hand_made import LAYERS, RESULT, healthy, varied
+from hand_made import LAYERS, RESULT, healthy, hostile, varied
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
 from peelcli.errors import UsageError
-from peelcli.records import VERDICTS, Finding, Reference
+from peelcli.records import VERDICTS, Reference
 from peelcli.report import wording
 from peelcli.report.cells import STYLES
 from peelcli.report.table import NARROWEST, render_table
@@ -37,11 +37,16 @@ def unwrapped(*results, **options):
     return " ".join(render_table(results, **options).split())
 
 
-def table_rows(text):
-    """The lines of the first table: from under its rule to the next blank line."""
+def table_rows(text, header=r"layer +verdict"):
+    """The lines of the table whose header begins so: from under its rule to the next blank line."""
     lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith("-----"))
+    start = next(number for number, line in enumerate(lines) if re.match(header, line)) + 1
+    assert line_is_rule(lines[start])
     return lines[start + 1 : lines.index("", start)]
+
+
+def line_is_rule(line):
+    return set(line) == {"-"}
 
 
 def test_one_row_a_layer_at_80_columns():
@@ -185,17 +190,13 @@ def test_top_shows_the_highest_scores_by_layer_and_says_what_it_leaves_out():
 
 def test_runs_side_by_side_with_the_change_since_the_one_before():
     text = render_table(SERIES, width=80)
-    assert (
-        table_rows(text)
-        == [
-            "    1  effective -0.2000  effective -0.2040 -0.0040  effective -0.2040  0.0000",
-            "    2  effective -0.1000 !matched   -0.0002 +0.0998  matched   -0.0002  0.0000",
-            "    3  effective -0.0667 !surpassed +0.0100 +0.0767 !surpassed +0.0100  0.0000",
-            "    4  effective -0.0500  undecided -0.0021 +0.0479 -                -       -",
-            "    5  effective -0.0400 !broken          -       - -                -       -",
-        ]
-        or True
-    )
+    assert table_rows(text, r"layer +#1") == [
+        "    1  effective -0.2000  effective -0.2040 -0.0040  effective -0.2040 0.0000",
+        "    2  effective -0.1000 !matched   -0.0002 +0.0998  matched   -0.0002 0.0000",
+        "    3  effective -0.0667 !surpassed +0.0100 +0.0767 !surpassed +0.0100 0.0000",
+        "    4  effective -0.0500  undecided -0.0021 +0.0479  -               -      -",
+        "    5  effective -0.0400 !broken          -       -  -               -      -",
+    ]
     words = unwrapped(*SERIES)
     assert "#2 ckpt-6000, id aaaa, step 6000; CE 1.810 (-0.050); 3 of 5 audited layers flagged" in words
     assert words.index("layer #1") < words.index("#3 ckpt-7000: 1 of 3 audited layers flagged (layer 3)")
@@ -204,7 +205,7 @@ def test_runs_side_by_side_with_the_change_since_the_one_before():
 
 def test_no_change_is_given_between_checkpoints_of_different_depth():
     shallow = healthy(3)
-    rows = table_rows(render_table([RESULT, shallow, shallow], width=80))
+    rows = table_rows(render_table([RESULT, shallow, shallow], width=80), r"layer +#1")
     assert [row.split()[-4:] for row in rows[:1]] == [["-", "effective", "-0.2000", "0.0000"]]
     words = unwrapped(RESULT, shallow)
     assert "No change is given for #2: the run before has another number of layers." in words
@@ -227,7 +228,7 @@ def test_no_line_is_wider_than_the_page(results, width):
 
 def test_a_series_too_wide_for_the_page_goes_on_below():
     text = render_table([healthy(4)] * 7, width=80)
-    headers = [line.split() for line in text.splitlines() if line.startswith("layer")]
+    headers = [line.split() for line in text.splitlines() if line.startswith("layer  #")]
     assert [word for header in headers for word in header if word.startswith("#")] == [
         f"#{n}" for n in range(1, 8)
     ]
@@ -250,29 +251,6 @@ def test_colour_is_ansi_only_where_asked_for(monkeypatch):
     assert render_table([RESULT], width=120) == plain
     bare = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
     assert [line.rstrip() for line in bare.splitlines()] == plain.splitlines()
-
-
-def hostile(name):
-    """RESULT with `name` wherever a string of a checkpoint, or made from one, can stand."""
-    verdict = replace(
-        LAYERS[2],
-        reason=name,
-        advice=name,
-        notes=(name,),
-        reference=replace(LAYERS[2].reference, scheme=name),
-    )
-    return varied(
-        run={
-            **dict.fromkeys(
-                ("checkpoint", "checkpoint_id", "family", "dtype", "device", "data", "scheme"), name
-            ),
-            "findings": (Finding(name, name, 1, name),),
-            "skipped": (name,),
-            "tokens": {name: 1},
-        },
-        network={"notes": (name,), "flags": (name,)},
-        layers=(verdict,),
-    )
 
 
 def test_markup_and_escapes_in_names_are_shown_not_obeyed():

@@ -1,0 +1,172 @@
+"""The history of a run's audits: one JSON object a line, added to and never rewritten, by any number of writers.
+
+A line is written whole or not at all: with one call, under the file's lock, and taken back where the disk is full. What
+a crash has left of a line is closed off before the next, so that it spoils no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from peelcli import __version__
+from peelcli.errors import ArtefactError, ResourceError
+from peelcli.records import AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
+from peelcli.revive import revive
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks; a line is still written with one call
+    fcntl = None  # type: ignore[assignment]
+
+SCHEMA, SCHEMA_VERSION = "peel/history", 1
+
+
+@dataclass(frozen=True)
+class History:
+    """The audits in the order in which they were added, and what is wrong with the file."""
+
+    entries: tuple[HistoryEntry, ...]
+    warnings: tuple[str, ...] = ()
+
+
+def entry_of(result: AuditResult, time: str = "") -> HistoryEntry:
+    """What a history keeps of a result; what is not finite is left out."""
+    run, network = result.run, result.network
+    layers = tuple(
+        HistoryLayer(
+            layer=v.layer,
+            verdict=v.verdict,
+            flagged=v.layer in result.flagged,
+            sublayer=v.sublayer,
+            score=_finite(v.score),
+            gap=_finite(v.gap),
+            gap_interval=v.gap_interval
+            if v.gap_interval and all(map(math.isfinite, v.gap_interval))
+            else None,
+            reference_key=v.reference.key if v.reference else None,
+            effective_bits=v.effective_bits,
+            fvu=_finite(v.fvu),
+            drop_cost=_finite(v.drop_cost),
+        )
+        for v in result.layers
+    )
+    return HistoryEntry(
+        time=time or datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        checkpoint=run.checkpoint,
+        checkpoint_id=run.checkpoint_id,
+        num_layers=run.num_layers,
+        flagged=bool(result.flagged or result.network_flagged),
+        network=HistoryNetwork(_finite(network.ce), _finite(network.perplexity), network.zone, network.flags),
+        layers=layers,
+        step=run.step,
+        scheme=run.scheme,
+        data_hash=run.data_hash,
+        flagged_layers=result.flagged,
+        peel_version=__version__,
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def append_history(path: Path, entries: Sequence[HistoryEntry]) -> int:
+    """Add the entries that the history does not hold yet, apart from their time; returns how many those were.
+
+    Raises ResourceError where the file cannot be written, and leaves it as it was.
+    """
+    try:
+        with _locked(path, os.O_RDWR | os.O_APPEND | os.O_CREAT) as file:
+            text = _read(file)
+            known = {_essence(entry) for entry in _parse(text, path).entries}
+            new = [entry for entry in entries if _essence(entry) not in known]
+            if new:
+                lines = "".join(_line(entry) for entry in new)
+                _append(file, ("\n" if text and not text.endswith(b"\n") else "").encode() + lines.encode())
+            return len(new)
+    except OSError as error:
+        raise ResourceError(
+            f"{path}: the history cannot be written ({error.strerror}); name another file with --history"
+        ) from error
+
+
+def read_history(path: Path) -> History:
+    """The audits of a history, with a warning for each line that is none. ArtefactError where it cannot be read."""
+    try:
+        with _locked(path, os.O_RDONLY) as file:
+            return _parse(_read(file), path)
+    except OSError as error:
+        raise ArtefactError(
+            f"{path}: the history cannot be read ({error.strerror}); `peel audit --history FILE` makes one"
+        ) from error
+
+
+@contextlib.contextmanager
+def _locked(path: Path, flags: int) -> Iterator[int]:
+    """The file's descriptor, locked for reading alone or for writing until it is closed."""
+    file = os.open(path, flags, 0o666)
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):  # a file system without locks goes without
+                fcntl.flock(file, fcntl.LOCK_EX if flags & os.O_RDWR else fcntl.LOCK_SH)
+        yield file
+    finally:
+        os.close(file)
+
+
+def _read(file: int) -> bytes:
+    os.lseek(file, 0, os.SEEK_SET)
+    parts = []
+    while part := os.read(file, 1 << 20):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def _append(file: int, data: bytes) -> None:
+    size = os.fstat(file).st_size
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(file, left) :]
+    except BaseException:
+        os.ftruncate(file, size)
+        raise
+
+
+def _line(entry: HistoryEntry) -> str:
+    value = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, **asdict(entry)}
+    return json.dumps(value, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def _essence(entry: HistoryEntry) -> HistoryEntry:
+    return replace(entry, time="", peel_version="")
+
+
+def _parse(text: bytes, path: Path) -> History:
+    entries, warnings = [], []
+    lines = text.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append(_entry(json.loads(line)))
+        except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError, too
+            cut_off = " (a write was cut off)" if number == len(lines) else ""
+            warnings.append(f"{path}: line {number} is damaged{cut_off} and left out: {error}")
+    return History(tuple(entries), tuple(warnings))
+
+
+def _entry(value: Any) -> HistoryEntry:
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError("expected an audit")
+    if value.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"has version {value.get('schema_version')!r}, and this peel reads {SCHEMA_VERSION}")
+    return revive(HistoryEntry, value)

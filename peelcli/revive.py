@@ -1,0 +1,91 @@
+"""Records from JSON values, checked: files that hold records are untrusted, and may be of another version."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def revive(kind: type[T], value: Any, where: str = "") -> T:
+    """An instance of the record `kind` from what `dataclasses.asdict` and JSON have made of one.
+
+    Keys that the record does not know are passed over, and those that it has a default for may be missing. Raises
+    ValueError that says where which value was not what was expected.
+    """
+    if not isinstance(value, Mapping):
+        raise _unexpected(where, "an object", value)
+    hints = _hints(kind)  # type: ignore[arg-type]
+    made = {}
+    for field in fields(kind):  # type: ignore[arg-type]
+        place = f"{where}.{field.name}".lstrip(".")
+        if field.name in value:
+            made[field.name] = _value(hints[field.name], value[field.name], place)
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(f"{place}: is missing")
+    return kind(**made)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        (only,) = (kind for kind in inner if kind is not type(None))
+        return _value(only, value, where)
+    if is_dataclass(hint):
+        return revive(hint, value, where)  # type: ignore[arg-type]
+    if origin is tuple:
+        return _tuple(inner, value, where)
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise _unexpected(where, "an object", value)
+        return {str(key): _value(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    return _plain(hint, value, where)
+
+
+def _tuple(inner: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(value, (list, tuple)):
+        raise _unexpected(where, "a list", value)
+    kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+    if len(kinds) != len(value):
+        raise _unexpected(where, f"a list of {len(kinds)}", value)
+    return tuple(
+        _value(kind, item, f"{where}[{place}]")
+        for place, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _plain(hint: Any, value: Any, where: str) -> Any:
+    if hint in (object, Any):
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            raise _unexpected(where, "a finite number", value)
+        return number
+    if hint is not float and type(value) is hint:
+        return value
+    raise _unexpected(
+        where, {str: "text", float: "a number", int: "a whole number"}.get(hint, "a truth value"), value
+    )
+
+
+def _unexpected(where: str, expected: str, value: Any) -> ValueError:
+    found = repr(value)
+    return ValueError(
+        f"{where or 'the whole'}: expected {expected}, found {found[:60]}{'...' * (len(found) > 60)}"
+    )
