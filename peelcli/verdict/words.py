@@ -24,6 +24,10 @@ UNUSED = (
     "Its capacity goes unused, which may be harmless. Check that it was not frozen or left at its initial weights; "
     "otherwise drop it, or store it in fewer bits."
 )
+UNUSED_IN_CLASS = (
+    "Random weights of the same bits, fitted for a few steps, do as well, which may be harmless. Check that it was not "
+    "frozen or left at its initial weights; otherwise train on, or drop it."
+)
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,9 @@ def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         reason += f"where the same costs the other layers {e.usual:.4f} in the median."
     else:
         reason += f"next to nothing of what the network has learned, and no match may cost more than {e.margin:.4f}."
-    return _at_its_bits(_make(layer, "matched", reason, UNUSED, facts, e, blame=True), e)
+    is_lighter = facts.own_bits is None or e.score.reference.bits < facts.own_bits
+    advice = UNUSED if is_lighter else UNUSED_IN_CLASS
+    return _at_its_bits(_make(layer, "matched", reason, advice, facts, e, blame=True), e)
 
 
 def _at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
