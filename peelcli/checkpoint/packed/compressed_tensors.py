@@ -38,8 +38,9 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
     """The packed weights: those that have a `weight_scale` beside them."""
     layout = settings.get("format")
     groups = list(_groups(settings))
-    layouts = {layout, *(g.get("format") for g in groups)} - {None, "dense"}
-    strange = sorted(str(name) for name in layouts - set(_FORMATS))
+    # Whatever stands there: it need not be text, nor anything that a set takes.
+    layouts = {str(f) for f in (layout, *(g.get("format") for g in groups)) if f not in (None, "dense")}
+    strange = sorted(layouts - set(_FORMATS))
     if strange or not layouts:
         raise CheckpointError(
             f"config.json: compressed-tensors in the format {strange[0] if strange else layout!r}, expected one of "

@@ -27,7 +27,7 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
         raise CheckpointError(
             f"config.json: quantization_config.bits is {bits!r}, expected 2, 3, 4 or 8 for GPTQ"
         )
-    if layout not in _FORMATS:
+    if not isinstance(layout, str) or layout not in _FORMATS:
         raise CheckpointError(
             f"config.json: quantization_config.checkpoint_format is {layout!r}, expected 'gptq' or 'gptq_v2'. Save "
             "the checkpoint in one of those, or dequantised"

@@ -43,7 +43,7 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
         kind, attributes = entry.get("_type"), entry.get("_data")
         if kind == "Tensor":
             continue
-        if kind not in _READ or not isinstance(attributes, Mapping):
+        if not isinstance(kind, str) or kind not in _READ or not isinstance(attributes, Mapping):
             raise CheckpointError(
                 f"{files.directory}: {name!r} is a torchao {kind}, which is laid out for one kernel; expected one of "
                 f"{', '.join(_READ)}. Dequantise it with torchao, then save_pretrained"
