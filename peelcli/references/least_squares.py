@@ -27,7 +27,7 @@ RELATIVE_CUTOFF = 2.0**-23
 # Below this fraction of ‖Y‖², ‖Y‖² − ‖fitted‖² has lost too many digits: the error is read from the outputs instead.
 LEAST_FRACTION = 1e-2
 # Up to this condition the products T·Zᵀ can be made in single precision: their rounding, 2⁻²³, grows by it at most.
-LARGEST_CONDITION = 4e3
+LARGEST_CONDITION = 300.0
 
 
 @dataclass(frozen=True)

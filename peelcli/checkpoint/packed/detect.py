@@ -84,7 +84,7 @@ def find_packing(files: CheckpointFiles) -> Packing | None:
         )
     if method == "bitnet" and bitnet.is_online(settings):
         return None  # latent weights: `peelcli.precision` says how they are quantised when they are read
-    if method not in FORMATS:
+    if not isinstance(method, str) or method not in FORMATS:
         how = _HOW.get(str(method), "dequantise it with the tool that wrote it, then save_pretrained")
         raise CheckpointError(
             f"{files.directory}: config.json says that its weights are quantised by {method!r}, which peel does not "
