@@ -18,7 +18,7 @@ from planted.plant import checkpoint_of, held_out_ids, held_out_text
 from planted.truth import dropped
 
 PEER_TOKENS = 8192
-PEERS = ("drop cost", "gradient norm", "fvu", "alpha")
+PEERS = ("drop cost", "gradient norm", "alpha")
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def verdicts_of(fit: Path, peers: Mapping[str, tuple[float, ...]]) -> Detected:
         tuple(v.verdict for v in layers),
         result.flagged,
         tuple(v.sublayer for v in layers),
-        {"peel": tuple(v.score for v in layers), "fvu": tuple(v.fvu for v in layers), **peers},
+        {"peel": tuple(v.score for v in layers), **peers},
         {"peel": seconds},
         float(result.network.ce or 0.0),
     )

@@ -19,9 +19,8 @@ from planted.truth import Truth
 
 DRAWS = 500
 DETECTORS = ("peel", *PEERS)
-# Which way a detector points: −1 where a low number is suspicious. fvu and the gradient's norm: as they do best on
-# `tune`.
-ORIENTATION = {"peel": 1, "drop cost": -1, "gradient norm": 1, "fvu": -1, "alpha": 1}
+# Which way a detector points: −1 where a low number is suspicious.
+ORIENTATION = {"peel": 1, "drop cost": -1, "gradient norm": 1, "alpha": 1}
 
 
 @dataclass(frozen=True)
