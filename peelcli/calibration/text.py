@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 
 _SAMPLES, _SAMPLE_CHARS = 16, 2000
 _MARGIN = 8  # ids tokenised beyond the cut, so that the piece's ragged end changes none that are kept
-_ANYWHERE = 0  # reach of a start that is sought nowhere but at the next word
 _WAIT = 1.25  # characters a sequence takes up, with the way to the next start, as a multiple of its own
+
+Start = Callable[[Sequence[str], Place], Place | None]  # where the next sequence begins, at or after a place
 
 
 class TextPool:
@@ -55,12 +57,14 @@ class TextPool:
         """
         chars = max(1, math.ceil(seq_len * self._chars_per_token))
         # The nearer a start is sought, the less text is passed over, and the less good a start it may be.
-        reaches: tuple[int | None, ...] = (None, 8 * chars, chars)
-        if len(self._documents) < count:
-            reaches = (8 * chars, chars) if self._encoder.prefix else (_ANYWHERE,)
+        starts: list[Start] = [partial(next_start, reach=reach) for reach in (8 * chars, chars)]
+        if len(self._documents) >= count:
+            starts.insert(0, partial(next_start, reach=None))
+        elif not self._encoder.prefix:
+            starts = [next_word]
         best: list[list[int]] = []
-        for reach in reaches:
-            found = self._pack(seq_len, count, reach, rng)
+        for start in starts:
+            found = self._pack(seq_len, count, start, rng)
             if len(found) >= count:
                 best = [found[index] for index in spread_indices(len(found), count, rng)]
                 break
@@ -87,7 +91,7 @@ class TextPool:
             )
         return tuple(notes)
 
-    def _pack(self, seq_len: int, count: int, reach: int | None, rng: np.random.Generator) -> list[list[int]]:
+    def _pack(self, seq_len: int, count: int, next_place: Start, rng: np.random.Generator) -> list[list[int]]:
         """Distinct, non-overlapping sequences in text order: `count`, well spread, where there is plenty."""
         need = seq_len * self._chars_per_token * _WAIT
         stride = self._size / count
@@ -100,10 +104,7 @@ class TextPool:
                 if len(found) == count:
                     break
                 place = max(place, self._locate(len(found) * stride + jitter[len(found)]))
-            at_word = reach == _ANYWHERE
-            start = (
-                next_word(self._documents, place) if at_word else next_start(self._documents, place, reach)
-            )
+            start = next_place(self._documents, place)
             cut = self._cut(start, seq_len) if start is not None else None
             if cut is None:
                 break

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from decoders import blocks_of, loss_on
 from torch import nn
 
 from planted.cases import BASES, Case
-from planted.plant import checkpoint_of, held_out_ids, held_out_text
-from planted.truth import dropped
+from planted.plant import checkpoint_of, held_out_ids, held_out_text, load
+from planted.truth import loss_without
 
 PEER_TOKENS = 8192
 PEERS = ("drop cost", "gradient norm", "alpha")
@@ -29,8 +28,6 @@ class Detected:
     flagged: tuple[int, ...]
     sublayers: tuple[str | None, ...]
     scores: dict[str, tuple[float | None, ...]]  # detector → a number for each layer
-    seconds: dict[str, float] = field(default_factory=dict)
-    ce: float = 0.0
 
 
 def settings_of(text: Path) -> tuple[Any, Any]:
@@ -62,27 +59,14 @@ def audited(case: Case, shared: Path, cache: Path) -> Path:
             return Path(end.value.fit)
 
 
-def peel(fit: Path) -> tuple[Any, float]:
-    """The verdicts on a fit, and the seconds that it took."""
-    from peelcli.fitstore import read_fit
-    from peelcli.verdict import judge
-
-    run = read_fit(fit)
-    return judge(run), run.seconds
-
-
 def detected(case: Case, shared: Path, cache: Path) -> dict[str, tuple[float, ...]]:
     """What the peers say: detector → one number a layer."""
     recipe = BASES[case.base].recipe
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        checkpoint_of(case, shared, cache), dtype=torch.float32
-    )
+    model = load(checkpoint_of(case, shared, cache))
     ids = held_out_ids(recipe, shared, cache, PEER_TOKENS)
     loss = loss_on(model, ids.flatten(), recipe.seq_len)
-    drops = []
-    for layer in range(1, recipe.num_layers + 1):
-        with dropped(model, layer):
-            drops.append(loss_on(model, ids.flatten(), recipe.seq_len) - loss)
+    layers = range(1, recipe.num_layers + 1)
+    drops = [loss_without(model, layer, "block", ids.flatten(), recipe) - loss for layer in layers]
     return {
         "drop cost": tuple(drops),
         "gradient norm": _gradient_norms(model, ids),
@@ -120,13 +104,14 @@ def _alphas(model: nn.Module, num_layers: int) -> tuple[float, ...]:
 
 def verdicts_of(fit: Path, peers: Mapping[str, tuple[float, ...]]) -> Detected:
     """What peel and the peers say of one checkpoint."""
-    result, seconds = peel(fit)
+    from peelcli.fitstore import read_fit
+    from peelcli.verdict import judge
+
+    result = judge(read_fit(fit))
     layers = sorted(result.layers, key=lambda v: v.layer)
     return Detected(
         tuple(v.verdict for v in layers),
         result.flagged,
         tuple(v.sublayer for v in layers),
         {"peel": tuple(v.score for v in layers), **peers},
-        {"peel": seconds},
-        float(result.network.ce or 0.0),
     )

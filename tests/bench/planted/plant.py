@@ -36,7 +36,7 @@ def checkpoint_of(case: Case, shared: Path, cache: Path) -> Path:
     home = cache / "planted" / case.name
     if not home.exists():
         source = train(base.recipe, shared, cache)[base.recipe.steps]
-        model = _load(source)
+        model = load(source)
         AFTER[case.kind](model, case, base, shared, cache)
         partial = home.with_name(home.name + ".partial")
         model.save_pretrained(partial)
@@ -80,7 +80,8 @@ def _held_out(recipe: Recipe, shared: Path, cache: Path) -> tuple[Path, Path]:
     return home / "audit.txt", home / "truth.txt"
 
 
-def _load(directory: Path) -> nn.Module:
+def load(directory: Path) -> nn.Module:
+    """The model of a checkpoint, in float32."""
     return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
 
 
@@ -108,11 +109,11 @@ def _new_weights(model: nn.Module, case: Case, base: Base, shared: Path, cache: 
 
 def _older(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:
     older = train(base.recipe, shared, cache)[round(case.severity * base.recipe.steps)]
-    _put(model, _load(older), case.layers[0], case.part)
+    _put(model, load(older), case.layers[0], case.part)
 
 
 def _other_seed(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:
-    _put(model, _load(train(base.other_seed, shared, cache)[base.recipe.steps]), case.layers[0], case.part)
+    _put(model, load(train(base.other_seed, shared, cache)[base.recipe.steps]), case.layers[0], case.part)
 
 
 def _exchanged(model: nn.Module, case: Case, base: Base, shared: Path, cache: Path) -> None:

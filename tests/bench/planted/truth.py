@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-import transformers
-from decoders import Recipe, blocks_of, loss_on, part_of, tokens
+from decoders import Recipe, batches, blocks_of, loss_on, part_of, tokens
 from torch import nn
 
 from planted.cases import BASES, Case
-from planted.plant import checkpoint_of, held_out_ids, twin_of
+from planted.plant import checkpoint_of, held_out_ids, load, twin_of
 
 HARMFUL, IDLE = 0.01, 0.1  # nats per token; share of the twin's cost
-RECOVERY_STEPS, RECOVERY_RATE, RECOVERY_BATCH = 100, 1e-3, 8
+RECOVERY_STEPS, RECOVERY_RATE, RECOVERY_BATCH, RECOVERY_SEED = 100, 1e-3, 8, 7
 HELD_OUT_TOKENS = 16_384
 PARTS = ("block", "attention", "mlp")
 
@@ -63,12 +62,12 @@ def truths_of(case: Case, shared: Path, cache: Path) -> list[Truth]:
     """One for each hurt layer."""
     recipe = BASES[case.base].recipe
     held_out = held_out_ids(recipe, shared, cache, HELD_OUT_TOKENS).flatten()
-    hurt, twin = (_load(find(case, shared, cache)) for find in (checkpoint_of, twin_of))
+    hurt, twin = (load(find(case, shared, cache)) for find in (checkpoint_of, twin_of))
     loss, twin_loss = (loss_on(model, held_out, recipe.seq_len) for model in (hurt, twin))
     found = []
     for layer in case.layers:
         drops = [
-            {part: _without(model, layer, part, held_out, recipe) - start for part in PARTS}
+            {part: loss_without(model, layer, part, held_out, recipe) - start for part in PARTS}
             for model, start in ((hurt, loss), (twin, twin_loss))
         ]
         gains = [
@@ -79,7 +78,8 @@ def truths_of(case: Case, shared: Path, cache: Path) -> list[Truth]:
     return found
 
 
-def _without(model: nn.Module, layer: int, part: str, held_out: torch.Tensor, recipe: Recipe) -> float:
+def loss_without(model: nn.Module, layer: int, part: str, held_out: torch.Tensor, recipe: Recipe) -> float:
+    """The loss on `held_out` with the layer, or a part of it, dropped."""
     with dropped(model, layer, part):
         return loss_on(model, held_out, recipe.seq_len)
 
@@ -110,7 +110,7 @@ def _is_last(name: str) -> bool:
 def _trained_on(directory: Path, layer: int, recipe: Recipe, shared: Path, cache: Path) -> float:
     """The least loss on held-out text that training one layer alone passes through."""
     held_out = held_out_ids(recipe, shared, cache, HELD_OUT_TOKENS).flatten()
-    model = _load(directory)
+    model = load(directory)
     for p in model.parameters():
         p.requires_grad_(False)
     own = list(blocks_of(model)[layer - 1].parameters())
@@ -118,11 +118,10 @@ def _trained_on(directory: Path, layer: int, recipe: Recipe, shared: Path, cache
         p.requires_grad_(True)
     optimizer = torch.optim.AdamW(own, lr=RECOVERY_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     train = tokens(recipe, shared).train
-    generator = torch.Generator().manual_seed(7)
+    source = batches(replace(recipe, seed=RECOVERY_SEED, batch_size=RECOVERY_BATCH), train)
     best = loss_on(model, held_out, recipe.seq_len)
     for step in range(1, RECOVERY_STEPS + 1):
-        starts = torch.randint(len(train) - recipe.seq_len, (RECOVERY_BATCH,), generator=generator)
-        ids = torch.stack([train[s : s + recipe.seq_len] for s in starts.tolist()])
+        ids = next(source)
         optimizer.param_groups[0]["lr"] = RECOVERY_RATE * (1.0 - (step - 1) / RECOVERY_STEPS)
         model(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()
@@ -130,7 +129,3 @@ def _trained_on(directory: Path, layer: int, recipe: Recipe, shared: Path, cache
         if step % (RECOVERY_STEPS // 2) == 0:
             best = min(best, loss_on(model, held_out, recipe.seq_len))
     return best
-
-
-def _load(directory: Path) -> nn.Module:
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
