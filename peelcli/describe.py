@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,9 +51,23 @@ class LayerGrids:
     """Of every matrix on a grid: the scheme whose members its values are; None where no scheme of ours has them all."""
 
 
-def layer_grid(model: BlockwiseModel, layer: int, stored_bits: float) -> LayerGrids:
-    """What is known of the grids of one layer, by its files or else by its values."""
-    weights = model.read_weights(layer)
+def weight_rms(
+    model: BlockwiseModel, layer: int, weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """The root mean square of every matrix of a layer: sublayer ("block" for what belongs to none) → name → value."""
+    parts = {s.name: tuple(f"{module}." for module in s.modules) for s in model.sublayers(layer)}
+    found: dict[str, dict[str, float]] = {}
+    for matrix in model.matrices(layer):
+        part = next((name for name, prefixes in parts.items() if matrix.name.startswith(prefixes)), "block")
+        rms = float(weights[matrix.name].float().square().mean().sqrt())
+        found.setdefault(part, {})[matrix.name] = rms
+    return found
+
+
+def layer_grid(
+    model: BlockwiseModel, layer: int, stored_bits: float, weights: Mapping[str, Tensor]
+) -> LayerGrids:
+    """What is known of the grids of one layer, by its files or else by its values. weights: those of the block."""
     known = model.quantized(layer)
     found: list[tuple[int, Grid | None]] = []
     matrices: dict[str, tuple[str, int | None] | None] = {}
@@ -116,7 +131,12 @@ def describe(
 ) -> dict[str, Any]:
     """Everything a report needs of the checkpoint and the tokens, as JSON values."""
     split = calibration.split
-    grids = [layer_grid(model, n, stored_bits) for n in range(1, model.num_layers + 1)]
+    grids, sizes = [], []
+    for layer in range(1, model.num_layers + 1):
+        weights = model.read_weights(layer)
+        grids.append(layer_grid(model, layer, stored_bits, weights))
+        sizes.append(weight_rms(model, layer, weights))
+        del weights  # one block's at a time
     skipped = list(calibration.notes)
     without = [n for n in layers if not model.sublayers(n)]
     if without:
@@ -140,6 +160,7 @@ def describe(
         "family": model.family,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
+        "weight_rms": sizes,
         "layer_bits": [g.bits for g in grids],
         "layer_grids": [list(g.own) if g.own else None for g in grids],
         "matrix_grids": [{n: list(g) if g else None for n, g in grid.matrices.items()} for grid in grids],

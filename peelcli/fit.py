@@ -30,18 +30,19 @@ from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.records import FitOutcome, Paths, Reference, Run, Score, run_from
+from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
 from peelcli.references.challenge import fit_challenge
+from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Batch, Budget, Witness
 from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import CHECKED, fit_regression
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
-from peelcli.scoring import Candidate, Sweep, block_batch
+from peelcli.scoring import Candidate, Sweep, block_batch, head_batch, token_losses
 from peelcli.statedata import StateData
-from peelcli.verdict import data_fit
+from peelcli.verdict import Policy, blocks_do_harm, data_fit
 from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
@@ -94,6 +95,7 @@ class Fitter:
             group_size=self.settings.group_size,
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
+            exchangeable=frozenset(n for n in range(1, model.num_layers) if model.is_alike(n, n + 1)),
             ladder=LADDER if self.settings.ladder else (),
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
@@ -117,9 +119,7 @@ class Fitter:
         yield from self._fit_layers()
         if "challenge" in self.plan.kinds:
             yield from self._challenge_layers()
-        candidates = [
-            Candidate(r, None if r.kind == "identity" else self._witness_loader(r)) for r in self._outcomes
-        ]
+        candidates = [self._candidate(r) for r in self._outcomes]
         sweep = Sweep(
             self.model,
             self.acts,
@@ -140,8 +140,13 @@ class Fitter:
         for leftover in self.parts_dir.iterdir():
             leftover.unlink()
 
-    def _witness_loader(self, reference: Reference) -> Any:
-        return lambda: fitstore.load_witness(self._parts[reference.key], reference)
+    def _candidate(self, reference: Reference) -> Candidate:
+        def witness(layer: int) -> Witness:
+            if reference.kind == "exchange":
+                return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
+            return fitstore.load_witness(self._parts[reference.key], reference)
+
+        return Candidate(reference, None if reference.kind == "identity" else witness)
 
     # -- blocks of earlier checkpoints --------------------------------------------------------------------------------
 
@@ -173,8 +178,8 @@ class Fitter:
         for done, layer in enumerate(self.plan.layers):
             yield Progress("fit", done, len(self.plan.layers), f"layer {layer}")
             wanted = [r for r in references_of(layer, self.plan) if r.kind not in ("challenge", "rollback")]
-            self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind == "identity"}
-            fitted = [r for r in wanted if r.kind != "identity"]
+            self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind in WITHOUT_WEIGHTS}
+            fitted = [r for r in wanted if r.kind not in WITHOUT_WEIGHTS]
             path = self.parts_dir / f"layer-{layer:03d}.h5"
             if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
                 with self.model.block(layer) as module:
@@ -264,13 +269,25 @@ class Fitter:
 
     def _why_no_challenge(self) -> str | None:
         rows = self.acts.rows["eval"]
-        if data_fit(self.acts.nll[rows].tolist(), self.acts.entropy[rows].tolist()) == "foreign":
+        nll = self.acts.nll[rows].tolist()
+        is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
+        without, unigram_ce = self._nll_without_blocks(), self.acts.about["unigram_ce"]
+        if is_foreign and not blocks_do_harm(nll, without, unigram_ce, Policy()):
             return "the text is foreign to this model, so that every layer could only gain by adapting to it"
         free = available_memory()
         needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
         if free is not None and needed > free:
             return f"they need the whole model in memory, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
         return None
+
+    @torch.no_grad()
+    def _nll_without_blocks(self) -> list[float]:
+        """The loss of each sequence of `eval` where the embedding goes to the head as it is."""
+        ids = self.acts.ids[self.acts.rows["eval"]]
+        step = head_batch(ids.shape[1], self.model.vocab_size)
+        parts = [ids[at : at + step] for at in range(0, len(ids), step)]
+        losses = [token_losses(self.model.logits(self.model.prepare(p).hidden, p), p)[0] for p in parts]
+        return torch.cat(losses).tolist()
 
     def _challenge_one(self, layer: int, modules: Mapping[int, nn.Module]) -> tuple[Witness, FitOutcome]:
         def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
@@ -331,7 +348,7 @@ class Fitter:
         scores = []
         for reference, outcome in self._outcomes.items():
             nll, kl = sweep.losses.nll[reference.key], sweep.losses.kl[reference.key]
-            outcome = replace(outcome, fvu_eval=sweep.losses.fvu_eval[reference.key])
+            outcome = replace(outcome, fvu_eval=sweep.losses.fvu_eval.get(reference.key))
             scores.append(
                 Score(reference, outcome, losses(nll, "select"), losses(nll, "eval"), losses(kl, "eval"))
             )

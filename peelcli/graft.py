@@ -52,6 +52,10 @@ def graft(
         for layer in range(reference.layer, reference.target + 1):
             for relative in _contributing(model, layer, reference.dropped):
                 put(layer, relative, torch.zeros_like)
+    elif reference.kind == "exchange":
+        for layer in (reference.layer, reference.target):
+            for relative in model.parameter_names(layer):
+                put(layer, relative, _as_it_runs(model, reference.layer + reference.target - layer, relative))
     else:
         witness = fitstore.load_witness(fit, reference)
         like = torch.empty(0, dtype=torch.float32)

@@ -84,7 +84,7 @@ def plan_steps(
     rows = max(1, tokens // seq_len)
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     older = num_earlier if "rollback" in fit.references else 0
-    candidates = len(layers) * ((16 if fit.ladder else 11) + older)
+    candidates = len(layers) * ((17 if fit.ladder else 12) + older)
     scratch = 2 * candidates * measured * width * itemsize
     # Older blocks are kept as parts, and then in the fit.
     kept = 2 * older * itemsize * inside * len(layers) // num_layers

@@ -11,7 +11,11 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 SUBLAYERS = ("attention", "mlp")
-KINDS = ("identity", "direct", "span", "challenge", "rollback")
+KINDS = ("identity", "direct", "span", "challenge", "exchange", "rollback")
+WITHOUT_WEIGHTS = (
+    "identity",
+    "exchange",
+)  # nothing is fitted, and nothing but the checkpoint is needed to replay them
 VERDICTS = ("broken", "surpassed", "matched", "undecided", "effective")
 CHANGES = ("regressed", "missing", "better", "new", "same")
 
@@ -21,9 +25,9 @@ class Reference:
     """What stands in for a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
 
     `sublayer` is None for whole blocks; `scheme` is None where the reference has no weights of its own
-    (`identity`) or keeps the checkpoint's precision (`challenge`, `rollback`). `bits` is per weight of the part
-    replaced (0 for `identity`, the scheme's bits divided by the number of layers for `span`). `origin_*` say which
-    earlier checkpoint of the run a `rollback` comes from: the first 12 hexadecimal digits of its id, and its step.
+    (`identity`) or keeps the checkpoint's precision (`challenge`, `exchange`, `rollback`). `bits` is per weight of
+    the part replaced (0 for `identity`, the scheme's bits divided by the number of layers for `span`). `origin_*` say
+    which earlier checkpoint of the run a `rollback` comes from: the first 12 hexadecimal digits of its id, its step.
     """
 
     kind: str
@@ -42,6 +46,14 @@ class Reference:
         if self.kind != "identity":
             return ()
         return (self.sublayer,) if self.sublayer else SUBLAYERS
+
+    def bypasses(self, layer: int) -> bool:
+        """Whether `layer` lies behind the block that has done its work already."""
+        return self.kind != "exchange" and self.layer < layer <= self.target
+
+    def stands_at(self, layer: int) -> bool:
+        """Whether `layer` runs with other weights, or less of it: two layers do in an `exchange`."""
+        return layer == self.layer or (self.kind == "exchange" and layer == self.target)
 
     @property
     def key(self) -> str:
@@ -164,6 +176,9 @@ class Run:
     entropy_eval: tuple[float, ...] = ()  # mean entropy of the model's own predictions on the same positions
     unigram_ce: float = 0.0  # CE on `eval` of the token frequencies of `fit`: what no context at all achieves
     layer_bits: tuple[float, ...] = ()  # bits per weight each layer itself has, layer 1 first
+    weight_rms: tuple[
+        dict[str, dict[str, float]], ...
+    ] = ()  # layer 1 first: sublayer or "block" → matrix → RMS
     step: int | None = None
     group_size: int | None = None
     family: str = ""
@@ -250,7 +265,7 @@ class NetworkVerdict:
     ce: float | None
     perplexity: float | None
     entropy: float | None
-    flags: tuple[str, ...] = ()  # "untrained", "broken", "unconverged"
+    flags: tuple[str, ...] = ()  # "untrained", "damaged", "broken", "unconverged"
     notes: tuple[str, ...] = ()
     data_fit: str = "unknown"  # "own", "foreign" or "unknown"
     zone: str | None = None  # "red", "yellow" or "green"; None where no path was peeled

@@ -17,7 +17,7 @@ from peelcli import fitstore
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.progress import Progress
-from peelcli.records import Reference
+from peelcli.records import WITHOUT_WEIGHTS, Reference
 from peelcli.references.interface import Witness
 from peelcli.scoring import head_batch, token_losses
 
@@ -47,13 +47,16 @@ def mean_nll(
         [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
     )
     for layer in range(1, model.num_layers + 1):
-        if put is not None and put.layer < layer <= put.target:
+        if put is not None and put.bypasses(layer):
             continue  # a span has done the work of this layer
-        here = put is not None and put.layer == layer
+        here = put is not None and put.stands_at(layer)
         if here and put is not None and put.kind == "identity" and put.sublayer is None:
             continue
         with model.block(layer) as module:
-            weights = witness.weights(next(module.parameters())) if here else None
+            if here and put is not None and put.kind == "exchange":
+                weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
+            else:
+                weights = witness.weights(next(module.parameters())) if here else None
             dropped = put.dropped if here and put is not None else ()
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)
@@ -105,7 +108,7 @@ def replay_steps(
     found = []
     for done, (reference, reported) in enumerate(gaps, start=1):
         yield Progress("verify", done, total, reference.key)
-        witness = Witness() if reference.kind == "identity" else fitstore.load_witness(fit, reference)
+        witness = Witness() if reference.kind in WITHOUT_WEIGHTS else fitstore.load_witness(fit, reference)
         measured = trained - mean_nll(model, ids, batch_size, reference, witness)
         found.append(Replay(f"layer {reference.layer}: {reference.key}", reported, measured))
     for done, (target_map, reported) in enumerate(paths, start=1 + len(gaps)):

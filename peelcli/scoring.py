@@ -7,6 +7,7 @@ of one layer is whole before that of the layer below is overwritten, so that a k
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,10 +28,10 @@ from peelcli.workers import in_parallel
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reference to be measured; `witness` loads its weights when its layer comes (None: nothing is fitted)."""
+    """A reference to be measured; `witness` loads the weights of a layer when it comes (None: none take its place)."""
 
     reference: Reference
-    witness: Callable[[], Witness] | None
+    witness: Callable[[int], Witness] | None
 
 
 @dataclass
@@ -168,6 +169,8 @@ class Sweep:
         for rows in self._batches():
             # What depends on the shape of a batch alone is found here, before threads would all look for it.
             self.model.arguments(layer, self.ids[rows])
+        # Blocks of their own, for weights that are put in place for a call are in the way of other threads.
+        changed = {c: self._changed(c, layer, module) for c in begun if c.reference.stands_at(layer)}
 
         def stored() -> Iterator[tuple[Candidate, slice, Tensor]]:
             for candidate in begun:
@@ -176,17 +179,32 @@ class Sweep:
 
         def moved(item: tuple[Candidate, slice, Tensor]) -> Tensor:
             candidate, rows, hidden = item
-            if candidate.reference.target >= layer:
+            if candidate.reference.bypasses(layer):
                 return hidden
-            return self.model.run_block(layer, module, hidden.to(self.model.device), self.ids[rows])
+            block = changed.get(candidate, module)
+            return self.model.run_block(layer, block, hidden.to(self.model.device), self.ids[rows])
 
         for hidden in in_parallel(moved, stored(), at_once=self.model.runs_at_once(layer)):
             self._write(out, hidden)
 
+    def _changed(self, candidate: Candidate, layer: int, module: nn.Module) -> nn.Module:
+        """A copy of the block with the weights that the candidate has there."""
+        assert candidate.witness is not None
+        block = copy.deepcopy(module)
+        weights = candidate.witness(layer).weights(next(block.parameters()))
+        for name, parameter in block.named_parameters():
+            if name in weights:
+                parameter.data.copy_(weights[name])
+        return block
+
     def _begin(self, candidate: Candidate, module: nn.Module, out: BinaryIO) -> None:
         """Put one candidate in place of its layer and note how much of the update it leaves unexplained."""
         reference = candidate.reference
-        weights = candidate.witness().weights(next(module.parameters())) if candidate.witness else None
+        weights = (
+            candidate.witness(reference.layer).weights(next(module.parameters()))
+            if candidate.witness
+            else None
+        )
         error = update = 0.0
         n_select = self.acts.rows["select"].stop - self.acts.rows["select"].start
         for rows in self._batches():
@@ -199,11 +217,14 @@ class Sweep:
                     reference.layer, module, before, self.ids[rows], weights, reference.dropped
                 )
             self._write(out, hidden)
+            if reference.kind == "exchange":
+                continue  # it aims at no state
             after = self.acts.states(reference.target, absolute).to(hidden)
             on_eval = slice(max(0, n_select - rows.start), None)
             error += float((hidden[on_eval].double() - after[on_eval].double()).square().sum())
             update += float((after[on_eval].double() - before[on_eval].double()).square().sum())
-        self.losses.fvu_eval[reference.key] = error / max(update, 1e-30)
+        if reference.kind != "exchange":
+            self.losses.fvu_eval[reference.key] = error / max(update, 1e-30)
 
     def _read(self, file: BinaryIO, count: int) -> Tensor:
         raw = bytearray(file.read(count * self._row_nbytes))

@@ -63,7 +63,7 @@ def audited(
 
 
 def test_the_sound_checkpoint_is_not_flagged(shared: Path, tmp_path: Path) -> None:
-    fits = {"references": ("identity", "direct"), "direct_steps": 8}
+    fits = {"references": ("identity", "exchange", "direct"), "direct_steps": 8}
     result = audited(shared, tmp_path, None, **fits)
     assert result.flagged == ()
     assert not result.network_flagged
@@ -92,10 +92,10 @@ def test_newly_initialised_block_is_flagged_alone(shared: Path, tmp_path: Path) 
     assert audited(shared, tmp_path, newly_initialised).flagged == (3,)
 
 
-def test_of_two_exchanged_blocks_one_is_flagged_and_no_other_layer(shared: Path, tmp_path: Path) -> None:
-    flagged = audited(shared, tmp_path, exchanged).flagged
-    assert flagged
-    assert set(flagged) <= {2, 3}
+def test_two_exchanged_blocks_are_both_flagged_and_no_other_layer(shared: Path, tmp_path: Path) -> None:
+    result = audited(shared, tmp_path, exchanged, references=("identity", "exchange"))
+    assert result.flagged == (2, 3)
+    assert {v.reference.kind for v in result.layers if v.layer in (2, 3) and v.reference} == {"exchange"}
 
 
 def test_a_random_network_is_untrained_in_every_layer(shared: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import transformers
 from conftest import build_model
 
 from peelcli import fitstore
@@ -23,7 +24,7 @@ from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import scheme_named
-from peelcli.records import Run
+from peelcli.records import WITHOUT_WEIGHTS, Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
 
@@ -73,16 +74,44 @@ def test_sweep_equals_a_plain_pass(family: str, save_model: Callable[..., Path],
     kinds = set()
     for score in run.scores:
         r = score.reference
-        witness = Witness() if r.kind == "identity" else fitstore.load_witness(tmp_path / "fit.h5", r)
+        witness = Witness() if r.kind in WITHOUT_WEIGHTS else fitstore.load_witness(tmp_path / "fit.h5", r)
         if r.kind == "identity" and r.target > r.layer:
             continue  # all blocks at once: the sweep's own
         assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, witness), abs=2e-5), r.key
         assert min(score.kl_eval) > -1e-6
         kinds.add((r.kind, r.sublayer))
-    expected = {("identity", None), ("direct", None), ("span", None), ("challenge", None)}
+    expected = {(kind, None) for kind in ("identity", "direct", "span", "challenge", "exchange")}
     if family != "bloom":
         expected |= {(k, s) for k in ("identity", "direct") for s in ("attention", "mlp")}
     assert kinds == expected
+    acts.close()
+
+
+@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_exchange_measures_what_the_checkpoint_in_another_order_does(
+    first: int, threads: int, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = save_model("llama", num_hidden_layers=3)
+    model, path = extracted(directory, tmp_path)
+    acts = ActivationFile(path)
+    at_once = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        settings = FitConfig(references=("exchange",), ladder=False, paths=("none",))
+        run = fitted(model, acts, tmp_path / "fit.h5", settings)
+    finally:
+        torch.set_num_threads(at_once)
+    other = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    blocks = other.model.layers
+    blocks[first - 1], blocks[first] = blocks[first], blocks[first - 1]
+    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    with torch.no_grad():
+        logits = other(input_ids=ids, use_cache=False).logits[:, :-1]
+    plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    (score,) = [s for s in run.scores if s.reference.layer == first]
+    assert np.mean(score.nll_eval) == pytest.approx(float(plain), abs=1e-5)
+    assert np.mean(score.nll_eval) != pytest.approx(np.mean(run.nll_eval), abs=1e-5)
     acts.close()
 
 

@@ -130,6 +130,11 @@ class BlockwiseModel:
         """Names of one block's parameters, relative to the block."""
         return self.weights.names(layer)
 
+    def is_alike(self, layer: int, other: int) -> bool:
+        """Whether two blocks have parameters of the same names and shapes, so that each could hold the other's."""
+        shapes = [{n: p.shape for n, p in self._blocks[i - 1].named_parameters()} for i in (layer, other)]
+        return shapes[0] == shapes[1]
+
     def matrices(self, layer: int) -> tuple[Matrix, ...]:
         """The weight matrices of one block that a scheme applies to."""
         return find_matrices(self._blocks[layer - 1])

@@ -25,6 +25,7 @@ FLAGGABLE = (
     "matched",
     "undecided",
     "untrained",
+    "damaged",
     "unconverged",
     "red",
     "yellow",
@@ -241,7 +242,7 @@ class ReportConfig:
         None, "File to write the report to; - for stdout.", short="-o", metavar="FILE", unset="stdout"
     )
     fail_on: tuple[str, ...] = setting(
-        ("broken", "surpassed", "matched", "untrained", "unconverged", "red"),
+        ("broken", "surpassed", "matched", "untrained", "damaged", "unconverged", "red"),
         "Verdicts that flag, and so end with exit code 1; regressed: what got worse since the run before; none flags "
         "nothing.",
         choices=FLAGGABLE,

@@ -169,7 +169,7 @@ class _Stage:
             self.done += 1
             yield self._progress(f"segment {start + 1}-{end}")
         candidates = [
-            Candidate(reference, lambda r=reference, p=part: self.fit.load(p, r))  # type: ignore[misc]
+            Candidate(reference, lambda _, r=reference, p=part: self.fit.load(p, r))  # type: ignore[misc]
             for reference, part in parts.values()
         ]
         batch = block_batch(self.acts.ids.shape[1])

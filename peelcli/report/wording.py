@@ -30,6 +30,7 @@ CHALLENGED = (
 NETWORK_FLAGS = {
     "untrained": "on this text the network does no better than the token frequencies alone",
     "broken": "weights or losses are not finite",
+    "damaged": "its blocks together do harm, and its loss is worse than that of token frequencies",
     "unconverged": "its own blocks under a refitted head do better by more than the text explains",
 }
 GAP = (
@@ -148,7 +149,7 @@ def suite(result: AuditResult) -> str:
 
 
 def reference(ref: Reference | None, *, brief: bool = False) -> str:
-    """`direct mlp ternary`, `span 3-5 int4 g128`, `rollback step 400`; `brief` shortens attention to attn."""
+    """`direct mlp ternary`, `span 3-5 int4 g128`, `exchange 2-3`, `rollback step 400`; `brief`: attn."""
     if ref is None:
         return "-"
     parts = [ref.kind]

@@ -1,6 +1,7 @@
 """Verdicts: records in, verdicts out. Plain numbers and numpy; no torch, no HDF5."""
 
 from peelcli.verdict.comparison import is_alike, with_comparisons
+from peelcli.verdict.damage import blocks_do_harm
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
@@ -9,6 +10,7 @@ from peelcli.verdict.zones import with_running_minimum
 
 __all__ = [
     "Policy",
+    "blocks_do_harm",
     "data_fit",
     "is_alike",
     "judge",

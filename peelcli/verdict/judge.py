@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median
 
 import numpy as np
@@ -15,21 +16,31 @@ import numpy as np
 from peelcli.records import AuditResult, LayerVerdict, Run
 from peelcli.statistics import holm
 from peelcli.verdict import words
+from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
+    STATE_KINDS,
     Evidence,
     Excess,
     challenge_excess,
     fair_share,
     gather,
+    gather_exchanges,
     gather_rollbacks,
     in_class,
     is_lighter,
     is_usable,
     own_bits,
 )
-from peelcli.verdict.network import data_fit, is_untrained, judge_network, losses_are_finite, mismatch
+from peelcli.verdict.network import (
+    data_fit,
+    is_untrained,
+    judge_network,
+    losses_are_finite,
+    mismatch,
+)
 from peelcli.verdict.policy import Policy
 
+_NOT_BLAMED = 0.9  # of the score of a layer whose challenge gains much, and which is not to blame
 _LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost nothing make ratios of any size
 
 
@@ -63,7 +74,8 @@ def _measured(run: Run, policy: Policy) -> list[LayerVerdict]:
     excess = mismatch(run.nll_eval, run.entropy_eval)
     evidence = gather(run, policy, foreign, excess)
     rollbacks = gather_rollbacks(run, policy, foreign, excess)
-    return _Rules(run, policy, evidence, rollbacks, foreign).verdicts()
+    exchanges = gather_exchanges(run, policy, foreign, excess)
+    return _Rules(run, policy, evidence, rollbacks, exchanges, foreign).verdicts()
 
 
 class _Rules:
@@ -75,6 +87,7 @@ class _Rules:
         policy: Policy,
         evidence: Sequence[Evidence],
         rollbacks: Sequence[Evidence],
+        exchanges: Sequence[Evidence],
         foreign: bool,
     ) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
@@ -86,6 +99,7 @@ class _Rules:
         self.lighter = {n: [e for e in es if is_lighter(run, e.score)] for n, es in self.deciding.items()}
         # They may surpass, and have no say in anything else.
         self.rollbacks = {n: [e for e in rollbacks if e.score.reference.layer == n] for n in run.layers}
+        self.exchanges = list(exchanges)
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
         self.drops = {
             n: e
@@ -100,16 +114,26 @@ class _Rules:
         if is_untrained(self.run, self.policy):
             best = {n: _best_on_select(self.deciding[n]) for n in self.run.layers}
             return [words.untrained(n, best[n], self._facts(n)) for n in self.run.layers]
+        if is_damaged(self.run, self.policy):
+            return judge_damaged(self.run, self.policy, self.excess, self._facts)
         proven = self._proven()
         older = {e.score.reference.layer: e for e in proven if e.score.reference.kind == "rollback"}
         surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
-        challenged = self._challenged(set(surpassed) | set(matched))
+        challenged = self._challenged(surpassed, matched)
+        behind = {
+            n
+            for n, e in surpassed.items()
+            if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
+        }
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged))
         out = []
         for layer in self.run.layers:
-            facts = self._facts(layer, surpassed.get(layer))
-            if layer in surpassed:
+            facts = self._facts(layer, surpassed.get(layer), stands_out=layer in challenged)
+            if layer in behind:
+                facts = replace(facts, score=min(facts.score or 0.0, _NOT_BLAMED))
+                out.append(words.behind_another(layer, next(iter(challenged)), facts))
+            elif layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
                 out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
@@ -132,16 +156,21 @@ class _Rules:
             for e in (_best_on_select(self.deciding[n]), _best_on_select(self.rollbacks[n]))
             if e is not None
         ]
+        tested += self.exchanges
         rejected = self._holm({i: e.p_surpassed for i, e in enumerate(tested)})
         return [e for i, e in enumerate(tested) if rejected[i] and e.surpasses]
 
     def _surpassed(self, proven: Sequence[Evidence]) -> dict[int, Evidence]:
-        found = {e.score.reference.layer: e for e in sorted(proven, key=lambda e: e.gap_select)}
+        found = {
+            e.score.reference.layer: e
+            for e in sorted(proven, key=lambda e: e.gap_select)
+            if e.score.reference.kind != "exchange"
+        }
         # A block that surpasses by less than its part does so thanks to that part.
         return {
             n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean >= e.gap.low), e)
             for n, e in found.items()
-        }
+        } | _in_wrong_order(proven, found)
 
     def _wholes(self, layer: int, part: Evidence) -> list[Evidence]:
         """References of the same kind for the whole block: where one says the same, the block is to blame."""
@@ -161,7 +190,7 @@ class _Rules:
         return (
             e.margin > 0
             and is_lighter(self.run, e.score)
-            and e.divergence < self.policy.divergence_factor * e.margin
+            and e.divergence < self.policy.divergence_factor * e.widest
         )
 
     def _matched(self, taken: set[int]) -> dict[int, Evidence]:
@@ -204,17 +233,26 @@ class _Rules:
 
     # -- challenge --------------------------------------------------------------------------------------------------
 
-    def _challenged(self, taken: set[int]) -> dict[int, Excess]:
+    def _challenged(
+        self, surpassed: Mapping[int, Evidence], matched: Mapping[int, Evidence]
+    ) -> dict[int, Excess]:
         """The layer that gains most of all by being trained on, where that is far more than the others gain.
 
         A fault's neighbours can repair part of it and rise with it: so the peak alone is blamed, and nothing where
-        another layer's fault is known already.
+        another layer's fault is known already. Only where its weights are unlike the others', and it gains far more
+        than what surpasses elsewhere, is that put down to it as well: a layer behind a wreck does better dropped.
         """
-        if self.foreign or taken or not self.excess:
+        if self.foreign or matched or not self.excess:
             return {}
         rejected = self._holm({n: x.p_value for n, x in self.excess.items()})
-        peak = max(self.excess, key=lambda n: self.excess[n].interval.mean)
-        return {peak: self.excess[peak]} if rejected[peak] and self.excess[peak].stands_out else {}
+        peak = max(self.excess, key=lambda n: self.excess[n].gap.mean)
+        x = self.excess[peak]
+        if not (rejected[peak] and x.stands_out):
+            return {}
+        known = max((e.gap.mean for n, e in surpassed.items() if n != peak), default=0.0)
+        is_unlike = abs(x.size) >= self.policy.unlike_size
+        explains = is_unlike and x.gap.low > self.policy.wreck_factor * known
+        return {peak: x} if not surpassed or explains else {}
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
@@ -223,7 +261,9 @@ class _Rules:
         evidence = [e for e in self.lighter[layer] if not e.vacuous]
         if not evidence:
             fitted = [
-                s for s in self.run.scores if s.reference.layer == layer and s.reference.kind != "rollback"
+                s
+                for s in self.run.scores
+                if s.reference.layer == layer and s.reference.kind not in ("exchange", "rollback")
             ]
             diverged = sum(not is_usable(s) for s in fitted)
             return words.unmeasured(layer, diverged, facts)
@@ -246,7 +286,7 @@ class _Rules:
     def _drop_cost(self, layer: int) -> float | None:
         return -self.drops[layer].gap.mean if layer in self.drops else None
 
-    def _facts(self, layer: int, surpassing: Evidence | None = None) -> words.Facts:
+    def _facts(self, layer: int, surpassing: Evidence | None = None, stands_out: bool = False) -> words.Facts:
         evidence = self.by_layer[layer]
         blocks = [e for e in evidence if e.score.reference.sublayer is None]
         own = own_bits(self.run, layer)
@@ -260,8 +300,9 @@ class _Rules:
         relative = [1.0 - e.relative_cost for e in telling]
         excess = self.excess.get(layer)
         if excess and not self.foreign:
-            relative.append(excess.interval.mean / excess.threshold)
-        if surpassing and surpassing.score.reference.kind == "rollback":
+            share = excess.interval.low / excess.threshold
+            relative.append(share if stands_out else min(share, _NOT_BLAMED))
+        if surpassing and surpassing.score.reference.kind in ("rollback", "exchange"):
             # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
             relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))
         return words.Facts(
@@ -284,6 +325,21 @@ class _Rules:
         """What a layer is worth, in nats per token: what dropping another costs, or else an even share."""
         drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
         return median(drops) if len(drops) > 1 else fair_share(self.run)
+
+
+def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) -> dict[int, Evidence]:
+    """Pairs that do better in each other's place, the best first, each layer once.
+
+    Where something else does better in one of the two, that layer is hurt itself, and does less harm elsewhere.
+    """
+    found: dict[int, Evidence] = {}
+    exchanges = [e for e in proven if e.score.reference.kind == "exchange"]
+    for e in sorted(exchanges, key=lambda e: e.gap_select, reverse=True):
+        pair = (e.score.reference.layer, e.score.reference.target)
+        rivals = [others[n].gap_select for n in pair if n in others]
+        if not set(pair) & set(found) and e.gap_select > max(rivals, default=0.0):
+            found |= dict.fromkeys(pair, e)
+    return found
 
 
 def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:

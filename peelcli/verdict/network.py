@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from peelcli.records import NetworkVerdict, Reference, Run, Score
+from peelcli.records import NetworkVerdict, Reference, Run
 from peelcli.statistics import paired_interval
+from peelcli.verdict.damage import blocks_do_harm, is_damaged, stack_of
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.words import origin
 from peelcli.verdict.zones import judge_paths, path_notes
@@ -34,12 +35,6 @@ def losses_are_finite(run: Run) -> bool:
     return bool(np.isfinite([*run.nll_select, *run.nll_eval]).all())
 
 
-def stack_of(run: Run) -> Score | None:
-    """The reference that drops every block at once, where it was measured."""
-    whole = Reference("identity", 1, run.num_layers)
-    return next((s for s in run.scores if s.reference == whole and run.num_layers > 1), None)
-
-
 def is_untrained(run: Run, policy: Policy) -> bool:
     """Whether the blocks together contribute nothing and the loss is no better than that of token frequencies.
 
@@ -53,6 +48,8 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
         return False
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
+    if blocks_do_harm(run.nll_eval, stack.nll_eval, run.unigram_ce, policy):
+        return False
     repaired = [float(np.mean(s.nll_eval)) for s in run.scores if s.reference.kind != "rollback"]
     least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
     return bool(
@@ -81,21 +78,43 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
             f"The network as a whole is untrained: its loss ({ce:.2f}) is no better than that of token frequencies "
             f"alone ({run.unigram_ce:.2f}), and without any of its blocks it has the same loss."
         )
+    elif is_damaged(run, policy):
+        flags.append("damaged")
+        fit = "unknown"
+        notes.append(
+            f"The network as a whole is damaged: its loss ({ce:.2f}) is worse than that of token frequencies alone "
+            f"({run.unigram_ce:.2f}), and without any of its blocks it is better. Where one layer is wrecked, those "
+            "behind it do harm as well: mend the layer that is flagged, or none is, look at the first ones first; then "
+            "audit again."
+        )
     elif fit == "foreign":
         notes.append(
             f"The text is foreign to this model: its loss ({ce:.2f}) is far above its own uncertainty ({entropy:.2f}). "
             "On such text hardly any reference can surpass a layer, so a fault may go unseen. Pass text like that it "
             "was trained on with --data. If this is such text, the network as a whole is damaged."
         )
+    notes += _precision_note(run)
     notes += _adaptation_note(run)
     notes += _rollback_note(run)
     paths = judge_paths(run, policy, mismatch(run.nll_eval, run.entropy_eval))
     notes += path_notes(paths)
-    if paths.unconverged and "untrained" not in flags:
+    if paths.unconverged and not {"untrained", "damaged"} & set(flags):
         flags.append("unconverged")
     return NetworkVerdict(
         ce, math.exp(min(ce, 700.0)), entropy, tuple(flags), tuple(notes), fit, paths.zone, paths.bounds
     )
+
+
+def _precision_note(run: Run) -> list[str]:
+    """Layers in many more bits than the others, where those are in few: kept so, or changed after the training."""
+    usual = float(np.median(run.layer_bits)) if run.layer_bits else 16.0
+    off = [n for n, bits in enumerate(run.layer_bits, start=1) if usual <= 8 and bits > 2 * usual]
+    if not off or len(run.layer_bits) < 3:
+        return []
+    return [
+        f"Weights of layer {', '.join(map(str, off))} lie on no grid of about {usual:.3g} bits, as those of the other "
+        "layers do. Where all were trained so, something has changed them since."
+    ]
 
 
 def _adaptation_note(run: Run) -> list[str]:

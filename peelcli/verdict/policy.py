@@ -9,16 +9,28 @@ from dataclasses import dataclass
 class Policy:
     """What flags, and how sure one must be. Shares are of what the same kind of reference costs the other layers."""
 
-    fail_on: tuple[str, ...] = ("broken", "surpassed", "matched", "untrained", "unconverged", "red")
+    fail_on: tuple[str, ...] = (
+        "broken",
+        "surpassed",
+        "matched",
+        "untrained",
+        "damaged",
+        "unconverged",
+        "red",
+    )
     """The verdicts that count as flags."""
     confidence: float = 0.95
     """Of every interval, and one minus the chance that any sound layer of a run is flagged by sampling noise."""
     matched_margin: float | None = None
     """Nats per token that a match may cost; None: the shares below."""
     identity_share: float = 0.10
-    """A block whose loss costs less than this share of the median of the other layers does no work."""
+    """A block whose dropping costs less than this share of the median of the other layers does no work…"""
     sublayer_share: float = 0.10
-    """The same for attention or MLP alone."""
+    """…nor attention or MLP alone, where its weights are small besides…"""
+    unlike_size: float = 0.22
+    """…by this, the natural logarithm of their size relative to the other layers': a fifth smaller, or larger."""
+    idle_share: float = 0.03
+    """Where its weights are like the others' a part must cost less than this share: idle by nature it costs more."""
     fitted_share: float = 0.15
     """A fitted reference matches below this share of what the same reference costs the other layers."""
     least_usual: float = 0.002
@@ -41,16 +53,19 @@ class Policy:
     """…and at least this share of what the others gain in the median…"""
     challenge_worth: float = 0.03
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
+    wreck_factor: float = 2.0
+    """What surpasses elsewhere is put down to a layer that gains more than this many times that, trained alone."""
     rollback_factor: float = 2.0
     """A rollback must gain more than this many times what blocks of the same step gain other layers in the median."""
     foreign_gap: float = 1.25
     """Nats by which the loss may exceed the model's own uncertainty before the text counts as foreign to it."""
-    foreign_share: float = 0.05
+    foreign_share: float = 0.10
     """On foreign text a reference must gain at least this share of that excess to surpass…"""
     own_gap: float = 0.5
     """…and from this excess up, where the text is still the model's own, a part of it that grows to the whole."""
     untrained_gap: float = 0.05
-    """A network is untrained where its blocks together gain less than this, and it does no better than frequencies."""
+    """A network is untrained where its blocks together gain less than this, and it does no better than frequencies; it
+    is damaged where without them it is better by more."""
     head_floor: float = 0.1
     """Nats that a refitted head must gain, and more than the text's mismatch, for a network to be unconverged."""
     new_flag_share: float = 0.10

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from peelcli.records import Finding, LayerVerdict, Reference
 from peelcli.statistics import Interval
 from peelcli.verdict.evidence import Evidence, Excess
 
+LIKE = 0.1  # natural logarithm of relative sizes that are no news
 BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
 _PARTS = {None: "the block", "attention": "its attention", "mlp": "its MLP"}
 
@@ -19,6 +22,10 @@ ROLL_BACK = (
     "The layer is stale (a shard or a copy from another step) or has got worse since. Copy the checkpoint again, and "
     "compare the layer's weights with those of {origin}; if they are as trained, see what the run did to this layer "
     "from there on. `peel graft` puts the older block back."
+)
+REORDER = (
+    "See in which order the conversion, the merge or the pipeline's stages wrote the layers. `peel graft` writes the "
+    "checkpoint with the two exchanged."
 )
 UNUSED = (
     "Its capacity goes unused, which may be harmless. Check that it was not frozen or left at its initial weights; "
@@ -53,6 +60,8 @@ def stand_in(reference: Reference) -> str:
         return "the block trained on alone"
     if reference.kind == "rollback":
         return f"the block of {origin(reference)}"
+    if reference.kind == "exchange":
+        return f"layers {reference.layer} and {reference.target} in each other's place"
     return f"{part} in {reference.scheme}"
 
 
@@ -105,6 +114,8 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     r = e.score.reference
     if r.kind == "rollback":
         return rolled_back(layer, e, facts)
+    if r.kind == "exchange":
+        return exchanged(layer, e, facts)
     reason = (
         f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
@@ -123,6 +134,15 @@ def rolled_back(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     return _make(layer, "surpassed", reason, advice, facts, e, blame=True)
 
 
+def exchanged(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
+    """Two layers do better in each other's place: proof, by weights that the checkpoint has."""
+    reason = (
+        f"With {stand_in(e.score.reference)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to "
+        f"{e.gap.high:+.4f}): proof that they stand in the wrong order."
+    )
+    return _make(layer, "surpassed", reason, REORDER, facts, e, blame=True)
+
+
 def with_rollback(verdict: LayerVerdict, e: Evidence | None) -> LayerVerdict:
     """A layer that something else decided on, and that an older block does better than, too."""
     if e is None or e.score.reference == verdict.reference:
@@ -137,6 +157,10 @@ def with_rollback(verdict: LayerVerdict, e: Evidence | None) -> LayerVerdict:
 def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     """Training this layer alone gains far more than training any other."""
     more = x.interval
+    unlike = ""
+    if abs(x.size) > LIKE:
+        how = "larger" if x.size > 0 else "smaller"
+        unlike = f" Its weights are {abs(np.expm1(x.size)):.0%} {how} than those of the other layers."
     reason = (
         f"Trained on alone it gains {x.gap.mean:.4f} nats: proof that the layer could be better. That is "
         f"{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain {x.usual:.4f} "
@@ -145,7 +169,7 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     return LayerVerdict(
         layer,
         "surpassed",
-        reason,
+        reason + unlike,
         IMPROVE,
         score=facts.score,
         gap=x.gap.mean,
@@ -225,6 +249,22 @@ def unsettled(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
 def undecided(layer: int, why: str, advice: str, facts: Facts, e: Evidence | None = None) -> LayerVerdict:
     """Neither can be said."""
     return _make(layer, "undecided", f"Not decided: {why}.", advice, facts, e)
+
+
+def behind_another(layer: int, hurt: int, facts: Facts) -> LayerVerdict:
+    """What is measured of a layer tells of another's fault."""
+    why = f"layer {hurt} is hurt, and what is measured of the others tells more of that than of them"
+    return undecided(layer, why, f"Mend layer {hurt} first, then audit again.", facts)
+
+
+def behind_a_wreck(layer: int, wrecked: int, facts: Facts) -> LayerVerdict:
+    """In a damaged network nothing that is measured of the other layers holds."""
+    if wrecked:
+        return behind_another(layer, wrecked, facts)
+    why = "the network does worse than without its blocks, and no layer's repair alone tells which of them is wrecked"
+    return undecided(
+        layer, why, "Compare the weights with those that were trained, the first layers first.", facts
+    )
 
 
 def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:

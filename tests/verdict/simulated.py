@@ -49,6 +49,11 @@ def rollback(layer: int, step: int = 400, bits: float = 32.0) -> Reference:
     return Reference("rollback", layer, layer, bits=bits, origin_id=f"{step:012x}", origin_step=step)
 
 
+def exchange(layer: int, bits: float = 32.0) -> Reference:
+    """The block and the next in each other's place."""
+    return Reference("exchange", layer, layer + 1, bits=bits)
+
+
 @dataclass(frozen=True)
 class Effect:
     """What a reference does in truth: loss added, and divergence (by default what goes with such a cost)."""
@@ -98,6 +103,23 @@ def idle(layer: int, num_layers: int = 5, *, part: str | None = None) -> dict[Re
             if first >= 1 and first < num_layers:
                 costs[span(first, first + 1)] = 0.19
     return costs
+
+
+def sizes(
+    factors: Mapping[int, float], num_layers: int = 5, part: str | None = None
+) -> tuple[dict[str, dict[str, float]], ...]:
+    """Root mean squares of the weights of every layer, some layers' (or one sublayer's of them) times a factor."""
+    matrices = {"attention": ("q", "o"), "mlp": ("up", "down")}
+    return tuple(
+        {
+            name: {
+                m: (0.1 + 0.01 * i) * (factors.get(n, 1.0) if part in (None, name) else 1.0)
+                for i, m in enumerate(ms)
+            }
+            for name, ms in matrices.items()
+        }
+        for n in range(1, num_layers + 1)
+    )
 
 
 def measure(

@@ -16,6 +16,7 @@ from simulated import (
     challenge,
     changed,
     direct,
+    exchange,
     foreign,
     identity,
     idle,
@@ -48,7 +49,9 @@ def runs(draw: st.DrawFn) -> Run:
     kinds += [direct(n, None, "int4") for n in range(1, num_layers + 1)]
     kinds += [challenge(n) for n in range(1, num_layers + 1)]
     kinds += [rollback(n, step) for n in range(1, num_layers + 1) for step in (200, 400)]
-    kinds += [span(n, n + 1) for n in range(1, num_layers)]
+    kinds += [
+        make(*pair) for n in range(1, num_layers) for make, pair in ((span, (n, n + 1)), (exchange, (n,)))
+    ]
     kinds += [identity(1, target=num_layers)] if num_layers > 1 else []
     drawn = draw(st.lists(effects, min_size=len(kinds), max_size=len(kinds)))
     chosen = {r: e for r, e in zip(kinds, drawn, strict=True) if draw(st.integers(0, 9))}
@@ -90,7 +93,7 @@ def test_no_verdict_says_more_than_was_measured(run, fail_on):
         if verdict.verdict == "surpassed":
             assert verdict.gap_interval[0] > 0
             assert reference.scheme in (None, run.scheme)
-            assert reference.kind in ("challenge", "rollback") or reference.bits <= bits + 1e-9
+            assert reference.kind in ("challenge", "exchange", "rollback") or reference.bits <= bits + 1e-9
             assert not (reference.kind == "challenge" and result.network.data_fit == "foreign")
         elif reference is not None:
             assert reference.kind != "rollback"

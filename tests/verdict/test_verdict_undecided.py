@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from simulated import Effect, changed, direct, foreign, identity, idle, measure, rescored, sound
+from simulated import Effect, changed, direct, foreign, identity, idle, measure, rescored, sizes, sound
 
 from peelcli.records import Finding
 from peelcli.verdict import Policy, judge
@@ -30,11 +30,12 @@ def test_no_sequence_at_all_is_no_error(n_eval):
 
 def test_an_interval_that_straddles_is_undecided_until_there_are_more_tokens():
     effects = changed(sound(), {identity(4): 0.04}, spread=8.0)
-    few = judge(measure(effects, n_eval=10, n_select=8)).layers[3]
+    small = {"weight_rms": sizes({4: 0.5})}
+    few = judge(measure(effects, n_eval=10, n_select=8, **small)).layers[3]
     assert few.verdict == "undecided"
     assert "--tokens" in few.advice
     assert few.gap_interval[0] < -0.01 < few.gap_interval[1]
-    assert judge(measure(effects, n_eval=1500)).layers[3].verdict == "matched"
+    assert judge(measure(effects, n_eval=1500, **small)).layers[3].verdict == "matched"
     dear = changed(sound(), {identity(4): 0.3}, spread=4.0)
     assert judge(measure(dear, n_eval=10, n_select=8)).layers[3].verdict == "undecided"
     assert judge(measure(dear, n_eval=400)).layers[3].verdict == "effective"

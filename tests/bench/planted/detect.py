@@ -36,7 +36,7 @@ def settings_of(text: Path) -> tuple[Any, Any]:
 
     return (
         ExtractConfig(data=(text,), seq_len=128, threads=1),
-        FitConfig(references=("identity", "challenge"), ladder=False, paths=("none",), threads=1),
+        FitConfig(references=("identity", "challenge", "exchange"), ladder=False, paths=("none",), threads=1),
     )
 
 

@@ -1,0 +1,27 @@
+"""`exchange`: a block and the next in each other's place; finds layers that a conversion or a merge put in wrong order.
+
+Nothing is fitted: the weights are the checkpoint's own. It has the layers' own bits, so that it never matches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import Tensor
+
+from peelcli.records import Reference
+from peelcli.references.interface import Witness
+from peelcli.references.plan import Plan
+
+
+def exchanged(weights: Mapping[str, Tensor]) -> Witness:
+    """What stands in for a block: the parameters of the other, by their names within the block."""
+    return Witness(plain={name: value.detach() for name, value in weights.items()})
+
+
+def references(layer: int, plan: Plan) -> Iterator[Reference]:
+    """One for each audited pair of neighbours whose weights have the same names and shapes and are not the same."""
+    after = layer + 1
+    hashes = [plan.layer_hashes.get(n) for n in (layer, after)]
+    if after in plan.layers and layer in plan.exchangeable and (hashes[0] is None or hashes[0] != hashes[1]):
+        yield Reference("exchange", layer, after, bits=max(plan.layer_bits[n] for n in (layer, after)))
