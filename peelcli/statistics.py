@@ -7,7 +7,7 @@ other, in nats per token. Sequences are taken as independent draws, tokens withi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -166,3 +166,14 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
         if abs(step - 1.0) < 1e-15:
             return value
     raise ArithmeticError(f"incomplete beta at a={a}, b={b}, x={x}: not converged in {_FRACTION_TERMS} terms")
+
+
+def running_minimum(bounds: Iterable[float]) -> tuple[float, ...]:
+    """The least bound up to each checkpoint of a run, a stair-step that stays achievable.
+
+    A checkpoint without a bound (nan) adds nothing: the step stays where it was, at infinity while there is none.
+    """
+    steps = [math.inf]
+    for bound in bounds:
+        steps.append(min(steps[-1], math.inf if math.isnan(bound) else bound))
+    return tuple(steps[1:])

@@ -26,11 +26,11 @@ from peelcli.paths import (
     peel,
     peel_all,
     promising_maps,
-    running_minimum,
     segments,
     subset_of_map,
     yes_bound,
 )
+from peelcli.statistics import running_minimum
 
 MAPS = st.integers(1, 7).flatmap(
     lambda k: st.lists(st.sampled_from(list(all_maps(k))), min_size=1, max_size=40)

@@ -1,6 +1,6 @@
 """Peeled paths: target maps, the walk that fits their prefixes once each, the search for promising ones, YES bounds."""
 
-from peelcli.paths.bounds import best_map, running_minimum, yes_bound
+from peelcli.paths.bounds import best_map, yes_bound
 from peelcli.paths.maps import (
     MOST_LAYERS_FOR_ALL,
     NAMED,
@@ -31,7 +31,6 @@ __all__ = [
     "peel",
     "peel_all",
     "promising_maps",
-    "running_minimum",
     "segments",
     "subset_of_map",
     "yes_bound",

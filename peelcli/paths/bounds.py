@@ -1,9 +1,9 @@
-"""YES bounds: the least loss over the maps that were peeled, and over the checkpoints of a run."""
+"""YES bounds: the least loss over the maps that were peeled."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from peelcli.errors import UsageError
 from peelcli.paths.maps import TargetMap, subset_of_map
@@ -34,17 +34,6 @@ def best_map(bounds: Mapping[TargetMap, float], max_targets: int | None = None) 
 def yes_bound(bounds: Mapping[TargetMap, float], max_targets: int | None = None) -> float:
     """The bound of `best_map`: YES-0 for 0, YES-k for k, the YES bound of all the maps that were fitted for None."""
     return bounds[best_map(bounds, max_targets)]
-
-
-def running_minimum(bounds: Iterable[float]) -> tuple[float, ...]:
-    """The least bound up to each checkpoint of a run, a stair-step that stays achievable.
-
-    A checkpoint without a bound (nan) adds nothing: the step stays where it was, at infinity while there is none.
-    """
-    steps = [math.inf]
-    for bound in bounds:
-        steps.append(min(steps[-1], _or_infinite(bound)))
-    return tuple(steps[1:])
 
 
 def _or_infinite(bound: float) -> float:

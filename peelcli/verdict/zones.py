@@ -17,13 +17,14 @@ uncertainty: it is unconverged, however flat its loss curve.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from peelcli.records import AuditResult, Bound, Bounds, PathScore, Run
-from peelcli.statistics import holm, p_greater, paired_interval
+from peelcli.statistics import holm, p_greater, paired_interval, running_minimum
 from peelcli.verdict.evidence import gap_threshold
 from peelcli.verdict.policy import Policy
 
@@ -136,13 +137,11 @@ def with_running_minimum(results: Sequence[AuditResult]) -> list[AuditResult]:
     """
     if len({(result.run.family, result.run.num_layers) for result in results}) > 1:
         return list(results)
-    least: float | None = None
-    out = []
-    for result in results:
-        bounds = result.network.bounds
-        if bounds is not None:
-            least = bounds.yes.ce if least is None else min(least, bounds.yes.ce)
-            network = replace(result.network, bounds=replace(bounds, running_minimum=least))
-            result = replace(result, network=network)
-        out.append(result)
-    return out
+    of_all = [result.network.bounds for result in results]
+    least = running_minimum(math.nan if bounds is None else bounds.yes.ce for bounds in of_all)
+    return [
+        result
+        if bounds is None
+        else replace(result, network=replace(result.network, bounds=replace(bounds, running_minimum=so_far)))
+        for result, bounds, so_far in zip(results, of_all, least, strict=True)
+    ]

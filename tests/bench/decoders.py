@@ -265,7 +265,7 @@ def _train(recipe: Recipe, shared: Path, home: Path) -> None:
         snapshot(model, recipe.precision, fresh).save_pretrained(directory)
         tokenizer.save_pretrained(directory)
 
-    with low_bit(model, recipe.precision):
+    with low_bit(blocks_of(model), recipe.precision):
         slow = slow_parameters(model, recipe)
         groups = [
             {

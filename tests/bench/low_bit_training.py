@@ -30,13 +30,12 @@ class Quantized(nn.Module):
 
 
 @contextmanager
-def low_bit(model: nn.Module, precision: str) -> Iterator[None]:
+def low_bit(blocks: nn.ModuleList, precision: str) -> Iterator[None]:
     """For the length of the context the matrices of the blocks are `precision`; at the end they hold what they were."""
     chosen: list[nn.Module] = []
     if precision != "fp":
-        blocks = model.model.layers if hasattr(model, "model") else model.transformer.h  # type: ignore[union-attr]
         conv = transformers.pytorch_utils.Conv1D
-        chosen = [m for m in blocks.modules() if isinstance(m, (nn.Linear, conv))]  # type: ignore[union-attr]
+        chosen = [m for m in blocks.modules() if isinstance(m, (nn.Linear, conv))]
         for module in chosen:
             rule = Quantized(precision, isinstance(module, conv))
             parametrize.register_parametrization(module, "weight", rule, unsafe=True)

@@ -42,14 +42,17 @@ def settings_of(text: Path) -> tuple[Any, Any]:
 
 def audited(case: Case, shared: Path, cache: Path) -> Path:
     """The fit of a case's checkpoint, made where it is not there."""
+    base = BASES[case.base]
+    text = shared / base.foreign if case.foreign else held_out_text(base.recipe, shared, cache)
+    return audit(checkpoint_of(case, shared, cache), *settings_of(text), cache / "audits" / case.name)
+
+
+def audit(directory: Path, extract: Any, fit: Any, home: Path) -> Path:
+    """The fit that an audit ends with, its files under `home`; the states are let go."""
     from peelcli.audit import audit_steps
     from peelcli.workspace import Workspace
 
-    base = BASES[case.base]
-    text = shared / base.foreign if case.foreign else held_out_text(base.recipe, shared, cache)
-    directory = checkpoint_of(case, shared, cache)
-    home = cache / "audits" / case.name
-    steps = audit_steps(directory, *settings_of(text), Workspace(home, directory))
+    steps = audit_steps(directory, extract, fit, Workspace(home, directory))
     while True:
         try:
             next(steps)
