@@ -35,7 +35,8 @@ class Evidence:
     usual: float  # what the same reference costs the other layers, or what stands in for that
     from_peers: bool  # whether `usual` is the lower median over the other layers
     vacuous: bool  # a fit that costs next to nothing at any layer: in so many bits a match says nothing
-    gap_threshold: float  # what a gap must exceed to count as surpassing
+    gap_threshold: float  # what a gap must exceed beyond chance to count as surpassing…
+    gap_floor: float  # …and what it must come to, to matter
     p_surpassed: float
     p_matched: float
 
@@ -53,7 +54,7 @@ class Evidence:
     @property
     def surpasses(self) -> bool:
         """Whether the interval that is shown says so; the decision takes the p-value too."""
-        return self.gap.low > self.gap_threshold
+        return self.gap.low > self.gap_threshold and self.gap.mean > self.gap_floor
 
     @property
     def costs_less(self) -> bool:
@@ -102,15 +103,14 @@ def fair_share(run: Run) -> float:
     return max(0.0, run.unigram_ce - float(np.mean(run.nll_eval))) / run.num_layers
 
 
-def gap_threshold(policy: Policy, mismatch: float, floor: float | None = None) -> float:
-    """What a gap must exceed to count as surpassing. floor: nats, unless it is the policy's for what was fitted.
+def foreign_allowance(policy: Policy, mismatch: float) -> float:
+    """What a gap must clearly exceed to count as surpassing: nothing on the model's own text.
 
     On foreign text a sound layer is surpassed, too: any blunter network is less sure of itself, and so less wrong
     (measured on Shakespeare, 2.9 nats foreign to the sound 5-layer model: ternary references gain up to 0.09 nats).
     """
     ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, 1e-12)
-    least = policy.surpassed_floor if floor is None else floor
-    return max(least, policy.foreign_share * mismatch * min(1.0, max(0.0, ramp)))
+    return policy.foreign_share * mismatch * min(1.0, max(0.0, ramp))
 
 
 def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evidence]:
@@ -121,7 +121,7 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
     for score in usable:
         mean = float(np.mean(costs[score.reference.key]))
         groups.setdefault(group_of(score), []).append((score.reference.layer, mean))
-    threshold = gap_threshold(policy, mismatch)
+    threshold = foreign_allowance(policy, mismatch)
     found = []
     for score in usable:
         peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
@@ -137,7 +137,7 @@ def gather_rollbacks(run: Run, policy: Policy, foreign: bool, mismatch: float) -
     """
     scores = [s for s in run.scores if is_usable(s) and s.reference.kind == "rollback"]
     gains = {s.reference: float(np.mean(run.nll_eval) - np.mean(s.nll_eval)) for s in scores}
-    least = gap_threshold(policy, mismatch, policy.rollback_floor)
+    least = foreign_allowance(policy, mismatch)
     found = []
     for score in scores:
         peers = [
@@ -147,13 +147,14 @@ def gather_rollbacks(run: Run, policy: Policy, foreign: bool, mismatch: float) -
         ]
         usual = float(np.median(peers)) if len(peers) > 1 else 0.0
         threshold = max(least, policy.rollback_factor * usual)
-        found.append(_weigh(run, score, _costs(run, score, foreign), (), policy, threshold))
+        costs = _costs(run, score, foreign)
+        found.append(_weigh(run, score, costs, (), policy, threshold, policy.rollback_floor))
     return found
 
 
 def gather_exchanges(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evidence]:
     """The evidence of every pair of neighbours exchanged: its gap alone, for it has the layers' own bits."""
-    threshold = gap_threshold(policy, mismatch)
+    threshold = foreign_allowance(policy, mismatch)
     return [
         _weigh(run, s, _costs(run, s, foreign), (), policy, threshold)
         for s in run.scores
@@ -166,7 +167,13 @@ def _costs(run: Run, score: Score, foreign: bool) -> np.ndarray:
 
 
 def _weigh(
-    run: Run, score: Score, cost: np.ndarray, peers: Sequence[float], policy: Policy, threshold: float
+    run: Run,
+    score: Score,
+    cost: np.ndarray,
+    peers: Sequence[float],
+    policy: Policy,
+    threshold: float,
+    floor: float | None = None,
 ) -> Evidence:
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
@@ -201,6 +208,7 @@ def _weigh(
         from_peers=from_peers,
         vacuous=vacuous and policy.matched_margin is None,
         gap_threshold=threshold,
+        gap_floor=policy.surpassed_floor if floor is None else floor,
         p_surpassed=p_greater(gap.tolist(), threshold),
         p_matched=p_less(cost.tolist(), margin),
     )
@@ -227,9 +235,9 @@ class Excess:
 def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     """The excess of every layer's challenge over those of the layers of no fewer bits, where there are two at least.
 
-    Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). Where a
-    layer's weights are as large as the others' it must also gain twice what those do: a fault's neighbours rise with
-    it, and only their weights are like those of the sound layers.
+    Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). The more
+    a layer's weights are like the others' in size, the more it must gain, up to twice what those do: a fault's
+    neighbours rise with it, and their weights are like those of the sound layers.
     """
     scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
@@ -249,8 +257,8 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
         excess = gains[layer] - np.median(others, axis=0)  # (n_seq,)
         threshold = max(policy.challenge_floor, policy.challenge_worth * drops.get(layer, 0.0))
         size = most_unlike(run, layer)
-        if abs(size) < policy.unlike_size:
-            threshold = max(threshold, policy.challenge_share * usual)
+        likeness = max(0.0, 1.0 - abs(size) / policy.unlike_size)
+        threshold = max(threshold, policy.challenge_share * likeness * usual)
         found[layer] = Excess(
             score,
             paired_interval(gains[layer].tolist(), policy.confidence),

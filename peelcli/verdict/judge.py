@@ -40,7 +40,9 @@ from peelcli.verdict.network import (
 )
 from peelcli.verdict.policy import Policy
 
-_NOT_BLAMED = 0.9  # of the score of a layer whose challenge gains much, and which is not to blame
+_FOUND = (
+    0.9  # the score that parts what is found from what is not: a match costs a tenth of the usual at most
+)
 _LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost nothing make ratios of any size
 
 
@@ -129,9 +131,8 @@ class _Rules:
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged))
         out = []
         for layer in self.run.layers:
-            facts = self._facts(layer, surpassed.get(layer), stands_out=layer in challenged)
+            facts = self._facts(layer, surpassed.get(layer))
             if layer in behind:
-                facts = replace(facts, score=min(facts.score or 0.0, _NOT_BLAMED))
                 out.append(words.behind_another(layer, next(iter(challenged)), facts))
             elif layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
@@ -144,7 +145,7 @@ class _Rules:
                 out.append(words.matched(layer, spanned[layer], facts))
             else:
                 out.append(self._unflagged(layer, facts))
-        return out
+        return [_in_rank(v) for v in out]
 
     # -- surpassed ------------------------------------------------------------------------------------------------
 
@@ -300,9 +301,8 @@ class _Rules:
         relative = [1.0 - e.relative_cost for e in telling]
         excess = self.excess.get(layer)
         if excess and not self.foreign:
-            share = excess.interval.low / excess.threshold
-            relative.append(share if stands_out else min(share, _NOT_BLAMED))
-        if surpassing and surpassing.score.reference.kind in ("rollback", "exchange"):
+            relative.append(excess.interval.low / excess.threshold)
+        if surpassing:
             # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
             relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))
         return words.Facts(
@@ -330,16 +330,25 @@ class _Rules:
 def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) -> dict[int, Evidence]:
     """Pairs that do better in each other's place, the best first, each layer once.
 
-    Where something else does better in one of the two, that layer is hurt itself, and does less harm elsewhere.
+    Where something else does better still, in these or in other layers, the fault is there: a layer behind another that
+    is hurt may do less harm in another place.
     """
+    rival = max((e.gap_select for e in others.values()), default=0.0)
     found: dict[int, Evidence] = {}
     exchanges = [e for e in proven if e.score.reference.kind == "exchange"]
     for e in sorted(exchanges, key=lambda e: e.gap_select, reverse=True):
         pair = (e.score.reference.layer, e.score.reference.target)
-        rivals = [others[n].gap_select for n in pair if n in others]
-        if not set(pair) & set(found) and e.gap_select > max(rivals, default=0.0):
+        if not set(pair) & set(found) and e.gap_select > rival:
             found |= dict.fromkeys(pair, e)
     return found
+
+
+def _in_rank(verdict: LayerVerdict) -> LayerVerdict:
+    """The layers that something was found in come first, whatever else is measured of the others."""
+    if verdict.score is None:
+        return verdict
+    rank = max if verdict.verdict in ("surpassed", "matched") else min
+    return replace(verdict, score=rank(verdict.score, _FOUND))
 
 
 def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:

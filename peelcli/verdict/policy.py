@@ -50,7 +50,7 @@ class Policy:
     challenge_floor: float = 0.01
     """Nats by which a layer's challenge must gain more than the others', at least…"""
     challenge_share: float = 1.0
-    """…and at least this share of what the others gain in the median…"""
+    """…and this share of what the others gain in the median, less where the size of its weights is unlike theirs…"""
     challenge_worth: float = 0.03
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
     wreck_factor: float = 2.0

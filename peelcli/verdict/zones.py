@@ -25,7 +25,7 @@ import numpy as np
 
 from peelcli.records import AuditResult, Bound, Bounds, PathScore, Run
 from peelcli.statistics import holm, p_greater, paired_interval, running_minimum
-from peelcli.verdict.evidence import gap_threshold
+from peelcli.verdict.evidence import foreign_allowance
 from peelcli.verdict.policy import Policy
 
 
@@ -48,7 +48,7 @@ def judge_paths(run: Run, policy: Policy, mismatch: float) -> PathsVerdict:
         return PathsVerdict()
     best = min(scores, key=lambda s: (float(np.mean(s.nll_select)), s.target_map))
     last = next((s for s in scores if set(s.target_map) == {run.num_layers}), None)
-    threshold = gap_threshold(policy, mismatch)
+    threshold = max(policy.surpassed_floor, foreign_allowance(policy, mismatch))
     head = np.subtract(run.nll_eval, control.nll_eval)
     interval = paired_interval(head.tolist(), policy.confidence)
     allowance = max(policy.head_floor, mismatch)

@@ -99,7 +99,7 @@ def test_where_no_layer_is_worth_anything_none_is_called_effective():
     references = [
         make(n, p) for n in range(1, 6) for make in (identity, direct) for p in (None, "attention", "mlp")
     ]
-    run = measure({r: Effect(0.0, divergence=0.2) for r in references}, unigram_ce=1.7)
+    run = measure({r: Effect(0.0, divergence=0.2) for r in references}, unigram_ce=1.7, noise=0.01)
     assert {v.verdict for v in judge(run).layers} == {"undecided"}
 
 
