@@ -53,7 +53,10 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
         return False
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
-    repaired = [float(np.mean(s.nll_eval)) for s in run.scores if s.reference.kind != "rollback"]
+    whole = [
+        s for s in run.scores if len(s.nll_eval) == len(run.nll_eval)
+    ]  # the ladder has part of `eval` alone
+    repaired = [float(np.mean(s.nll_eval)) for s in whole if s.reference.kind != "rollback"]
     least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
     return bool(
         cost.high < policy.untrained_gap
