@@ -7,7 +7,6 @@ killed run goes on from the last finished layer; the parts become one file at th
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import math
 import time
@@ -37,8 +36,9 @@ from peelcli.references.challenge import fit_challenge
 from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Batch, Budget, Witness
 from peelcli.references.plan import Origin, Plan
-from peelcli.references.regression import CHECKED, fit_regression
+from peelcli.references.regression import fit_regression
 from peelcli.references.rollback import roll_back
+from peelcli.references.shards import SHARD
 from peelcli.references.solved_finish import Finish
 from peelcli.scoring import Candidate, Sweep, block_batch, head_batch, token_losses
 from peelcli.statedata import StateData
@@ -52,7 +52,7 @@ LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to
 LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
-LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
+LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps, and of `eval`…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
@@ -146,7 +146,14 @@ class Fitter:
                 return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
             return fitstore.load_witness(self._parts[reference.key], reference)
 
-        return Candidate(reference, None if reference.kind == "identity" else witness)
+        loads = None if reference.kind == "identity" else witness
+        return Candidate(reference, loads, self._eval_stride(reference))
+
+    def _eval_stride(self, reference: Reference) -> int:
+        if reference.kind != "direct" or reference.scheme == self.plan.scheme:
+            return 1
+        rows = self.acts.rows["eval"]
+        return max(1, min(LADDER_SHARE, (rows.stop - rows.start) // Policy.min_sequences))
 
     # -- blocks of earlier checkpoints --------------------------------------------------------------------------------
 
@@ -198,18 +205,11 @@ class Fitter:
     ) -> Iterator[tuple[Witness, FitOutcome]]:
         """Fit the references of one layer, several at once where the block is small."""
         at_once = self.model.runs_at_once(layer)
-        checked = min(CHECKED, self.acts.rows["select"].stop - self.acts.rows["select"].start)
-        for size in {FIT_BATCH, checked % FIT_BATCH} - {0}:
-            # What depends on the shape of a batch alone is found here, before threads would all look for it.
-            self.model.arguments(layer, self.acts.ids[:size])
-
         self._residual[layer] = self._residual_maps(layer, module)
 
         def one(reference: Reference) -> tuple[Witness, FitOutcome]:
-            # A fit puts its weights in place as it runs, so that fits at once need a block each.
-            block = copy.deepcopy(module) if at_once else module
             with torch.enable_grad():
-                return self._fit_one(reference, block)
+                return self._fit_one(reference, module)
 
         return in_parallel(one, references, at_once=at_once)
 
@@ -290,8 +290,10 @@ class Fitter:
         return torch.cat(losses).tolist()
 
     def _challenge_one(self, layer: int, modules: Mapping[int, nn.Module]) -> tuple[Witness, FitOutcome]:
+        block = ModelBlock(self.model, layer, modules[layer])
+
         def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            hidden = self.model.run_block(layer, modules[layer], batch.inputs, batch.ids, weights)
+            hidden = block(batch.inputs, batch.ids, weights)
             for later in range(layer + 1, self.plan.num_layers + 1):
                 hidden = self.model.run_block(later, modules[later], hidden, batch.ids)
             logits = self.model.logits(hidden, batch.ids)[:, :-1].float()
@@ -299,14 +301,14 @@ class Fitter:
                 logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device)
             )
 
-        module = modules[layer]
-        trained = {name: p.data for name, p in module.named_parameters()}
-        maps = ModelBlock(self.model, layer, module).maps
+        trained = {name: p.data for name, p in modules[layer].named_parameters()}
         fit, select = (self._data(p, layer, layer) for p in ("fit", "select"))
         grids = self.acts.about["matrix_grids"][layer - 1]
         on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
         budget = self._budget("challenge", self.settings.challenge_steps, "warm")
-        return fit_challenge(loss, trained, maps, on_grid, fit, select, budget)
+        at_once = all(self.model.runs_at_once(n) for n in modules)
+        budget = replace(budget, at_once=at_once and self.model.heads_at_once(self.acts.ids[:SHARD].numel()))
+        return fit_challenge(loss, trained, block.maps, on_grid, fit, select, budget)
 
     # -- the whole network, peeled ------------------------------------------------------------------------------------
 
@@ -343,6 +345,8 @@ class Fitter:
         about = self.acts.about
 
         def losses(array: np.ndarray, part: str) -> tuple[float, ...]:
+            if len(array) < sweep.n_rows:  # measured on some of `eval` alone
+                return tuple(array.tolist()) if part == "eval" else ()
             return tuple(array[:n_select].tolist() if part == "select" else array[n_select:].tolist())
 
         scores = []

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.model import BlockwiseModel, same_weights
 from peelcli.references.interface import LinearMap
 
 
 class ModelBlock:
-    """The block of `layer` whose weights `module` holds; runs at once need a module each."""
+    """The block of `layer` whose weights `module` holds; it may be called from several threads at once."""
 
     def __init__(
         self, model: BlockwiseModel, layer: int, module: nn.Module, sublayer: str | None = None
     ) -> None:
         """sublayer: `attention` or `mlp`, where only its matrices are meant."""
-        self.model, self.layer, self.module = model, layer, module
+        self.model, self.layer = model, layer
         parameters = dict(module.named_parameters())
+        # A call puts weights and hooks into a module as it runs, so that calls at once need one each.
+        self._untouched = same_weights(module)
+        self._idle: list[nn.Module] = []
         inside = {m for s in model.sublayers(layer) if s.name == sublayer for m in s.modules}
         self.maps = [
             LinearMap(m.name, parameters[m.name].data, m.transposed)
@@ -27,9 +31,27 @@ class ModelBlock:
             if sublayer is None or m.name.split(".")[0] in inside
         ]
 
+    @contextlib.contextmanager
+    def _module(self) -> Iterator[nn.Module]:
+        """A module that is this call's alone."""
+        try:
+            module = self._idle.pop()
+        except IndexError:
+            module = same_weights(self._untouched)
+        try:
+            yield module
+        finally:
+            self._idle.append(module)
+
     def __call__(self, hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         """O (n_seq, seq_len, d_model) from hidden of the same shape, `weights` put in place."""
-        return self.model.run_block(self.layer, self.module, hidden, ids, weights)
+        with self._module() as module:
+            return self.model.run_block(self.layer, module, hidden, ids, weights)
+
+    @property
+    def runs_at_once(self) -> bool:
+        """Whether several calls at once are faster than one after the other."""
+        return self.model.runs_at_once(self.layer)
 
     @torch.enable_grad()
     def pull(
@@ -47,11 +69,12 @@ class ModelBlock:
             seen.extend((args[0], out.detach().requires_grad_()))
             return seen[1]
 
-        handle = self.module.get_submodule(name.rpartition(".")[0]).register_forward_hook(look)
-        try:
-            out = self(hidden, ids, weights)
-        finally:
-            handle.remove()
+        with self._module() as module:
+            handle = module.get_submodule(name.rpartition(".")[0]).register_forward_hook(look)
+            try:
+                out = self.model.run_block(self.layer, module, hidden, ids, weights)
+            finally:
+                handle.remove()
         x, given = seen
         signs = torch.randint(0, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out) * 2 - 1
         (change,) = torch.autograd.grad(out, given, (targets - out).detach(), retain_graph=True)
@@ -67,12 +90,13 @@ class ModelBlock:
         Of a matrix that does not run once on every token, as a router's experts do not, an empty input.
         """
         seen: list[Tensor] = []
-        owner = self.module.get_submodule(name.rpartition(".")[0])
-        handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-        try:
-            out = self(hidden, ids, weights)
-        finally:
-            handle.remove()
+        with self._module() as module:
+            owner = module.get_submodule(name.rpartition(".")[0])
+            handle = owner.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            try:
+                out = self.model.run_block(self.layer, module, hidden, ids, weights)
+            finally:
+                handle.remove()
         if len(seen) != 1 or seen[0].numel() != ids.numel() * seen[0].shape[-1]:
             return out, out.new_empty(0)
         return out, seen[0].reshape(*out.shape[:2], -1)  # some families lay all tokens in a row for their MLP

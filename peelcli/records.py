@@ -6,7 +6,7 @@ because the sequence, not the token, is the unit of every statistic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -80,6 +80,7 @@ class FitOutcome:
 class Score:
     """One reference, measured in place: per-sequence losses, paired with the run's own.
 
+    A scheme of the ladder is measured on some sequences of `eval` alone, evenly spread: see `beside`.
     `kl_eval` is KL(trained ‖ with the reference), the mean over each sequence's positions, in nats per token.
     """
 
@@ -88,6 +89,13 @@ class Score:
     nll_select: tuple[float, ...]
     nll_eval: tuple[float, ...]
     kl_eval: tuple[float, ...]
+
+    def beside(self, nll_eval: Sequence[float]) -> tuple[float, ...]:
+        """The run's own losses on the sequences of `eval` that this reference was measured on."""
+        stride = -(
+            -len(nll_eval) // max(1, len(self.nll_eval))
+        )  # they are ⌈n / stride⌉, and stride is at most n / 8
+        return tuple(nll_eval[:: max(1, stride)])
 
 
 @dataclass(frozen=True)
@@ -326,12 +334,16 @@ class AuditResult:
 
     def loss_with(self, reference: Reference) -> float:
         """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""
-        losses = {score.reference: score.nll_eval for score in self.run.scores}[reference]
+        losses = self._score(reference).nll_eval
         return sum(losses) / len(losses)
 
     def gap_of(self, reference: Reference) -> float:
         """How much lower the loss on `eval` is with a reference in place; below 0 where it is higher."""
-        return sum(self.run.nll_eval) / len(self.run.nll_eval) - self.loss_with(reference)
+        trained = self._score(reference).beside(self.run.nll_eval)
+        return sum(trained) / len(trained) - self.loss_with(reference)
+
+    def _score(self, reference: Reference) -> Score:
+        return {score.reference: score for score in self.run.scores}[reference]
 
     def path_gaps(self) -> list[tuple[tuple[int, ...], float]]:
         """The maps whose weights are kept, the head control's () first: how much lower the loss on `eval` is."""

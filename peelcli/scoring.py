@@ -7,19 +7,19 @@ of one layer is whole before that of the layer below is overwritten, so that a k
 
 from __future__ import annotations
 
-import copy
 import json
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from peelcli.activations import ActivationFile, require_space
-from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.model import BlockwiseModel, put_in_place, same_weights, silence
 from peelcli.progress import Progress
 from peelcli.records import Reference
 from peelcli.references.interface import Witness
@@ -28,15 +28,22 @@ from peelcli.workers import in_parallel
 
 @dataclass(frozen=True)
 class Candidate:
-    """A reference to be measured; `witness` loads the weights of a layer when it comes (None: none take its place)."""
+    """A reference to be measured; `witness` loads the weights of a layer when it comes (None: none take its place).
+
+    With an `eval_stride` above 1 it is measured on every so-manyth sequence of `eval` alone, else on `select` as well.
+    """
 
     reference: Reference
     witness: Callable[[int], Witness] | None
+    eval_stride: int = 1
 
 
 @dataclass
 class Losses:
-    """What the sweep measured of each candidate, by key; arrays are per sequence, rows select then eval."""
+    """What the sweep measured of each candidate, by key; arrays are per sequence, rows select then eval.
+
+    Of a candidate with an `eval_stride` the arrays are of those sequences alone.
+    """
 
     nll: dict[str, np.ndarray] = field(default_factory=dict)
     kl: dict[str, np.ndarray] = field(default_factory=dict)
@@ -68,6 +75,31 @@ def head_batch(seq_len: int, vocab_size: int) -> int:
     return max(1, 2**21 // max(1, seq_len * vocab_size))
 
 
+def _slice(rows: range) -> slice:
+    return slice(rows.start, rows.stop, rows.step)
+
+
+class _Placed(NamedTuple):
+    """One batch of a candidate at its own layer: trained states O_{l−1} and O_target, (n, seq_len, d_model) each."""
+
+    candidate: Candidate
+    rows: range
+    block: nn.Module | None  # None: O_{l−1} is passed on
+    before: Tensor
+    after: Tensor
+
+
+class _Reached(NamedTuple):
+    """One batch of a candidate at the end, and what the trained model predicts there, (n, seq_len−1, vocab)."""
+
+    candidate: Candidate
+    place: slice  # of the batch among the candidate's own sequences
+    ids: Tensor
+    hidden: Tensor
+    p: Tensor
+    log_p: Tensor
+
+
 class Sweep:
     """Carries candidates through the network; iterate over `run()` for progress, then read `losses`."""
 
@@ -84,9 +116,10 @@ class Sweep:
         """`scratch` is a directory for the states; `key` names the fit, so that only its own leftovers are used."""
         self.model, self.acts, self.scratch, self.batch_size = model, acts, scratch, batch_size
         self.candidates = sorted(candidates, key=lambda c: (c.reference.layer, c.reference.key))
-        self.key = json.dumps([key, [c.reference.key for c in self.candidates], batch_size])
+        self.key = json.dumps([key, [(c.reference.key, c.eval_stride) for c in self.candidates], batch_size])
         self.rows = slice(acts.rows["select"].start, acts.rows["eval"].stop)
         self.n_rows = self.rows.stop - self.rows.start
+        self.n_select = acts.rows["select"].stop - acts.rows["select"].start
         self.ids = acts.ids[self.rows]
         self.losses = Losses()
         width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
@@ -96,7 +129,7 @@ class Sweep:
     @property
     def scratch_nbytes(self) -> int:
         """Disk that the scratch files take at their largest: two layers of all candidates."""
-        return 2 * len(self.candidates) * self.n_rows * self._row_nbytes
+        return 2 * sum(len(self._rows(c)) for c in self.candidates) * self._row_nbytes
 
     @torch.no_grad()
     def run(self) -> Iterator[Progress]:
@@ -144,8 +177,7 @@ class Sweep:
                 if begun:
                     with self._path(layer - 1).open("rb") as states:
                         self._carry(begun, layer, module, states, out)
-                for candidate in starting:
-                    self._begin(candidate, module, out)
+                self._begin(starting, layer, module, out)
             record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
             partial = self._index.with_suffix(".partial")
             partial.write_text(json.dumps(record), encoding="utf-8")
@@ -158,73 +190,90 @@ class Sweep:
         for leftover in self.scratch.glob("sweep-*"):
             leftover.unlink()
 
-    def _batches(self) -> Iterator[slice]:
-        for at in range(0, self.n_rows, self.batch_size):
-            yield slice(at, min(at + self.batch_size, self.n_rows))
+    def _rows(self, candidate: Candidate) -> range:
+        """The sequences that a candidate is measured on, counted from the first of `select`."""
+        if candidate.eval_stride == 1:
+            return range(self.n_rows)
+        return range(self.n_select, self.n_rows, candidate.eval_stride)
+
+    def _batches(self, candidate: Candidate) -> Iterator[range]:
+        rows = self._rows(candidate)
+        for at in range(0, len(rows), self.batch_size):
+            yield rows[at : at + self.batch_size]
 
     def _carry(
         self, begun: Sequence[Candidate], layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO
     ) -> None:
         """Move candidates' states through the trained block; a span that reaches further is passed on as it is."""
-        for rows in self._batches():
-            # What depends on the shape of a batch alone is found here, before threads would all look for it.
-            self.model.arguments(layer, self.ids[rows])
-        # Blocks of their own, for weights that are put in place for a call are in the way of other threads.
-        changed = {c: self._changed(c, layer, module) for c in begun if c.reference.stands_at(layer)}
+        changed = {c: self._in_place(c, layer, module) for c in begun if c.reference.stands_at(layer)}
 
-        def stored() -> Iterator[tuple[Candidate, slice, Tensor]]:
+        def stored() -> Iterator[tuple[Candidate, range, Tensor]]:
             for candidate in begun:
-                for rows in self._batches():
-                    yield candidate, rows, self._read(states, rows.stop - rows.start)
+                for rows in self._batches(candidate):
+                    yield candidate, rows, self._read(states, len(rows))
 
-        def moved(item: tuple[Candidate, slice, Tensor]) -> Tensor:
+        def moved(item: tuple[Candidate, range, Tensor]) -> Tensor:
             candidate, rows, hidden = item
             if candidate.reference.bypasses(layer):
                 return hidden
-            block = changed.get(candidate, module)
-            return self.model.run_block(layer, block, hidden.to(self.model.device), self.ids[rows])
+            block = changed.get(candidate) or module
+            return self.model.run_block(layer, block, hidden.to(self.model.device), self.ids[_slice(rows)])
 
         for hidden in in_parallel(moved, stored(), at_once=self.model.runs_at_once(layer)):
             self._write(out, hidden)
 
-    def _changed(self, candidate: Candidate, layer: int, module: nn.Module) -> nn.Module:
-        """A copy of the block with the weights that the candidate has there."""
-        assert candidate.witness is not None
-        block = copy.deepcopy(module)
-        weights = candidate.witness(layer).weights(next(block.parameters()))
-        for name, parameter in block.named_parameters():
-            if name in weights:
-                parameter.data.copy_(weights[name])
+    def _begin(self, starting: Sequence[Candidate], layer: int, module: nn.Module, out: BinaryIO) -> None:
+        """Put candidates in place of their layer and note how much of the update each leaves unexplained."""
+
+        def placed() -> Iterator[_Placed]:
+            for candidate in starting:
+                block = self._in_place(candidate, layer, module)
+                for rows in self._batches(candidate):
+                    yield _Placed(
+                        candidate,
+                        rows,
+                        block,
+                        self._trained(layer - 1, rows),
+                        self._trained(candidate.reference.target, rows),
+                    )
+
+        def moved(item: _Placed) -> tuple[_Placed, Tensor, float, float]:
+            hidden = item.before
+            if item.block is not None:
+                hidden = self.model.run_block(layer, item.block, hidden, self.ids[_slice(item.rows)])
+            on_eval = slice(max(0, self.n_select - item.rows.start), None)
+            before, after = item.before[on_eval].double(), item.after.to(hidden)[on_eval].double()
+            error = float((hidden[on_eval].double() - after).square().sum())
+            return item, hidden, error, float((after - before).square().sum())
+
+        sums = {candidate.reference.key: [0.0, 0.0] for candidate in starting}
+        at_once = self.model.runs_at_once(layer)
+        for item, hidden, error, update in in_parallel(moved, placed(), at_once=at_once):
+            self._write(out, hidden)
+            so_far = sums[item.candidate.reference.key]
+            so_far[0], so_far[1] = so_far[0] + error, so_far[1] + update
+        aiming = [
+            c.reference.key for c in starting if c.reference.kind != "exchange"
+        ]  # that one aims at no state
+        self.losses.fvu_eval |= {key: sums[key][0] / max(sums[key][1], 1e-30) for key in aiming}
+
+    def _in_place(self, candidate: Candidate, layer: int, module: nn.Module) -> nn.Module | None:
+        """The block with what the candidate has there, a module of its own; None where the block is left out whole."""
+        reference = candidate.reference
+        if reference.kind == "identity" and reference.sublayer is None:
+            return None
+        block = same_weights(module)
+        if candidate.witness:
+            put_in_place(block, candidate.witness(layer).weights(next(module.parameters())))
+        for sublayer in self.model.sublayers(layer):
+            if sublayer.name in reference.dropped:
+                silence(block, sublayer)
         return block
 
-    def _begin(self, candidate: Candidate, module: nn.Module, out: BinaryIO) -> None:
-        """Put one candidate in place of its layer and note how much of the update it leaves unexplained."""
-        reference = candidate.reference
-        weights = (
-            candidate.witness(reference.layer).weights(next(module.parameters()))
-            if candidate.witness
-            else None
-        )
-        error = update = 0.0
-        n_select = self.acts.rows["select"].stop - self.acts.rows["select"].start
-        for rows in self._batches():
-            absolute = slice(rows.start + self.rows.start, rows.stop + self.rows.start)
-            before = self.acts.states(reference.layer - 1, absolute).to(self.model.device, self.model.dtype)
-            if reference.kind == "identity" and reference.sublayer is None:
-                hidden = before
-            else:
-                hidden = self.model.run_block(
-                    reference.layer, module, before, self.ids[rows], weights, reference.dropped
-                )
-            self._write(out, hidden)
-            if reference.kind == "exchange":
-                continue  # it aims at no state
-            after = self.acts.states(reference.target, absolute).to(hidden)
-            on_eval = slice(max(0, n_select - rows.start), None)
-            error += float((hidden[on_eval].double() - after[on_eval].double()).square().sum())
-            update += float((after[on_eval].double() - before[on_eval].double()).square().sum())
-        if reference.kind != "exchange":
-            self.losses.fvu_eval[reference.key] = error / max(update, 1e-30)
+    def _trained(self, layer: int, rows: range) -> Tensor:
+        """O_layer of `rows`, counted from the first sequence of `select`."""
+        absolute = slice(rows.start + self.rows.start, rows[-1] + 1 + self.rows.start, rows.step)
+        return self.acts.states(layer, absolute).to(self.model.device, self.model.dtype)
 
     def _read(self, file: BinaryIO, count: int) -> Tensor:
         raw = bytearray(file.read(count * self._row_nbytes))
@@ -237,25 +286,43 @@ class Sweep:
 
     def _measure(self) -> None:
         """NLL of every candidate and its divergence from the trained model, sequence by sequence."""
-        keys = [c.reference.key for c in self.candidates]
-        for key in keys:
-            self.losses.nll[key] = np.zeros(self.n_rows)
-            self.losses.kl[key] = np.zeros(self.n_rows)
-        if not keys:
+        for candidate in self.candidates:
+            count = len(self._rows(candidate))
+            self.losses.nll[candidate.reference.key] = np.zeros(count)
+            self.losses.kl[candidate.reference.key] = np.zeros(count)
+        if not self.candidates:
             return
         step = head_batch(self.ids.shape[1], self.model.vocab_size)
-        last = self.model.num_layers
-        with self._path(last).open("rb") as states:
-            for at in range(0, self.n_rows, step):
-                rows = slice(at, min(at + step, self.n_rows))
-                ids = self.ids[rows]
-                absolute = slice(rows.start + self.rows.start, rows.stop + self.rows.start)
-                trained = self.acts.states(last, absolute).to(self.model.device, self.model.dtype)
-                _, log_p = token_losses(self.model.logits(trained, ids), ids)
-                p = log_p.exp()
-                for index, key in enumerate(keys):
-                    states.seek((index * self.n_rows + at) * self._row_nbytes)
-                    hidden = self._read(states, rows.stop - rows.start).to(self.model.device)
-                    nll, log_q = token_losses(self.model.logits(hidden, ids), ids)
-                    self.losses.nll[key][rows] = nll.cpu().numpy()
-                    self.losses.kl[key][rows] = (p * (log_p - log_q)).sum(-1).double().mean(1).cpu().numpy()
+        with self._path(self.model.num_layers).open("rb") as states:
+
+            def reached() -> Iterator[_Reached]:
+                for at in range(0, self.n_rows, step):
+                    chunk = range(at, min(at + step, self.n_rows))
+                    ids = self.ids[_slice(chunk)]
+                    trained = self._trained(self.model.num_layers, chunk)
+                    _, log_p = token_losses(self.model.logits(trained, ids), ids)
+                    p = log_p.exp()
+                    first = 0  # row of the file at which a candidate's begin
+                    for candidate in self.candidates:
+                        every = self._rows(candidate)
+                        place = slice(bisect_left(every, chunk.start), bisect_left(every, chunk.stop))
+                        rows = every[place]
+                        if rows:
+                            states.seek((first + place.start) * self._row_nbytes)
+                            hidden = self._read(states, len(rows)).to(self.model.device)
+                            inside = slice(rows.start - at, rows.stop - at, rows.step)
+                            yield _Reached(
+                                candidate, place, self.ids[_slice(rows)], hidden, p[inside], log_p[inside]
+                            )
+                        first += len(every)
+
+            def measured(item: _Reached) -> tuple[_Reached, Tensor, Tensor]:
+                nll, log_q = token_losses(self.model.logits(item.hidden, item.ids), item.ids)
+                kl = -log_q.sub_(item.log_p).mul_(item.p).sum(-1)  # in place: as much memory again is slow
+                return item, nll.cpu(), kl.double().mean(1).cpu()
+
+            at_once = self.model.heads_at_once(step * self.ids.shape[1])
+            for item, nll, kl in in_parallel(measured, reached(), at_once=at_once):
+                key = item.candidate.reference.key
+                self.losses.nll[key][item.place] = nll.numpy()
+                self.losses.kl[key][item.place] = kl.numpy()

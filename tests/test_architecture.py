@@ -52,7 +52,7 @@ HOUSE_ONLY = {
     "report": {"records", "errors"},
     "quant": {"records", "errors", "kernels"},
     "kernels": {"records", "errors"},
-    "references": {"records", "errors", "quant", "kernels", "progress"},
+    "references": {"records", "errors", "quant", "kernels", "progress", "workers"},
     "paths": {"records", "errors", "progress"},
 }
 OUTSIDE_ONLY = {

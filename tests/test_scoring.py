@@ -24,9 +24,10 @@ from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import scheme_named
-from peelcli.records import WITHOUT_WEIGHTS, Run
+from peelcli.records import WITHOUT_WEIGHTS, Reference, Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
+from peelcli.scoring import Candidate, Sweep
 
 SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, path_steps=1, head_steps=2, ladder=False)
 
@@ -125,6 +126,50 @@ def test_all_blocks_dropped_is_embedding_and_head(save_model: Callable[..., Path
         logits = model.logits(model.prepare(ids).hidden, ids)[:, :-1]
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     assert np.mean(stack.nll_eval) == pytest.approx(float(plain), abs=1e-5)
+    acts.close()
+
+
+def test_the_number_of_threads_changes_nothing(save_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Fits, challenges, paths and the sweep itself: every figure is the same, bit for bit."""
+    model, path = extracted(save_model(initializer_range=0.05), tmp_path)
+    acts = ActivationFile(path)
+    before = torch.get_num_threads()
+    runs = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            runs.append(fitted(model, acts, tmp_path / f"{threads}.h5", replace(SETTINGS, paths=("last",))))
+        finally:
+            torch.set_num_threads(before)
+    alone, shared = runs
+    assert {s.reference.kind for s in alone.scores} == {"identity", "direct", "span", "challenge"}
+    for a, b in zip(alone.scores, shared.scores, strict=True):
+        assert (a.reference, a.nll_eval, a.kl_eval) == (b.reference, b.nll_eval, b.kl_eval)
+    assert alone.paths is not None
+    assert shared.paths is not None
+    assert [s.nll_eval for s in alone.paths.scores] == [s.nll_eval for s in shared.paths.scores]
+    acts.close()
+
+
+def test_some_sequences_have_the_losses_that_they_have_among_all(
+    save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    model, path = extracted(save_model(), tmp_path)
+    acts = ActivationFile(path)
+    dropped, other = (Reference("identity", 1, 1, part) for part in (None, "mlp"))
+    found = []
+    for strides in ((1, 1), (3, 2)):
+        candidates = [Candidate(r, None, s) for r, s in zip((dropped, other), strides, strict=True)]
+        sweep = Sweep(model, acts, candidates, tmp_path / "scratch", key="", batch_size=2)
+        for _ in sweep.run():
+            pass
+        found.append(sweep.losses)
+    whole, some = found
+    for reference, stride in ((dropped, 3), (other, 2)):
+        for all_of_it, part in ((whole.nll, some.nll), (whole.kl, some.kl)):
+            np.testing.assert_allclose(
+                part[reference.key], all_of_it[reference.key][8:][::stride], rtol=1e-5, atol=1e-6
+            )
     acts.close()
 
 

@@ -9,8 +9,10 @@ So a stage can go layer by layer over all tokens, reading each block once, for a
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.running import AS_STORED, Running
@@ -55,8 +58,35 @@ class Prepared:
     arguments: tuple[BlockArguments, ...]
 
 
+class _Asked(threading.local):
+    """What one thread asks of the skeleton, which all share: what its blocks do, and what its head is turned by."""
+
+    make: Callable[[int], Callable[..., Any]] | None = None
+    head: Tensor | None = None
+
+    def turn(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """What enters the head's matrix, turned where this thread asks for it."""
+        return None if self.head is None else (args[0] + args[0] @ self.head.to(args[0]), *args[1:])
+
+
+def _unless_asked(own: Callable[..., Any], index: int, asked: _Asked) -> Callable[..., Any]:
+    """The forward of a block, which a thread may ask another function to stand in for.
+
+    It is put in place once and stays: a block whose attributes change can't be copied by another thread.
+    """
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        return asked.make(index)(*args, **kwargs) if asked.make else own(*args, **kwargs)
+
+    return forward
+
+
 class BlockwiseModel:
-    """A checkpoint ready to run, layer by layer. Layers count from 1."""
+    """A checkpoint ready to run, layer by layer. Layers count from 1.
+
+    `arguments`, `run_block` and `logits` may be called from several threads at once; where `weights` are given or
+    sublayers dropped, each needs a block of its own (`same_weights`).
+    """
 
     def __init__(
         self,
@@ -93,6 +123,12 @@ class BlockwiseModel:
         self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
+        self._asked = _Asked()
+        for index, block in enumerate(self._blocks):
+            block.forward = _unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
+        matrix = self.model.get_output_embeddings()  # type: ignore[operator]
+        if matrix is not None:
+            matrix.register_forward_pre_hook(self._asked.turn)
         self._probe()
 
     # -- weights ------------------------------------------------------------------------------------------------
@@ -105,11 +141,11 @@ class BlockwiseModel:
     def block(self, layer: int) -> Iterator[nn.Module]:
         """One block with its weights in memory; they are let go when the context ends."""
         module = self._blocks[layer - 1]
-        _assign(module, self.read_weights(layer))
+        put_in_place(module, self.read_weights(layer))
         try:
             yield module
         finally:
-            _assign(module, {n: p.to("meta") for n, p in module.named_parameters()})
+            put_in_place(module, {n: p.to("meta") for n, p in module.named_parameters()})
             _give_back_memory()
 
     def block_nbytes(self, layer: int) -> int:
@@ -163,14 +199,12 @@ class BlockwiseModel:
 
     @contextlib.contextmanager
     def _stand_ins(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        """For the length of the context, block i's forward is make(i)."""
-        for index, block in enumerate(self._blocks):
-            block.forward = make(index)  # type: ignore[method-assign]
+        """For the length of the context, block i's forward is make(i) in this thread."""
+        self._asked.make = make
         try:
             yield
         finally:
-            for block in self._blocks:
-                del block.forward
+            self._asked.make = None
 
     def _record(self, ids: Tensor) -> Prepared:
         recorded: list[BlockArguments] = []
@@ -207,11 +241,12 @@ class BlockwiseModel:
         shape = (ids.shape[0], ids.shape[1])
         if not self._constant_arguments:
             return self._record(ids).arguments[layer - 1]
-        if shape not in self._cache:
+        known = self._cache.get(shape)
+        if known is None:
             if len(self._cache) >= 8:  # a stage uses a few batch sizes and their remainders
                 self._cache.clear()
-            self._cache[shape] = self._record(ids).arguments
-        return self._cache[shape][layer - 1]
+            known = self._cache[shape] = self._record(ids).arguments
+        return known[layer - 1]
 
     def run_block(
         self,
@@ -243,17 +278,17 @@ class BlockwiseModel:
 
         head: A (d_model, d_model), which turns what enters the head's matrix, x, into x + x·A.
         """
+        stand_in = lambda index: lambda *args, **kwargs: self._like_output(hidden)  # noqa: E731
+        with self._stand_ins(stand_in):
+            self._asked.head = head
+            try:
+                return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+            finally:
+                self._asked.head = None
 
-        def turned(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (args[0] + args[0] @ head.to(args[0]), *args[1:])  # type: ignore[union-attr]
-
-        with contextlib.ExitStack() as stack:
-            if head is not None:
-                matrix: nn.Module = self.model.get_output_embeddings()  # type: ignore[operator]
-                stack.callback(matrix.register_forward_pre_hook(turned).remove)
-            stand_in = lambda index: lambda *args, **kwargs: self._like_output(hidden)  # noqa: E731
-            stack.enter_context(self._stand_ins(stand_in))
-            return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+    def heads_at_once(self, num_tokens: int) -> bool:
+        """Whether the logits of several batches of so many tokens may be taken at once, a thread each."""
+        return self.device.type == "cpu" and 4 * num_tokens * self.vocab_size <= SMALL_NBYTES
 
     @property
     def head_width(self) -> int:
@@ -290,16 +325,29 @@ class BlockwiseModel:
                     self._sublayers = [() for _ in self._blocks]
 
 
-@contextlib.contextmanager
-def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
-    """For the length of the context, the sublayer adds nothing to the residual stream."""
+def same_weights(module: nn.Module) -> nn.Module:
+    """A block that shares the weights of `module` and may be given others, or be silenced, without its knowing."""
+    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
+    own = copy.deepcopy(module, shared)
+    own.__dict__.pop("forward", None)  # the one of `_unless_asked` would run `module` itself
+    return own
+
+
+def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
+    """From now on the sublayer adds nothing to the residual stream, until the handles are removed."""
 
     def zero(_: nn.Module, __: Any, out: Any) -> Any:
         if isinstance(out, (tuple, list)):
             return (torch.zeros_like(out[0]), *out[1:])
         return torch.zeros_like(out)
 
-    handles = [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]
+    return [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]
+
+
+@contextlib.contextmanager
+def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
+    """For the length of the context, the sublayer adds nothing to the residual stream."""
+    handles = silence(module, sublayer)
     try:
         yield
     finally:
@@ -318,7 +366,8 @@ def _give_back_memory() -> None:
         trim(0)
 
 
-def _assign(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def put_in_place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give a block other weights, by the names of the parameters that they replace."""
     for name, value in weights.items():
         owner, _, key = name.rpartition(".")
         holder = module.get_submodule(owner) if owner else module

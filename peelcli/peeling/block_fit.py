@@ -27,8 +27,10 @@ from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
+from peelcli.references.shards import SHARD
 from peelcli.scoring import block_batch, head_batch, token_losses
 from peelcli.statedata import StateData
+from peelcli.workers import in_parallel
 
 # Step sizes, relative to the RMS of a weight and to the size of the head's inputs.
 BLOCK_RATE, HEAD_RATE = 0.03, 0.02
@@ -78,11 +80,14 @@ class _HeadData:
     @torch.no_grad()
     def losses(self, head: Tensor | None) -> Tensor:
         step = head_batch(self.ids.shape[1], self.model.vocab_size)
-        parts = []
-        for at in range(0, len(self), step):
-            hidden, ids = self.hidden[at : at + step].to(self.model.device), self.ids[at : at + step]
-            parts.append(token_losses(self.model.logits(hidden, ids, head), ids)[0])
-        return torch.cat(parts)
+
+        def of(rows: slice) -> Tensor:
+            hidden, ids = self.hidden[rows].to(self.model.device), self.ids[rows]
+            return token_losses(self.model.logits(hidden, ids, head), ids)[0]
+
+        rows = [slice(at, at + step) for at in range(0, len(self), step)]
+        at_once = self.model.heads_at_once(step * self.ids.shape[1])
+        return torch.cat(list(in_parallel(of, rows, at_once=at_once)))
 
     def logits(self, rows: Sequence[int], head: Tensor) -> tuple[Tensor, Tensor]:
         ids = self.ids[list(rows)]
@@ -124,7 +129,7 @@ class BlockFit:
         with self.model.block(layer) as module:
             witness, outcome = self._fitted(part, prefix, prepared, module)
             weights = witness.weights(next(module.parameters()))
-            values = self._run(layer, module, prepared.states.values, weights)
+            values = self._run(ModelBlock(self.model, layer, module), prepared.states.values, weights)
         self.blocks[prefix], self._outcomes[prefix] = part, outcome
         self._unexplained[prefix] = self._left_over(values, target)
         return States(prefix, values), part
@@ -184,23 +189,29 @@ class BlockFit:
                 hidden = prepared.states.values[:2].to(self.model.device)
                 self._residual[layer] = residual_maps(block, hidden, few)
             weights = start_weights(block.maps, self.task.start, self.task.seed + layer)
-            prepared.starts[layer] = BlockStarts(self._residual[layer], weights, batch)
+            prepared.starts[layer] = BlockStarts(
+                self._residual[layer], weights, batch, at_once=block.runs_at_once
+            )
         scheme, group_size = self.task.schemes[layer - 1]
         fit, select = (
             StateData(self.acts, p, prepared.states.values, target, self.model.device, self.model.dtype)
             for p in ("fit", "select")
         )
-        budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm")
+        budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
         return fit_block(block, prepared.starts[layer], scheme, group_size, fit, select, budget)
 
     @torch.no_grad()
-    def _run(self, layer: int, module: nn.Module, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
-        out = self._empty(layer)
+    def _run(self, block: ModelBlock, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+        out = self._empty(block.layer)
         step = block_batch(hidden.shape[1])
-        for at in range(0, len(hidden), step):
-            rows = slice(at, at + step)
-            inputs, ids = hidden[rows].to(self.model.device), self.acts.ids[rows]
-            out[rows] = self.model.run_block(layer, module, inputs, ids, weights).cpu()
+
+        def moved(rows: slice) -> tuple[slice, Tensor]:
+            inputs = hidden[rows].to(self.model.device)
+            return rows, block(inputs, self.acts.ids[rows], weights).cpu()
+
+        every = (slice(at, at + step) for at in range(0, len(hidden), step))
+        for rows, values in in_parallel(moved, every, at_once=block.runs_at_once):
+            out[rows] = values
         return out
 
     def _left_over(self, values: Tensor, target: int) -> float:
@@ -276,5 +287,6 @@ class BlockFit:
     def _fit_head(self, data: Mapping[str, _HeadData], starts: Sequence[Tensor]) -> tuple[Tensor, FitOutcome]:
         most = 2**25 // (self.acts.ids.shape[1] * self.model.vocab_size)  # logits of 128 MB
         batch = max(1, min(HEAD_BATCH, most))
-        budget = Budget(self.task.head_steps, HEAD_RATE, batch, self.task.seed, "warm")
+        at_once = self.model.heads_at_once(self.acts.ids[:SHARD].numel())
+        budget = Budget(self.task.head_steps, HEAD_RATE, batch, self.task.seed, "warm", at_once=at_once)
         return fit_head(data["fit"], data["select"], starts, budget)

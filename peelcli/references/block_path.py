@@ -22,11 +22,14 @@ from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
-from peelcli.references.regression import fit_regression, fvu
+from peelcli.references.regression import CHECKED, batches, fit_regression, fvu
+from peelcli.workers import in_parallel
 
 # Of the mean square of a feature: how hard a solved matrix is held to the one it was. The best on `select` is kept.
 RIDGES = (1e-4, 1e-2, 1.0)
 EXACT = 1e-9  # share of the update that is left: nothing to train
+# Tokens that a matrix is solved on: so many for each feature that enters it, and so many at the least.
+TOKENS_A_FEATURE, LEAST_TOKENS = 48, 8192
 
 
 class Block(Protocol):
@@ -88,9 +91,20 @@ def residual_maps(block: Block, hidden: Tensor, ids: Tensor) -> tuple[LinearMap,
 class BlockStarts:
     """Ways to start the fits from one input: what does not depend on the target is computed once for all targets."""
 
-    def __init__(self, residual: Sequence[LinearMap], weights: Mapping[str, Tensor], batch_size: int) -> None:
-        """residual: of `residual_maps`. weights: what `start_weights` gave. batch_size: sequences of a pass."""
+    def __init__(
+        self,
+        residual: Sequence[LinearMap],
+        weights: Mapping[str, Tensor],
+        batch_size: int,
+        *,
+        at_once: bool = False,
+    ) -> None:
+        """residual: of `residual_maps`. weights: what `start_weights` gave. batch_size: sequences of a pass.
+
+        at_once: whether the block may be called from several threads at once, and gains by it.
+        """
         self.residual, self.weights, self.batch_size = residual, dict(weights), batch_size
+        self.at_once = at_once
         self._grams: dict[str, Tensor] = {}
 
     def candidates(self, block: Block, fit: Data, select: Data) -> Iterator[dict[str, Tensor]]:
@@ -113,12 +127,14 @@ class BlockStarts:
         eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
         # (d_in, d_out), one for each ridge, of which `select` keeps one; or none, where all are worse than nothing.
         changes = [torch.cholesky_solve(moment, torch.linalg.cholesky(gram + r * mean * eye)) for r in RIDGES]
-        errors = [0.0] * len(changes)
-        for batch in _batches(select, self.batch_size):
+
+        def errors_of(batch: Batch) -> list[float]:
             out, x = block.features(batch.inputs, batch.ids, weights, m.name)
             left, x = (batch.targets.float() - out.float()), x.float()
-            for i, change in enumerate(changes):
-                errors[i] += float((left - x @ change.float()).square().sum())
+            return [float((left - x @ change.float()).square().sum()) for change in changes]
+
+        each = in_parallel(errors_of, batches(select, self.batch_size, CHECKED), at_once=self.at_once)
+        errors = [sum(of_one) for of_one in zip(*each, strict=True)]
         change = changes[min(range(len(errors)), key=errors.__getitem__)].T.to(m.weight)  # (d_out, d_in)
         return weights | {m.name: weights[m.name] + (change.T if m.transposed else change)}
 
@@ -132,20 +148,21 @@ class BlockStarts:
         if gram is None:
             gram = torch.zeros(d_in, d_in, dtype=torch.float64, device=m.weight.device)
         moment = torch.zeros(d_in, d_out, dtype=torch.float64, device=m.weight.device)
-        for batch in _batches(fit, self.batch_size):
+
+        def inside(batch: Batch) -> tuple[Tensor, Tensor]:
             out, x = block.features(batch.inputs, batch.ids, weights, m.name)
             x = x.flatten(0, 1).double()  # (n·seq_len, d_in)
-            moment.addmm_(x.T, (batch.targets.double() - out.double()).flatten(0, 1))
+            return x, (batch.targets.double() - out.double()).flatten(0, 1)
+
+        seq_len = fit.batch(range(1)).ids.shape[1]
+        limit = math.ceil(max(TOKENS_A_FEATURE * d_in, LEAST_TOKENS) / seq_len)
+        for x, left in in_parallel(inside, batches(fit, self.batch_size, limit), at_once=self.at_once):
+            moment.addmm_(x.T, left)
             if not known:
                 gram.addmm_(x.T, x)
         if shared:
             self._grams[shared] = gram
         return gram, moment
-
-
-def _batches(data: Data, batch_size: int) -> Iterator[Batch]:
-    for at in range(0, len(data), batch_size):
-        yield data.batch(range(at, min(at + batch_size, len(data))))
 
 
 def fit_block(
@@ -161,7 +178,7 @@ def fit_block(
 
     def left(weights: Mapping[str, Tensor]) -> float:
         in_scheme = {m.name: _in_scheme(m, weights[m.name], scheme, group_size) for m in block.maps}
-        return fvu(block, in_scheme, select, budget.batch_size)
+        return fvu(block, in_scheme, select, budget.batch_size, CHECKED, at_once=budget.at_once)
 
     error, weights = math.inf, starts.weights
     with torch.no_grad():

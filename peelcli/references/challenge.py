@@ -16,7 +16,9 @@ from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.plan import Plan
-from peelcli.references.regression import CHECKS, sequence_order, start_parameters
+from peelcli.references.regression import CHECKS, batches, sequence_order, start_parameters
+from peelcli.references.shards import add_gradients
+from peelcli.workers import in_parallel
 
 Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
 
@@ -60,9 +62,13 @@ def fit_challenge(
 
     def on_select() -> float:
         with torch.no_grad():
-            starts = range(0, len(select), budget.batch_size)
-            batches = [range(at, min(at + budget.batch_size, len(select))) for at in starts]
-            return sum(float(loss(weights(), select.batch(b))) * len(b) for b in batches) / len(select)
+            now = weights()
+            each = in_parallel(
+                lambda batch: float(loss(now, batch)) * len(batch.ids),
+                batches(select, budget.batch_size),
+                at_once=budget.at_once,
+            )
+            return sum(each) / len(select)
 
     groups = [{"params": [p], "lr": _rate(p, budget)} for p in plain.values()]
     for quantized in on_grids:
@@ -73,14 +79,17 @@ def fit_challenge(
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)
 
+    def part_of(now: Mapping[str, Tensor], rows: Sequence[int]) -> Tensor:
+        """What some sequences of a batch add to its mean loss."""
+        return loss(now, fit.batch(rows)) * (len(rows) / budget.batch_size)
+
     curve = [on_select()]
     best, best_witness, kept = curve[0], witness(), 0
     for step in range(budget.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1.0 - step / budget.steps)
-        value = loss(weights(), fit.batch(order[step]))
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        add_gradients(part_of, weights(), order[step], at_once=budget.at_once)
         optimizer.step()
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
             curve.append(on_select())

@@ -8,7 +8,7 @@ same class: W(I + A)ᵀ. The loss is convex in A. On a peeled path it is the hea
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Budget
 from peelcli.references.regression import sequence_order
+from peelcli.references.shards import add_gradients
 
 CHECKS = 4  # how often the fit looks at `select`
 
@@ -53,16 +54,20 @@ def fit_head(
     optimizer = torch.optim.Adam([head], lr=rate, betas=(0.9, 0.98))
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)
+
+    def part_of(now: Mapping[str, Tensor], rows: Sequence[int]) -> Tensor:
+        """What some sequences of a batch add to its mean loss."""
+        logits, ids = fit.logits(rows, now["head"])
+        loss = nn.functional.cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten().to(logits.device)
+        )
+        return loss * (len(rows) / budget.batch_size)
+
     curve = [best]
     for step in range(budget.steps):
         optimizer.param_groups[0]["lr"] = rate * (1.0 - step / budget.steps)
-        with torch.enable_grad():
-            logits, ids = fit.logits(order[step], head)
-            loss = nn.functional.cross_entropy(
-                logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten().to(logits.device)
-            )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        optimizer.zero_grad(set_to_none=True)
+        add_gradients(part_of, {"head": head}, order[step], at_once=budget.at_once)
         optimizer.step()
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
             curve.append(float(select.losses(head.detach()).mean()))

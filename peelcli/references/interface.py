@@ -103,3 +103,4 @@ class Budget:
     start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread
     betas: tuple[float, float] = (0.9, 0.98)  # of Adam
     scale_rate: float = 1.0  # the step size of scales, relative to that of weights
+    at_once: bool = False  # whether the forward may be called from several threads at once, and gains by it

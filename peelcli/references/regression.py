@@ -8,8 +8,9 @@ serves every width and every family. The state that is kept is the best on `sele
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale, quantize
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
-from peelcli.references.interface import Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
+from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
+from peelcli.references.shards import add_gradients
+from peelcli.workers import in_parallel
 
 CHECKS = 4  # how often the fit looks at `select`…
 CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
@@ -80,18 +83,33 @@ def start_parameters(
 
 
 def fvu(
-    forward: Forward, weights: Mapping[str, Tensor], data: Data, batch_size: int, limit: int | None = None
+    forward: Forward,
+    weights: Mapping[str, Tensor],
+    data: Data,
+    batch_size: int,
+    limit: int | None = None,
+    *,
+    at_once: bool = False,
 ) -> float:
     """Fraction of the update O_t − O_{l−1} that the block with `weights` leaves unexplained, over `data`."""
+    weights = {name: value.detach() for name, value in weights.items()}
+
+    def sums(batch: Batch) -> tuple[float, float]:
+        out = forward(batch.inputs, batch.ids, weights)
+        error = float((out.float() - batch.targets.float()).square().sum())
+        return error, float((batch.targets.float() - batch.inputs.float()).square().sum())
+
     error = update = 0.0
-    count = len(data) if limit is None else min(limit, len(data))
-    with torch.no_grad():
-        for at in range(0, count, batch_size):
-            batch = data.batch(range(at, min(at + batch_size, count)))
-            out = forward(batch.inputs, batch.ids, weights)
-            error += float((out.float() - batch.targets.float()).square().sum())
-            update += float((batch.targets.float() - batch.inputs.float()).square().sum())
+    for more, moved in in_parallel(sums, batches(data, batch_size, limit), at_once=at_once):
+        error, update = error + more, update + moved
     return error / max(update, 1e-30)
+
+
+def batches(data: Data, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+    """`data`, or the first `limit` sequences of it, in order."""
+    count = len(data) if limit is None else min(limit, len(data))
+    for at in range(0, count, batch_size):
+        yield data.batch(range(at, min(at + batch_size, count)))
 
 
 def fit_regression(
@@ -127,32 +145,37 @@ def fit_regression(
     optimizer = torch.optim.Adam(groups, betas=budget.betas)
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
-    check_every = max(1, budget.steps // CHECKS)
-    limit = CHECKED
+    check_every = max(1, math.ceil(budget.steps / CHECKS))
 
-    curve = [fvu(forward, parameters.weights(), select, budget.batch_size, limit)]
+    def error_of(weights: Mapping[str, Tensor]) -> float:
+        return fvu(forward, weights, select, budget.batch_size, CHECKED, at_once=budget.at_once)
+
+    curve = [error_of(parameters.weights())]
     best, best_witness, running = curve[0], parameters.witness(), 0.0
     for step in range(budget.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1.0 - step / budget.steps)
         batch = fit.batch(order[step])
-        out = forward(batch.inputs, batch.ids, parameters.weights())
-        update = (batch.targets.float() - batch.inputs.float()).square().sum()
-        loss = (out.float() - batch.targets.float()).square().sum() / update.clamp_min(1e-30)
+        update = (batch.targets.float() - batch.inputs.float()).square().sum().clamp_min(1e-30)
+
+        def loss(weights: Mapping[str, Tensor], rows: Sequence[int]) -> Tensor:
+            part = slice(rows[0], rows[-1] + 1)
+            out = forward(batch.inputs[part], batch.ids[part], weights)  # noqa: B023  called before the next batch
+            return (out.float() - batch.targets[part].float()).square().sum() / update  # noqa: B023
+
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = add_gradients(loss, parameters.weights(), range(len(batch.ids)), at_once=budget.at_once)
         optimizer.step()
-        value = float(loss.detach())
         running = value if step == 0 else 0.8 * running + 0.2 * value
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
-            curve.append(fvu(forward, parameters.weights(), select, budget.batch_size, limit))
+            curve.append(error_of(parameters.weights()))
             if curve[-1] < best:
                 best, best_witness = curve[-1], parameters.witness()
     converged, reason = _verdict_on(curve)
     if finish is not None and not scheme.is_free:
 
         def on_select(witness: Witness) -> float:
-            return fvu(forward, witness.weights(maps[0].weight), select, budget.batch_size, limit)
+            return error_of(witness.weights(maps[0].weight))
 
         best_witness, best = finish(best_witness, best, on_select)
     outcome = FitOutcome(

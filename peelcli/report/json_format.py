@@ -230,7 +230,7 @@ def _reference(reference: Reference) -> dict[str, Any]:
 
 def score_object(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
     """A reference and what was measured with it, as the schema's `measured_reference`."""
-    trained, replaced = _mean(nll_eval), _mean(score.nll_eval)
+    trained, replaced = _mean(score.beside(nll_eval)), _mean(score.nll_eval)
     return {
         **_reference(score.reference),
         "gap": None if trained is None or replaced is None else trained - replaced,

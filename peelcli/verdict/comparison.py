@@ -252,8 +252,8 @@ class _Pairs:
     def _gaps(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
         then, now = self.both[reference]
         return (
-            np.subtract(self.before.run.nll_eval, then.nll_eval),
-            np.subtract(self.after.run.nll_eval, now.nll_eval),
+            np.subtract(then.beside(self.before.run.nll_eval), then.nll_eval),
+            np.subtract(now.beside(self.after.run.nll_eval), now.nll_eval),
         )
 
     def _costs(self, reference: Reference, by_divergence: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median_low
@@ -163,7 +164,7 @@ def gather_exchanges(run: Run, policy: Policy, foreign: bool, mismatch: float) -
 
 
 def _costs(run: Run, score: Score, foreign: bool) -> np.ndarray:
-    return np.asarray(score.kl_eval) if foreign else np.subtract(score.nll_eval, run.nll_eval)
+    return np.asarray(score.kl_eval) if foreign else np.subtract(score.nll_eval, score.beside(run.nll_eval))
 
 
 def _weigh(
@@ -193,14 +194,17 @@ def _weigh(
     margin = 0.0 if vacuous else share * usual
     if policy.matched_margin is not None:
         margin = widest = policy.matched_margin
-    gap = np.subtract(run.nll_eval, score.nll_eval)
-    cost_select = np.subtract(score.nll_select, run.nll_select)
+    gap = np.subtract(score.beside(run.nll_eval), score.nll_eval)
+    # A scheme of the ladder has none: it serves effective_bits, and is never chosen by `select`.
+    cost_select = (
+        float(np.subtract(score.nll_select, run.nll_select).mean()) if score.nll_select else math.inf
+    )
     return Evidence(
         score=score,
         cost=paired_interval(cost.tolist(), policy.confidence),
         gap=paired_interval(gap.tolist(), policy.confidence),
-        cost_select=float(cost_select.mean()),
-        gap_select=-float(cost_select.mean()),
+        cost_select=cost_select,
+        gap_select=-cost_select,
         divergence=float(np.mean(score.kl_eval)),
         margin=margin,
         widest=widest,

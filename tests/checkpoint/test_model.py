@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import FAMILIES, build_model
 
-from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.model import BlockwiseModel, same_weights, silence
 
 WITHOUT_SUBLAYERS = {"bloom"}  # adds the residual inside its attention and MLP modules
 
@@ -79,3 +80,30 @@ def test_pickled_and_prefixed_checkpoints_open(tmp_path: Path) -> None:
         )
         read = model.read_weights(2)["self_attn.q_proj.weight"]
         assert torch.equal(read, plain.state_dict()["model.layers.1.self_attn.q_proj.weight"])
+
+
+@torch.no_grad()
+def test_threads_do_not_see_what_others_ask_for(tmp_path: Path) -> None:
+    """Logits of other states and heads, and blocks that run meanwhile: each thread has what it would have alone."""
+    build_model("llama").save_pretrained(tmp_path / "ckpt")
+    model = BlockwiseModel(tmp_path / "ckpt", dtype=torch.float32, device="cpu", offload_dir=tmp_path / "off")
+    ids = torch.randint(3, 97, (2, 24), generator=torch.Generator().manual_seed(1))
+    hidden = model.prepare(ids).hidden
+    width = model.head_width
+    heads = [None, *(torch.randn(width, width, generator=torch.Generator().manual_seed(n)) for n in range(7))]
+    with model.block(1) as module:
+
+        def work(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+            silent = same_weights(module)
+            silence(silent, model.sublayers(1)[n % 2])
+            moved = model.run_block(1, silent, hidden, ids)
+            return moved, model.logits(moved * (n + 1), ids, heads[n % 8])
+
+        alone = [work(n) for n in range(16)]
+        with ThreadPoolExecutor(4) as pool:
+            together = list(pool.map(torch.no_grad()(work), range(16)))
+        untouched = model.run_block(1, module, hidden, ids)
+    for one, other in zip(alone, together, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not torch.equal(alone[0][0], alone[1][0])
+    assert not torch.equal(untouched, alone[0][0])

@@ -31,12 +31,12 @@ class Detected:
 
 
 def settings_of(text: Path) -> tuple[Any, Any]:
-    """Those of `peel audit`, with what judges single layers alone."""
+    """Those of `peel audit` but for what says nothing of single layers: the ladder, and the peeled paths."""
     from peelcli.config import ExtractConfig, FitConfig
 
     return (
         ExtractConfig(data=(text,), seq_len=128, threads=1),
-        FitConfig(references=("identity", "challenge", "exchange"), ladder=False, paths=("none",), threads=1),
+        FitConfig(ladder=False, paths=("none",), threads=1),
     )
 
 
@@ -110,11 +110,21 @@ def verdicts_of(fit: Path, peers: Mapping[str, tuple[float, ...]]) -> Detected:
     from peelcli.fitstore import read_fit
     from peelcli.verdict import judge
 
-    result = judge(read_fit(fit))
+    run = read_fit(fit)
+    result = judge(run)
+    fvu = {
+        s.reference.layer: s.fit.fvu_eval
+        for s in run.scores
+        if s.reference.kind == "direct" and s.reference.sublayer is None
+    }
     layers = sorted(result.layers, key=lambda v: v.layer)
     return Detected(
         tuple(v.verdict for v in layers),
         result.flagged,
         tuple(v.sublayer for v in layers),
-        {"peel": tuple(v.score for v in layers), **peers},
+        {
+            "peel": tuple(v.score for v in layers),
+            "fvu": tuple(fvu.get(v.layer) for v in layers),
+            **peers,
+        },
     )

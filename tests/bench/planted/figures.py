@@ -18,9 +18,9 @@ from planted.detect import PEERS, Detected, verdicts_of
 from planted.truth import Truth
 
 DRAWS = 500
-DETECTORS = ("peel", *PEERS)
+DETECTORS = ("peel", *PEERS, "fvu")
 # Which way a detector points: −1 where a low number is suspicious.
-ORIENTATION = {"peel": 1, "drop cost": -1, "gradient norm": 1, "alpha": 1}
+ORIENTATION = {"peel": 1, "drop cost": -1, "gradient norm": 1, "alpha": 1, "fvu": -1}
 
 
 @dataclass(frozen=True)
