@@ -16,7 +16,7 @@ from peelcli.config.setting import setting
 from peelcli.errors import UsageError
 from peelcli.records import KINDS
 
-SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
+SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int5", "int6", "int7", "int8", "fp")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("table", "json", "csv", "markdown", "github", "junit", "sarif", "html")
 FLAGGABLE = (

@@ -64,7 +64,7 @@ def _integer_step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
     peak = groups.abs().amax(-1)
     bound = -scheme.qmin
     divisors = [float(scheme.qmax), *(bound / ratio for ratio in _CLIP_RATIOS)]
-    divisors += [float(k) for k in range(1, bound + 1) if bound <= 8]  # a grid they lie on is kept
+    divisors += [float(k) for k in range(1, bound + 1) if bound <= 16]  # a grid they lie on is kept
     best_step = groups.abs().sum(-1) / widths
     best_error, _ = _round_to_nearest(groups, best_step, scheme)
     for divisor in divisors:

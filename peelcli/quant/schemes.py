@@ -61,8 +61,7 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("ternary", math.log2(3), (-1, 0, 1)),
         _integers(2),
         _integers(3),
-        _integers(4),
-        _integers(8),
+        *(_integers(num_bits) for num_bits in range(4, 9)),
         Scheme("fp", 16.0),
     )
 }

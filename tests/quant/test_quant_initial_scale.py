@@ -68,14 +68,14 @@ def test_integer_scales_are_near_the_best(name):
     own = squared_error(weight, scale, scheme, None)
     factors = torch.linspace(0.3, 3, 1000).tolist()
     best = torch.stack([squared_error(weight, scale * factor, scheme, None) for factor in factors]).amin(0)
-    # int8 has no one best step: each row's error is a jagged function of it
-    assert own.sum() <= best.sum() * (1.2 if name == "int8" else 1.03)
+    # from int6 on there is no one best step: each row's error is a jagged function of it
+    assert own.sum() <= best.sum() * (1.2 if scheme.num_bits > 5 else 1.03)
     peak_rule = weight.abs().amax(-1, keepdim=True) / scheme.qmax
-    if name != "int8":  # clipping pays where levels are few
+    if scheme.num_bits <= 4:  # clipping pays where levels are few
         assert own.sum() < 0.9 * squared_error(weight, peak_rule, scheme, None).sum()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "int5"])
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_weights_on_a_grid_keep_it(name, group_size):
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_weights_on_a_grid_keep_it(name, group_size):
     torch.testing.assert_close(fake_quantize(weight, scale, SCHEMES[name], group_size), weight)
 
 
-@pytest.mark.parametrize("name", ["int2", "int3", "int4"])
+@pytest.mark.parametrize("name", ["int2", "int3", "int4", "int5"])
 def test_a_grid_is_kept_whatever_part_of_it_a_group_uses(name):
     scheme = SCHEMES[name]
     for peak in range(1, scheme.qmax + 1):

@@ -43,7 +43,17 @@ def test_round_trip_in_several_parts(name):
 
 @pytest.mark.parametrize(
     ("name", "codes", "nbytes"),
-    [("binary", 8, 1), ("ternary", 5, 1), ("int2", 4, 1), ("int3", 8, 3), ("int4", 2, 1), ("int8", 1, 1)],
+    [
+        ("binary", 8, 1),
+        ("ternary", 5, 1),
+        ("int2", 4, 1),
+        ("int3", 8, 3),
+        ("int4", 2, 1),
+        ("int5", 8, 5),
+        ("int6", 4, 3),
+        ("int7", 8, 7),
+        ("int8", 1, 1),
+    ],
 )
 def test_codes_per_byte(name, codes, nbytes):
     scheme = SCHEMES[name]
@@ -62,6 +72,9 @@ def test_the_layout_on_disk_does_not_change():
     assert packed("int2", -2, -1, 0, 1) == [0b11_10_01_00]
     assert packed("int3", -4, 3, 0) == [0b00_111_000, 0b1]
     assert packed("int4", -8, 7) == [0xF0]
+    assert packed("int5", -16, 15) == [0b111_00000, 0b11]
+    assert packed("int6", -32, 31) == [0b11_000000, 0b1111]
+    assert packed("int7", 63, -64) == [0b01111111, 0]
     assert packed("int8", -128, 0, 127) == [0, 128, 255]
 
 

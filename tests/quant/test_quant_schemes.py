@@ -39,8 +39,10 @@ def test_the_table_is_a_ladder_that_ends_in_free_weights():
 def test_schemes_are_found_by_name_and_a_wrong_name_lists_the_choices():
     for name in SCHEMES:
         assert scheme_named(name).name == name
-    with pytest.raises(UsageError, match="binary, ternary, int2, int3, int4, int8, fp.*'int5'"):
-        scheme_named("int5")
+    with pytest.raises(
+        UsageError, match="binary, ternary, int2, int3, int4, int5, int6, int7, int8, fp.*'int9'"
+    ):
+        scheme_named("int9")
 
 
 def test_free_weights_have_no_codes_to_ask_for():
