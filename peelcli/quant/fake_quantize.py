@@ -12,6 +12,7 @@ from torch import Tensor
 from peelcli.kernels.choice import triton_serves
 from peelcli.quant.groups import check_finite, check_weight, expand_scale
 from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.levels import codes_of, levels_of, nearest_levels
 from peelcli.quant.schemes import Scheme
 
 __all__ = ["dequantize", "fake_quantize", "initial_scale", "quantize"]
@@ -27,7 +28,7 @@ def quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | No
         return weight
     check_finite(weight)
     check_finite(scale, "scale")
-    return _codes(weight, _ratio(weight, scale, group_size), scheme).to(torch.int8)
+    return codes_of(_levels(weight, _ratio(weight, scale, group_size), scheme), scheme)
 
 
 def dequantize(
@@ -37,23 +38,25 @@ def dequantize(
     group_size: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Weights `codes * scale` of `dtype`; for `fp` the codes are the weights already."""
+    """Weights, level times scale, of `dtype`; for `fp` the codes are the weights already."""
     if scheme.is_free:
         return codes.to(dtype)
-    return _product(codes, expand_scale(scale, codes.shape, group_size), dtype)
+    expanded = expand_scale(scale, codes.shape, group_size)
+    levels = levels_of(codes, scheme, torch.promote_types(scale.dtype, torch.float32))
+    return _product(levels, expanded, dtype)
 
 
 def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
     """`dequantize(quantize(weight))`, exactly, in the dtype of `weight`, with gradients to both arguments.
 
-    With r = weight / scale and c its code, the gradients are those of learned step size quantisation (Esser
+    With r = weight / scale and c its level, the gradients are those of learned step size quantisation (Esser
     et al., arXiv 1902.08153), without the constant factor that it puts on the scale's:
 
         d out / d weight = 1 where r is in range, else 0
         d out / d scale = c − r where r is in range, else c
 
-    In range is qmin − ½ ≤ r ≤ qmax + ½, half a step more than in that paper: weights that lie on the
-    outermost levels, as those of a low-bit checkpoint do, would otherwise be shut out by a rounding of r.
+    In range is what lies at most half a gap beyond the outermost levels, more than in that paper: weights that lie
+    on those, as the weights of a low-bit checkpoint do, would otherwise be shut out by a rounding of r.
     `binary` passes to the weight everywhere, so that every sign can still flip; its scale gets c, the true
     slope. A scale may be trained to any value; below 0 it mirrors the levels. At 0 its group is 0 and, but
     for `binary`, stays so: the scale gets no gradient. NaN and infinity come out as NaN.
@@ -65,7 +68,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
         expand_scale(scale, weight.shape, group_size)  # raises where the two do not belong together
         from peelcli.kernels import triton_fake_quantize
 
-        return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, group_size)
+        return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, group_size)
     return eager_fake_quantize(weight, scale, scheme, group_size)
 
 
@@ -74,14 +77,15 @@ def eager_fake_quantize(
 ) -> Tensor:
     """As `fake_quantize`, in plain torch: what a kernel must equal."""
     ratio = _ratio(weight, scale, group_size).detach()
-    codes = _codes(weight.detach(), ratio, scheme)
+    levels = _levels(weight.detach(), ratio, scheme)
     expanded = expand_scale(scale, weight.shape, group_size)
-    value = _product(codes, expanded.detach(), weight.dtype)
+    value = _product(levels, expanded.detach(), weight.dtype)
     if scheme.name == "binary":
-        slope, surrogate = codes, weight
+        slope, surrogate = levels, weight
     else:
-        inside = (ratio >= scheme.qmin - 0.5) & (ratio <= scheme.qmax + 0.5)
-        slope = torch.where(inside, codes - ratio, codes)
+        low, high = scheme.reach
+        inside = (ratio >= low) & (ratio <= high)
+        slope = torch.where(inside, levels - ratio, levels)
         surrogate = torch.where(inside, weight, weight.detach())
     # A linear function with the slopes above; less itself it is exactly 0 (NaN for NaN), so the value stands.
     surrogate = surrogate + slope * expanded
@@ -96,12 +100,11 @@ def _ratio(weight: Tensor, scale: Tensor, group_size: int | None) -> Tensor:
     return weight.to(dtype) / torch.where(expanded == 0, torch.inf, expanded)  # scale 0: w / inf = 0, no NaN
 
 
-def _codes(weight: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:
-    if scheme.name == "binary":  # the sign: it does not depend on the step
-        return torch.where(weight >= 0, 1.0, -1.0).to(ratio.dtype)
-    return ratio.round().clamp_(scheme.qmin, scheme.qmax)
+def _levels(weight: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:
+    # Of `binary` the sign, which does not depend on the step.
+    return nearest_levels(weight.to(ratio.dtype) if scheme.name == "binary" else ratio, scheme)
 
 
-def _product(codes: Tensor, expanded: Tensor, dtype: torch.dtype) -> Tensor:
+def _product(levels: Tensor, expanded: Tensor, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(expanded.dtype, torch.float32)
-    return (codes.to(wide) * expanded.to(wide)).to(dtype)
+    return (levels.to(wide) * expanded.to(wide)).to(dtype)

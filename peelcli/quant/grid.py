@@ -72,7 +72,7 @@ def recognise_grid(
 
 
 def _scheme_of(num_levels: int) -> str:
-    return next(name for name, scheme in SCHEMES.items() if num_levels <= len(scheme.levels))
+    return next(n for n, s in SCHEMES.items() if not s.is_codebook and num_levels <= len(s.levels))
 
 
 def _spread(rows: Tensor, count: int) -> Tensor:

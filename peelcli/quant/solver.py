@@ -17,6 +17,7 @@ from peelcli.kernels.descent import coordinate_descent_
 from peelcli.kernels.eager import rescale_, round_with_feedback, rounding, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.levels import codes_of, level_table, levels_of
 from peelcli.quant.schemes import Scheme
 
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
@@ -85,13 +86,13 @@ def solve(
     order = hessian.diagonal().argsort(descending=True, stable=True)
     group_of = _groups(d_in, group_size, target.device)[order]
     goal, hessian = target[:, order], hessian[order][:, order].contiguous()
-    levels = torch.tensor(scheme.levels, dtype=goal.dtype, device=goal.device)
+    levels = level_table(scheme, goal)
 
     many = goal.repeat(len(starts), 1)  # rows are independent, so that all starts go side by side
     scale = torch.cat([nearest * start for start in starts])
     codes = round_with_feedback(scale, None, many, hessian, levels, group_of)
     if known is not None:
-        codes = torch.cat([codes, known[0][:, order].to(codes)])
+        codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
         scale, many = torch.cat([scale, known[1].to(scale)]), torch.cat([many, goal])
     _descend_(codes, scale, many, hessian, levels, group_of, max_sweeps)
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
@@ -101,7 +102,7 @@ def solve(
     loss = quadratic_loss(weight_of(codes, scale, None, group_of), many, hessian)
     best = loss.view(-1, len(goal)).argmin(0)
     rows = best * len(goal) + torch.arange(len(goal), device=goal.device)
-    return codes[rows][:, order.argsort()].to(torch.int8), scale[rows]
+    return codes_of(codes[rows][:, order.argsort()], scheme), scale[rows]
 
 
 def _descend_(

@@ -35,9 +35,7 @@ class Rounded:
 
     weight: Tensor
     scale: Tensor
-    clipped: (
-        float | None
-    )  # share of latents more than half a step beyond the outermost level; None for binary
+    clipped: float | None  # share of latents more than half a gap beyond the outermost level; None for binary
 
 
 @torch.no_grad()
@@ -56,21 +54,22 @@ def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounded:
     clipped = None
     if rule.scheme.name != "binary":
         ratio = value / expand_scale(scale, value.shape, rule.group_size)
-        outside = (ratio < rule.scheme.qmin - 0.5) | (ratio > rule.scheme.qmax + 0.5)
+        low, high = rule.scheme.reach
+        outside = (ratio < low) | (ratio > high)
         clipped = float(outside.float().mean())
     rounded = dequantize(codes, scale, rule.scheme, rule.group_size)
     return Rounded(rounded.reshape(weight.shape), scale, clipped)
 
 
 def step_size(weight: Tensor, scheme: Scheme, group_size: int | None, rule: str) -> Tensor:
-    """Steps (…, d_out, n_groups) by `rule`: absmean mean |w|, absmax max |w| / highest code, mse `initial_scale`."""
+    """Steps (…, d_out, n_groups) by `rule`: absmean mean |w|, absmax max |w| / highest level, mse `initial_scale`."""
     if rule == "mse":
         return initial_scale(weight, scheme, group_size)
     groups, widths = split_groups(weight.abs().float(), group_size)
     if rule == "absmean":
         steps = groups.sum(-1) / widths
     elif rule == "absmax":
-        steps = groups.amax(-1) / scheme.qmax
+        steps = groups.amax(-1) / scheme.levels[-1]
     else:
         raise UsageError(f"scale rule: expected one of {', '.join(SCALE_RULES)}, found {rule!r}")
     return steps.clamp_min(_LEAST_STEP).reshape(*weight.shape[:-1], -1)

@@ -12,7 +12,7 @@ from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.schemes import SCHEMES
 
-LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
+LOW_BIT = [name for name, scheme in SCHEMES.items() if not (scheme.is_free or scheme.is_codebook)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 

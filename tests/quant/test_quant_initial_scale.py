@@ -44,7 +44,7 @@ def test_never_worse_than_round_to_nearest_by_peak_or_mean(weight, name, group_s
     groups, widths = split_groups(weight, group_size)
     own = squared_error(weight, scale, scheme, group_size)
     peak = groups.abs().amax(-1)
-    for rule in (peak / scheme.qmax, peak / -scheme.qmin, groups.abs().sum(-1) / widths):
+    for rule in (peak / scheme.levels[-1], peak / -scheme.levels[0], groups.abs().sum(-1) / widths):
         other = squared_error(weight, rule.reshape(scale.shape), scheme, group_size)
         assert (own <= other * (1 + 1e-5) + 1e-9).all()
 
@@ -75,7 +75,7 @@ def test_integer_scales_are_near_the_best(name):
         assert own.sum() < 0.9 * squared_error(weight, peak_rule, scheme, None).sum()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "int5"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "nf4", "int5"])
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_weights_on_a_grid_keep_it(name, group_size):
     torch.manual_seed(0)

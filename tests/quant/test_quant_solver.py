@@ -38,14 +38,14 @@ def test_never_worse_than_round_to_nearest_in_any_row(name, d_out, d_in, group_s
     target, hessian = problem(d_out, d_in, seed, spread)
     codes, scale = solve(target, hessian, scheme, group_size)
     assert codes.dtype == torch.int8
-    assert torch.isin(codes, torch.tensor(scheme.levels, dtype=torch.int8)).all()
+    assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
     nearest = initial_scale(target, scheme, group_size)
     rounded = dequantize(quantize(target, nearest, scheme, group_size), nearest, scheme, group_size)
     own = quadratic_loss(dequantize(codes, scale, scheme, group_size), target, hessian)
     assert (own <= quadratic_loss(rounded, target, hessian) * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "nf4"])
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_it_gains_much_over_rounding_and_more_than_feedback_alone(name, group_size):
     scheme = SCHEMES[name]
@@ -75,7 +75,7 @@ def test_more_sweeps_and_more_starts_never_hurt():
     assert losses[-1].sum() < losses[0].sum()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int4"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int4", "nf4"])
 def test_a_weight_that_lies_in_the_scheme_is_found_again(name):
     scheme = SCHEMES[name]
     _, hessian = problem(8, 40, 11)

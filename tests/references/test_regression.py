@@ -53,7 +53,7 @@ def test_never_worse_than_rounding_and_exactly_in_the_scheme(name: str, group_si
     fitted = witness.weights(weight)["w"]
     assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
     codes = witness.quantized["w"].codes
-    assert set(codes.unique().tolist()) <= set(scheme.levels)
+    assert set(codes.unique().tolist()) <= set(scheme.codes)
     assert outcome.start == "warm"
     assert outcome.steps == 24
 

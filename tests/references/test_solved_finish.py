@@ -56,7 +56,7 @@ def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, group_size):
     for end in (None, finish):
         witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end)
         codes = witness.quantized["w"].codes
-        assert torch.isin(codes, torch.tensor(scheme.levels, dtype=torch.int8)).all()
+        assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
         errors.append(fvu(block, witness.weights(block.weight), select, 4, 8))
     assert errors[1] <= errors[0]
     if scheme.num_bits <= 4:
