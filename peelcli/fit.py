@@ -25,6 +25,7 @@ from peelcli.activations import ActivationFile, require_space
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
+from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.machine import available_memory
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
@@ -56,6 +57,11 @@ ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the be
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
+def default_scheme(layer_bits: Sequence[float]) -> str:
+    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it."""
+    return "binary" if min(layer_bits) < SCHEMES["ternary"].num_bits else "ternary"
+
+
 @dataclass(frozen=True)
 class Earlier:
     """An earlier checkpoint of the run: what a plan needs to know of it, and how to get at its blocks."""
@@ -82,6 +88,8 @@ class Fitter:
         """`acts` must have been extracted from `model`."""
         self.model, self.acts, self.task = model, acts, task
         self.settings = task.settings
+        s = task.settings
+        check_scheme(s.scheme, s.granularity, s.group_size, s.scale)
         about = acts.about
         layers = parse_layers(self.settings.layers, model.num_layers)
         if self.settings.layers is None:
@@ -90,7 +98,7 @@ class Fitter:
             num_layers=model.num_layers,
             layers=layers,
             kinds=tuple(self.settings.references),
-            scheme=self.settings.scheme,
+            scheme=self.settings.scheme or default_scheme([about["layer_bits"][n - 1] for n in layers]),
             group_size=self.settings.group_size,
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
@@ -98,6 +106,7 @@ class Fitter:
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
+        self.granularity = granularity_of(self.settings.granularity, self.settings.group_size)
         self.skipped: list[str] = list(about["skipped"])
         self.parts_dir = task.output.with_name(task.output.name + ".parts")
         self._key = json.dumps([about, task.config], sort_keys=True)
@@ -225,13 +234,18 @@ class Fitter:
         if scheme.name != self.plan.scheme:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
-        budget = self._budget(reference.kind, steps, start)
+        budget = replace(self._budget(reference.kind, steps, start), scale_rule=self._scale_rule(scheme.name))
         if not scheme.is_free:
             rate = self.settings.learning_rate or LOW_BIT_RATE
             budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         finish = Finish(block, residual, fit, FIT_BATCH, briefly=steps < BRIEF_STEPS)
-        return fit_regression(block, block.maps, scheme, reference.group_size, fit, select, budget, finish)
+        size = reference.group_size
+        return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, self.granularity)
+
+    def _scale_rule(self, scheme: str) -> str:
+        # The ladder only orders schemes: what was asked for is meant for the one that was asked for.
+        return self.settings.scale if scheme == self.plan.scheme else "mse"
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
         rate = self.settings.learning_rate or LEARNING_RATE[kind]
@@ -341,6 +355,7 @@ class Fitter:
             layers=self.plan.layers,
             scheme=self.plan.scheme,
             group_size=self.plan.group_size,
+            granularity=self.granularity,
             skipped=tuple(self.skipped),
             nll_select=tuple(self.acts.nll[rows["select"]].tolist()),
             nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),

@@ -166,6 +166,7 @@ class Run:
     layer_bits: tuple[float, ...] = ()  # bits per weight each layer itself has, layer 1 first
     step: int | None = None
     group_size: int | None = None
+    granularity: str = ""  # what shares a scale: "tensor", "channel" or "group"
     family: str = ""
     dtype: str = ""
     device: str = ""

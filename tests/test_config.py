@@ -324,9 +324,12 @@ def test_the_cache_is_where_the_desktop_standard_says(tmp_path: Path) -> None:
 
 
 def test_the_schemes_are_those_that_can_be_quantised() -> None:
-    from peelcli.quant import schemes
+    from peelcli.config.schemes import INTEGERS, SCALE_RULES
+    from peelcli.quant import initial_scale, schemes
 
     assert list(SCHEMES) == list(schemes.SCHEMES)
+    assert SCALE_RULES == initial_scale.SCALE_RULES
+    assert set(INTEGERS) < set(SCHEMES)
 
 
 def test_every_setting_keeps_its_own_rules() -> None:

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.fitstore.witness import read_witness, replacing, write_witness
-from peelcli.quant.fake_quantize import initial_scale, quantize
+from peelcli.quant.fake_quantize import quantize
+from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.references.interface import QuantizedMatrix, Witness
 
@@ -22,7 +23,7 @@ LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
 @given(
     st.sampled_from(LOW_BIT),
     st.sampled_from([(3, 17), (2, 4, 9)]),
-    st.sampled_from([None, 4]),
+    st.sampled_from([(None, "tensor"), (None, "channel"), (4, "group")]),
     st.booleans(),
     st.integers(0, 2**31),
 )
@@ -30,13 +31,14 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     tmp_path_factory: pytest.TempPathFactory,
     name: str,
     shape: tuple[int, ...],
-    group_size: int | None,
+    shared: tuple[int | None, str],
     transposed: bool,
     seed: int,
 ) -> None:
     scheme, path = SCHEMES[name], Path(tmp_path_factory.mktemp("w")) / "witness.h5"
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    scale = initial_scale(weight, scheme, group_size)
+    group_size, granularity = shared
+    scale = start_scale(weight, scheme, group_size, granularity)
     codes = quantize(weight, scale, scheme, group_size)
     matrix = QuantizedMatrix(codes, scale, name, group_size, transposed)
     with replacing(path) as file:
@@ -45,6 +47,7 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
         found = read_witness(file["one"])
         nbytes = file["one/weights/0/packed"].nbytes
     like = torch.empty(0)
+    assert found.quantized["m"].granularity == granularity
     assert torch.equal(found.quantized["m"].codes, codes)
     assert torch.equal(found.weights(like)["m"], matrix.weight(like))
     assert torch.equal(found.plain["norm"], weight[..., 0].bfloat16())

@@ -5,11 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from peelcli.config.setting import setting
+from peelcli.errors import UsageError
 
 INTEGERS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
 SCHEMES = ("binary", "ternary", *INTEGERS[:3], "nf4", *INTEGERS[3:], "fp8_e4m3", "fp")
 GRANULARITIES = ("tensor", "channel", "group")
 SCALE_RULES = ("absmean", "absmax", "mse")
+
+
+def granularity_of(granularity: str | None, group_size: int | None, prefix: str = "--") -> str:
+    """The granularity that is meant. None: group where a group size is given, else channel.
+
+    UsageError, with the flags that begin with `prefix`, where a group size stands beside another granularity.
+    """
+    found = granularity or ("channel" if group_size is None else "group")
+    if (group_size is not None) != (found == "group"):
+        raise UsageError(
+            f"{prefix}granularity {found} with {prefix}group-size {group_size or 'none'}: a group size belongs to "
+            "the granularity group, and to no other; give both or neither"
+        )
+    return found
+
+
+def check_scheme(scheme: str | None, granularity: str | None, group_size: int | None, scale: str) -> None:
+    """UsageError where the settings of references contradict each other."""
+    granularity_of(granularity, group_size)
+    if scheme == "nf4" and scale == "absmean":
+        raise UsageError(
+            "--scale absmean with --scheme nf4: its levels end at 1, so that half the weights would be clipped; "
+            "choose absmax or mse"
+        )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peelcli.config.schemes import SCHEMES, TrainedSchemeConfig
+from peelcli.config.schemes import GRANULARITIES, SCALE_RULES, SCHEMES, TrainedSchemeConfig
 from peelcli.config.setting import setting
 from peelcli.errors import UsageError
 from peelcli.records import KINDS
@@ -132,12 +132,29 @@ class ExtractConfig(MachineConfig):
 class FitConfig(MachineConfig):
     """Which references stand in for a layer, in which low-bit scheme, and how hard they are fitted."""
 
-    scheme: str = setting("ternary", "Low-bit scheme in which the references' weights lie.", choices=SCHEMES)
+    scheme: str | None = setting(
+        None,
+        "Low-bit scheme in which the references' weights lie.",
+        choices=SCHEMES,
+        unset="ternary, or binary where a layer has one bit itself",
+    )
+    granularity: str | None = setting(
+        None,
+        "Weights that share one step: those of a matrix, of a row, or of a group in a row.",
+        choices=GRANULARITIES,
+        unset="group with a group size, else channel",
+    )
     group_size: int | None = setting(
         None,
-        "Weights of a row that share one scale; channel means the whole row.",
+        "Weights of a row that share one step; channel means the whole row.",
         unset="channel",
         at_least=1,
+    )
+    scale: str = setting(
+        "mse",
+        "Rule for the steps that a fit starts from, and then moves: the mean or the largest magnitude (over the "
+        "highest level), or the least squared error.",
+        choices=SCALE_RULES,
     )
     references: tuple[str, ...] = setting(
         KINDS, "Kinds of reference to try, parted by commas or repeated.", choices=KINDS

@@ -66,6 +66,9 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     if triton_serves(weight, scale):
         check_weight(weight)
         expand_scale(scale, weight.shape, group_size)  # raises where the two do not belong together
+        scale = scale.expand(
+            *weight.shape[:-1], scale.shape[-1]
+        )  # one step for the matrix is one for each row
         from peelcli.kernels import triton_fake_quantize
 
         return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, group_size)

@@ -1,15 +1,17 @@
-"""The step size that a fit starts from: the one with the least squared error, or near it."""
+"""The step size that a fit starts from: by default the one with the least squared error, or near it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from peelcli.errors import UsageError
 from peelcli.kernels.eager import rounding
 from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
 from peelcli.quant.levels import level_table
 from peelcli.quant.schemes import Scheme
 
+SCALE_RULES = ("absmean", "absmax", "mse")
 _CHUNK = 2**20  # elements at a time: the search makes many passes, which should stay in the cache
 _CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
 _REFINEMENTS = 3
@@ -38,6 +40,38 @@ def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None)
         for part, width in zip(groups.split(rows), widths.split(rows), strict=True)
     ]
     return torch.cat(steps).reshape(shape)
+
+
+def start_scale(
+    weight: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    granularity: str = "channel",
+    rule: str = "mse",
+) -> Tensor:
+    """Scales (…, d_out, n_groups) for `weight` by `rule`, or (…, 1, 1) where the granularity is `tensor`.
+
+    absmean: mean |w|. absmax: max |w| / the highest level. mse: `initial_scale`, whose dtypes and errors these have.
+    UsageError for an unknown rule, and for absmean with `nf4`, whose levels end at 1: it would clip half the weights.
+    """
+    if granularity == "tensor":
+        weight = weight.reshape(*weight.shape[:-2], 1, -1)
+    if rule == "mse" or scheme.is_free:
+        return initial_scale(weight, scheme, group_size)
+    check_weight(weight)
+    check_finite(weight)
+    size = weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
+    groups, widths = split_groups(size, group_size)
+    if rule == "absmean" and scheme.name != "nf4":
+        steps = groups.sum(-1) / widths
+    elif rule == "absmax":
+        steps = groups.amax(-1) / scheme.levels[-1]
+    else:
+        rules = SCALE_RULES[1:] if scheme.name == "nf4" else SCALE_RULES
+        raise UsageError(
+            f"scale rule for {scheme.name}: expected one of {', '.join(rules)}, found {rule!r}; choose one of these"
+        )
+    return steps.reshape(scale_shape(weight.shape, group_size))
 
 
 def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:

@@ -16,7 +16,7 @@ from peelcli.errors import UsageError
 from peelcli.kernels.descent import coordinate_descent_
 from peelcli.kernels.eager import rescale_, round_with_feedback, rounding, weight_of
 from peelcli.quant.groups import num_groups
-from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.levels import codes_of, level_table, levels_of
 from peelcli.quant.schemes import Scheme
 
@@ -66,11 +66,13 @@ def solve(
     starts: tuple[float, ...] = STARTS,
     known: tuple[Tensor, Tensor] | None = None,
     max_sweeps: int = MAX_SWEEPS,
+    granularity: str = "channel",
 ) -> tuple[Tensor, Tensor]:
     """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in `scheme` next to `target`.
 
     target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. known: codes and scales to start from as well. Of all
-    starts each row keeps its best, so that no row ends worse than known.
+    starts each row keeps its best, so that no row ends worse than known. With granularity `tensor` the scale is (1, 1),
+    and the rows keep the start that is best for all of them together.
     UsageError for a free scheme, and where the hessian is not that of such a weight or not finite.
     """
     if scheme.is_free:
@@ -82,7 +84,8 @@ def solve(
             f"{tuple(hessian.shape)}; the inputs are those of another map, or hold NaN or infinity"
         )
     target, hessian = target.float(), hessian.float()
-    nearest = initial_scale(target, scheme, group_size)
+    whole = granularity == "tensor"
+    nearest = start_scale(target, scheme, group_size, granularity).expand(len(target), -1)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     group_of = _groups(d_in, group_size, target.device)[order]
     goal, hessian = target[:, order], hessian[order][:, order].contiguous()
@@ -93,16 +96,21 @@ def solve(
     codes = round_with_feedback(scale, None, many, hessian, levels, group_of)
     if known is not None:
         codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
-        scale, many = torch.cat([scale, known[1].to(scale)]), torch.cat([many, goal])
-    _descend_(codes, scale, many, hessian, levels, group_of, max_sweeps)
+        scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
+        many = torch.cat([many, goal])
+    if whole:
+        _descend_whole_(codes, scale, many, hessian, levels, group_of, max_sweeps, len(goal))
+    else:
+        _descend_(codes, scale, many, hessian, levels, group_of, max_sweeps)
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
     codes = torch.cat([codes, _rounded(goal, nearest, levels, group_of)])
     scale = torch.cat([scale, nearest])
     many = torch.cat([many, goal])
     loss = quadratic_loss(weight_of(codes, scale, None, group_of), many, hessian)
-    best = loss.view(-1, len(goal)).argmin(0)
+    loss = loss.view(-1, len(goal))
+    best = loss.sum(1).argmin().expand(len(goal)) if whole else loss.argmin(0)
     rows = best * len(goal) + torch.arange(len(goal), device=goal.device)
-    return codes_of(codes[rows][:, order.argsort()], scheme), scale[rows]
+    return codes_of(codes[rows][:, order.argsort()], scheme), scale[rows[:1]] if whole else scale[rows]
 
 
 def _descend_(
@@ -125,6 +133,30 @@ def _descend_(
         if len(active) == 0:
             break
     rescale_(codes, scale, None, target, hessian, group_of)
+
+
+def _descend_whole_(
+    codes: Tensor,
+    scale: Tensor,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+    max_sweeps: int,
+    num_rows: int,
+) -> None:
+    """As `_descend_`, each `num_rows` rows sharing a scale; they come to rest together."""
+    for sweep in range(max_sweeps + 1):
+        energy = (codes @ hessian * codes).sum(-1).view(-1, num_rows).sum(1)
+        match = (codes @ hessian * target).sum(-1).view(-1, num_rows).sum(1)
+        best = match / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        best = torch.where(energy > 0, best, scale[::num_rows, 0])
+        scale.copy_(best.repeat_interleave(num_rows).unsqueeze(-1))
+        if (
+            sweep == max_sweeps
+            or not coordinate_descent_(codes, scale, None, target, hessian, levels, group_of).any()
+        ):
+            break
 
 
 def _rounded(target: Tensor, scale: Tensor, levels: Tensor, group_of: Tensor) -> Tensor:

@@ -56,13 +56,20 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups)."""
+    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups) or (…, 1, 1)."""
 
     codes: Tensor
     scale: Tensor
     scheme: str
     group_size: int | None
     transposed: bool
+
+    @property
+    def granularity(self) -> str:
+        """What shares a scale: `tensor`, `channel` or `group`."""
+        if self.group_size is not None:
+            return "group"
+        return "tensor" if self.scale.shape[-2] < self.codes.shape[-2] else "channel"
 
     def weight(self, like: Tensor) -> Tensor:
         """The weight as the block stores it, in `like`'s dtype and on its device."""
@@ -103,3 +110,4 @@ class Budget:
     start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread
     betas: tuple[float, float] = (0.9, 0.98)  # of Adam
     scale_rate: float = 1.0  # the step size of scales, relative to that of weights
+    scale_rule: str = "mse"  # for the scales that the fit starts from

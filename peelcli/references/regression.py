@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import fake_quantize, quantize
+from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
@@ -64,9 +65,15 @@ class _Parameters:
 
 
 def start_parameters(
-    maps: Sequence[LinearMap], scheme: Scheme, group_size: int | None, start: str, seed: int
+    maps: Sequence[LinearMap],
+    scheme: Scheme,
+    group_size: int | None,
+    start: str,
+    seed: int,
+    granularity: str = "channel",
+    scale_rule: str = "mse",
 ) -> _Parameters:
-    """Latent weights from the trained ones, or random of the same spread; scales by least squares of the rounding."""
+    """Latent weights from the trained ones, or random of the same spread; scales by the rule."""
     generator = torch.Generator().manual_seed(seed)
     latent, scale = {}, {}
     for m in maps:
@@ -75,7 +82,8 @@ def start_parameters(
             spread = weight.std()
             weight = torch.randn(weight.shape, generator=generator).to(weight.device) * spread
         latent[m.name] = weight.requires_grad_()
-        scale[m.name] = initial_scale(weight.detach(), scheme, group_size).requires_grad_(scheme.name != "fp")
+        steps = start_scale(weight.detach(), scheme, group_size, granularity, scale_rule)
+        scale[m.name] = steps.requires_grad_(not scheme.is_free)
     return _Parameters(maps, latent, scale, scheme, group_size)
 
 
@@ -103,13 +111,16 @@ def fit_regression(
     select: Data,
     budget: Budget,
     finish: Finish | None = None,
+    granularity: str = "channel",
 ) -> tuple[Witness, FitOutcome]:
     """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`.
 
     finish: improves the best state of the steps, where the scheme is not free.
     """
     began = time.perf_counter()
-    parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed)
+    parameters = start_parameters(
+        maps, scheme, group_size, budget.start, budget.seed, granularity, budget.scale_rule
+    )
     groups = []
     for m in maps:
         rate = budget.learning_rate * max(

@@ -117,6 +117,7 @@ class Finish:
             starts=(1.0,),
             known=(old.codes.to(hessian.device), old.scale.to(hessian.device)),
             max_sweeps=SWEEPS,
+            granularity=old.granularity,
         )
         solved = QuantizedMatrix(codes.cpu(), scale.cpu(), old.scheme, old.group_size, old.transposed)
         return Witness({**witness.quantized, m.name: solved}, witness.plain)

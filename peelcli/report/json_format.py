@@ -73,6 +73,7 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": run.device,
         "scheme": run.scheme,
+        "granularity": run.granularity,
         "group_size": run.group_size,
         "seed": run.seed,
         "data": run.data,

@@ -144,6 +144,7 @@ def suite(result: AuditResult) -> str:
     """The weights that references may use, and the seed."""
     run = result.run
     group = "" if run.group_size is None else f", groups of {run.group_size}"
+    group = ", one step a matrix" if run.granularity == "tensor" else group
     return f"{run.scheme}{group}; seed {run.seed}"
 
 

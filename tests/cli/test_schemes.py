@@ -12,11 +12,15 @@ import torch
 from test_commands import loss_of
 from tiny import EXTRACT, FIT, peel, save_ids, save_tiny
 
+from peelcli.fit import default_scheme
+from peelcli.quant.schemes import SCHEMES
+
 SETTINGS = {
     "nf4 in groups": ("--scheme", "nf4", "--group-size", "8"),
     "fp8_e4m3": ("--scheme", "fp8_e4m3"),
     "int5": ("--scheme", "int5"),
-    "int7 in groups": ("--scheme", "int7", "--group-size", "8"),
+    "int7 in groups": ("--scheme", "int7", "--granularity", "group", "--group-size", "8"),
+    "int3 by the matrix": ("--scheme", "int3", "--granularity", "tensor", "--scale", "absmax"),
 }
 
 
@@ -54,6 +58,8 @@ def test_a_reference_is_fitted_stored_verified_and_grafted(
     path = tmp_path / "fit.h5"
     run = fit(extracted, path, *how)
     assert run["scheme"] == how[1]
+    expected = "tensor" if "tensor" in how else "group" if "--group-size" in how else "channel"
+    assert run["granularity"] == expected
     (reference,) = [r for r in run["references"] if r["key"] == f"direct-002-block-{how[1]}"]
     done = peel(extracted.home, "verify", path, extracted.ckpt, "--layers", "1-3", "--threads", "1")
     assert done.code == 0, done.err
@@ -64,3 +70,27 @@ def test_a_reference_is_fitted_stored_verified_and_grafted(
     with h5py.File(path) as file:
         ids = torch.from_numpy(file["ids_eval"][...]).long()
     assert abs(loss_of(new, ids) - (run["network"]["ce"] - reference["gap"])) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        (("--granularity", "tensor", "--group-size", "8"), "give both or neither"),
+        (("--granularity", "group"), "give both or neither"),
+        (("--scheme", "nf4", "--scale", "absmean"), "choose absmax or mse"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_wrong_usage(
+    how: tuple[str, ...], words: str, extracted: Extracted, tmp_path: Path
+) -> None:
+    commands = (("fit", extracted.acts), ("audit", extracted.ckpt))
+    for command in commands:
+        done = peel(extracted.home, *command, *how, "-o", tmp_path / "new")
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+
+
+def test_references_use_no_more_bits_than_the_layers_have() -> None:
+    assert default_scheme([16.0, 16.0]) == "ternary"
+    assert default_scheme([16.0, SCHEMES["ternary"].num_bits]) == "ternary"
+    assert default_scheme([16.0, 1.0]) == "binary"

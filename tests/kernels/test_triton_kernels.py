@@ -153,6 +153,14 @@ def test_dispatch_hands_a_call_to_the_kernel_unchanged(monkeypatch: pytest.Monke
     assert torch.equal(fake_quantize(weight, scale, scheme, 5), eager_fake_quantize(weight, scale, scheme, 5))
     with pytest.raises(ArtefactError, match="scale: expected"):
         fake_quantize(weight, scale, scheme, 4)
+    slopes = []
+    for function in (fake_quantize, eager_fake_quantize):  # one step for the whole matrix
+        step = scale[:1, :1].clone().requires_grad_()
+        out = function(weight, step, scheme)
+        assert torch.equal(out, eager_fake_quantize(weight, step, scheme))
+        (out * weight).sum().backward()
+        slopes.append(step.grad)
+    torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)
     made = problem(2, 6, None, levels_of("int2"), False, 0)
     ours, theirs = made["codes"].clone(), made["codes"].clone()  # type: ignore[union-attr]
     descent.coordinate_descent_(**{**made, "codes": ours})  # type: ignore[arg-type]

@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.errors import UsageError
+from peelcli.quant.fake_quantize import dequantize, fake_quantize, initial_scale, quantize
 from peelcli.quant.groups import split_groups
+from peelcli.quant.initial_scale import SCALE_RULES, start_scale
 from peelcli.quant.schemes import SCHEMES
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
@@ -111,3 +113,49 @@ def test_the_search_in_parts_finds_what_one_row_at_a_time_finds():
     whole = initial_scale(weight, SCHEMES["ternary"])
     rows = [initial_scale(weight[row : row + 1], SCHEMES["ternary"]) for row in (0, 1047, 1048, 1049, 1099)]
     torch.testing.assert_close(whole[[0, 1047, 1048, 1049, 1099]], torch.cat(rows))
+
+
+@settings(max_examples=40, deadline=None)
+@given(weights(), st.sampled_from(LOW_BIT), st.sampled_from(SCALE_RULES))
+def test_one_step_for_a_matrix_is_that_of_its_weights_in_a_row(weight, name, rule):
+    if (name, rule) == ("nf4", "absmean"):
+        return
+    scheme, lead = SCHEMES[name], weight.shape[:-2]
+    scale = start_scale(weight, scheme, None, "tensor", rule)
+    assert scale.shape == (*lead, 1, 1)
+    flat = weight.reshape(*lead, 1, -1)
+    assert torch.equal(scale, start_scale(flat, scheme, None, "channel", rule))
+    codes = quantize(weight, scale, scheme)
+    assert torch.equal(codes.reshape(flat.shape), quantize(flat, scale, scheme))
+    once = dequantize(codes, scale, scheme, dtype=weight.dtype)
+    assert torch.equal(fake_quantize(weight, scale, scheme), once)
+    assert torch.equal(fake_quantize(once, scale, scheme), once)
+
+
+@pytest.mark.parametrize("group_size", [None, 3])
+def test_rules_are_what_they_say_and_the_least_squared_error_is_least(group_size):
+    weight = torch.tensor([[0.5, -2.0, 1.0, 4.0], [0.0, 0.0, 0.0, -7.0]])
+    widths = [4] if group_size is None else [3, 1]
+    groups = [row.split(widths) for row in weight.abs()]
+    for rule, expected in (("absmean", torch.mean), ("absmax", lambda g: g.max() / 7)):
+        steps = torch.stack([torch.stack([expected(g) for g in row]) for row in groups])
+        torch.testing.assert_close(start_scale(weight, SCHEMES["int4"], group_size, rule=rule), steps)
+    errors = [
+        squared_error(
+            weight, start_scale(weight, SCHEMES["int4"], group_size, rule=rule), SCHEMES["int4"], group_size
+        )
+        for rule in SCALE_RULES
+    ]
+    assert (errors[2] <= errors[0] + 1e-6).all()
+    assert (errors[2] <= errors[1] + 1e-6).all()
+
+
+def test_the_largest_weight_is_the_highest_level_of_a_codebook():
+    weight = torch.tensor([[0.5, -0.25, 3.0]])
+    for name in ("nf4", "fp8_e4m3"):
+        scale = start_scale(weight, SCHEMES[name], rule="absmax")
+        assert quantize(weight, scale, SCHEMES[name])[0, 2] == SCHEMES[name].qmax
+    with pytest.raises(UsageError, match="nf4.*absmax, mse, found 'absmean'"):
+        start_scale(weight, SCHEMES["nf4"], rule="absmean")
+    with pytest.raises(UsageError, match="absmean, absmax, mse, found 'median'"):
+        start_scale(weight, SCHEMES["int4"], rule="median")

@@ -46,15 +46,18 @@ class Linear:
         return hidden.flatten(0, 1), change, torch.ones_like(change)
 
 
-@pytest.mark.parametrize("group_size", [None, 7])
+@pytest.mark.parametrize(("group_size", "granularity"), [(None, "tensor"), (None, "channel"), (7, "group")])
 @pytest.mark.parametrize("name", [n for n in SCHEMES if n != "fp"])
-def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, group_size):
+def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, group_size, granularity):
     block, select, scheme = Linear(1), Linear(2), scheme_named(name)
     finish = Finish(block, block.maps, block, 4)
     budget = Budget(4, 0.06, 4, 0, "warm")
     errors = []
     for end in (None, finish):
-        witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end)
+        witness, _ = fit_regression(
+            block, block.maps, scheme, group_size, block, select, budget, end, granularity
+        )
+        assert witness.quantized["w"].granularity == granularity
         codes = witness.quantized["w"].codes
         assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
         errors.append(fvu(block, witness.weights(block.weight), select, 4, 8))
