@@ -32,7 +32,7 @@ from peelcli.describe import describe, training_step
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
-from peelcli.fit import FitTask, Fitter
+from peelcli.fit import FitTask, Fitter, default_scheme
 from peelcli.kernels import choice
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
@@ -347,7 +347,7 @@ def _unmeasured(
         checkpoint_id=opened.scan.checkpoint_id,
         num_layers=num_layers,
         layers=parse_layers(extract_settings.layers, num_layers),
-        scheme=fit_settings.scheme or "",
+        scheme=fit_settings.scheme or default_scheme([]),
         group_size=fit_settings.group_size,
         seed=extract_settings.seed,
         tokens={"fit": 0, "select": 0, "eval": 0},

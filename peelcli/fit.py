@@ -58,8 +58,11 @@ NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
 def default_scheme(layer_bits: Sequence[float]) -> str:
-    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it."""
-    return "binary" if min(layer_bits) < SCHEMES["ternary"].num_bits else "ternary"
+    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it.
+
+    layer_bits: those of the audited layers; none where nothing could be measured.
+    """
+    return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,6 @@ def test_settings_that_contradict_each_other_are_wrong_usage(
 
 
 def test_references_use_no_more_bits_than_the_layers_have() -> None:
-    assert default_scheme([16.0, 16.0]) == "ternary"
+    assert default_scheme([]) == default_scheme([16.0, 16.0]) == "ternary"
     assert default_scheme([16.0, SCHEMES["ternary"].num_bits]) == "ternary"
     assert default_scheme([16.0, 1.0]) == "binary"
