@@ -287,7 +287,7 @@ def audit_steps(
     tokens are not the same. trained: how the weights were trained, where the files do not say so themselves.
     """
     s = fit_settings
-    check_scheme(s.scheme, s.granularity, s.group_size, s.scale)
+    check_scheme(s.scheme, s.granularity, s.group_size, s.scale, s.symmetric)
     opened = yield from open_and_scan(path, workspace, trained)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)

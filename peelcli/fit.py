@@ -31,6 +31,7 @@ from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
@@ -92,7 +93,7 @@ class Fitter:
         self.model, self.acts, self.task = model, acts, task
         self.settings = task.settings
         s = task.settings
-        check_scheme(s.scheme, s.granularity, s.group_size, s.scale)
+        check_scheme(s.scheme, s.granularity, s.group_size, s.scale, s.symmetric)
         about = acts.about
         layers = parse_layers(self.settings.layers, model.num_layers)
         if self.settings.layers is None:
@@ -237,18 +238,17 @@ class Fitter:
         if scheme.name != self.plan.scheme:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
-        budget = replace(self._budget(reference.kind, steps, start), scale_rule=self._scale_rule(scheme.name))
+        budget = self._budget(reference.kind, steps, start)
         if not scheme.is_free:
             rate = self.settings.learning_rate or LOW_BIT_RATE
             budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         finish = Finish(block, residual, fit, FIT_BATCH, briefly=steps < BRIEF_STEPS)
         size = reference.group_size
-        return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, self.granularity)
-
-    def _scale_rule(self, scheme: str) -> str:
-        # The ladder only orders schemes: what was asked for is meant for the one that was asked for.
-        return self.settings.scale if scheme == self.plan.scheme else "mse"
+        rule = StepRule(self.granularity)
+        if scheme.name == self.plan.scheme:  # the ladder only orders schemes
+            rule = StepRule(self.granularity, self.settings.scale, self.settings.symmetric)
+        return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, rule)
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
         rate = self.settings.learning_rate or LEARNING_RATE[kind]
@@ -359,6 +359,7 @@ class Fitter:
             scheme=self.plan.scheme,
             group_size=self.plan.group_size,
             granularity=self.granularity,
+            symmetric=self.settings.symmetric,
             skipped=tuple(self.skipped),
             nll_select=tuple(self.acts.nll[rows["select"]].tolist()),
             nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),

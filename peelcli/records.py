@@ -167,6 +167,7 @@ class Run:
     step: int | None = None
     group_size: int | None = None
     granularity: str = ""  # what shares a scale: "tensor", "channel" or "group"
+    symmetric: bool = True  # False: each scale of a reference has a zero point
     family: str = ""
     dtype: str = ""
     device: str = ""

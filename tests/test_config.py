@@ -82,7 +82,7 @@ def as_flag(rule: Setting, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("section", "rule"), RULES, ids=lambda item: getattr(item, "name", None))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_flag_beats_environment_beats_yaml_beats_default(
     section: type, rule: Setting, data: st.DataObject
@@ -351,7 +351,7 @@ def test_each_sample_says_its_command_and_loads(name: str) -> None:
 
 
 def test_no_sample_goes_untested() -> None:
-    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"}
+    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "four_bits", "large_model", "own_qat"}
     assert {path.stem for path in SAMPLES.iterdir()} == named
 
 

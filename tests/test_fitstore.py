@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from peelcli.fitstore.witness import read_witness, replacing, write_witness
 from peelcli.quant.fake_quantize import quantize
-from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import SCHEMES
+from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import QuantizedMatrix, Witness
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
@@ -25,6 +25,7 @@ LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
     st.sampled_from([(3, 17), (2, 4, 9)]),
     st.sampled_from([(None, "tensor"), (None, "channel"), (4, "group")]),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 2**31),
 )
 def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
@@ -33,14 +34,16 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     shape: tuple[int, ...],
     shared: tuple[int | None, str],
     transposed: bool,
+    symmetric: bool,
     seed: int,
 ) -> None:
     scheme, path = SCHEMES[name], Path(tmp_path_factory.mktemp("w")) / "witness.h5"
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     group_size, granularity = shared
-    scale = start_scale(weight, scheme, group_size, granularity)
-    codes = quantize(weight, scale, scheme, group_size)
-    matrix = QuantizedMatrix(codes, scale, name, group_size, transposed)
+    rule = StepRule(granularity, symmetric=symmetric or not name.startswith("int"))
+    scale, zero = start_steps(weight, scheme, group_size, rule)
+    codes = quantize(weight, scale, scheme, group_size, zero)
+    matrix = QuantizedMatrix(codes, scale, name, group_size, transposed, zero)
     with replacing(path) as file:
         write_witness(file.create_group("one"), Witness({"m": matrix}, {"norm": weight[..., 0].bfloat16()}))
     with h5py.File(path) as file:

@@ -27,13 +27,20 @@ def granularity_of(granularity: str | None, group_size: int | None, prefix: str 
     return found
 
 
-def check_scheme(scheme: str | None, granularity: str | None, group_size: int | None, scale: str) -> None:
+def check_scheme(
+    scheme: str | None, granularity: str | None, group_size: int | None, scale: str, symmetric: bool
+) -> None:
     """UsageError where the settings of references contradict each other."""
     granularity_of(granularity, group_size)
     if scheme == "nf4" and scale == "absmean":
         raise UsageError(
             "--scale absmean with --scheme nf4: its levels end at 1, so that half the weights would be clipped; "
             "choose absmax or mse"
+        )
+    if not symmetric and (scheme not in INTEGERS or scale == "absmean"):
+        raise UsageError(
+            f"--no-symmetric with --scheme {scheme or 'not given'} and --scale {scale}: zero points belong to "
+            f"{', '.join(INTEGERS)} with absmax or mse; choose such or leave it out"
         )
 
 

@@ -156,6 +156,10 @@ class FitConfig(MachineConfig):
         "highest level), or the least squared error.",
         choices=SCALE_RULES,
     )
+    symmetric: bool = setting(
+        True,
+        "Levels evenly about zero; else each step has a zero point of its own (int2 to int8, scale absmax or mse).",
+    )
     references: tuple[str, ...] = setting(
         KINDS, "Kinds of reference to try, parted by commas or repeated.", choices=KINDS
     )

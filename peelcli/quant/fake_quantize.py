@@ -1,7 +1,8 @@
 """Weights to scheme members and back, and the straight-through version through which references are trained.
 
-Layouts of weights and scales are those of `groups`; `scale` is always the step size. All arithmetic is at
-least float32, whatever the weights are stored in. With the scheme `fp` everything here is the identity.
+Layouts of weights and scales are those of `groups`; `scale` is always the step size. Integer schemes may have zero
+points, whole codes in the layout of the scales, which stand for weight 0: w = scale · (code − zero_point). All
+arithmetic is at least float32, whatever the weights are stored in. With `fp` everything here is the identity.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from peelcli.quant.schemes import Scheme
 __all__ = ["dequantize", "fake_quantize", "initial_scale", "quantize"]
 
 
-def quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
+def quantize(
+    weight: Tensor,
+    scale: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    zero_point: Tensor | None = None,
+) -> Tensor:
     """Codes (int8, the shape of `weight`) of the nearest scheme members; `weight` itself for `fp`.
 
     Where a scale is 0 so are the codes (+1 with `binary`, which has no zero; times that scale it is still 0).
@@ -28,7 +35,9 @@ def quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | No
         return weight
     check_finite(weight)
     check_finite(scale, "scale")
-    return codes_of(_levels(weight, _ratio(weight, scale, group_size), scheme), scheme)
+    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, group_size)
+    levels = _levels(weight, _ratio(weight, scale, group_size), scheme, zero)
+    return codes_of(levels if zero is None else levels + zero, scheme)
 
 
 def dequantize(
@@ -37,17 +46,26 @@ def dequantize(
     scheme: Scheme,
     group_size: int | None = None,
     dtype: torch.dtype = torch.float32,
+    zero_point: Tensor | None = None,
 ) -> Tensor:
     """Weights, level times scale, of `dtype`; for `fp` the codes are the weights already."""
     if scheme.is_free:
         return codes.to(dtype)
     expanded = expand_scale(scale, codes.shape, group_size)
     levels = levels_of(codes, scheme, torch.promote_types(scale.dtype, torch.float32))
+    if zero_point is not None:
+        levels = levels - expand_scale(zero_point, codes.shape, group_size)
     return _product(levels, expanded, dtype)
 
 
-def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
-    """`dequantize(quantize(weight))`, exactly, in the dtype of `weight`, with gradients to both arguments.
+def fake_quantize(
+    weight: Tensor,
+    scale: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    zero_point: Tensor | None = None,
+) -> Tensor:
+    """`dequantize(quantize(weight))`, exactly, in the dtype of `weight`, with gradients to weight and scale.
 
     With r = weight / scale and c its level, the gradients are those of learned step size quantisation (Esser
     et al., arXiv 1902.08153), without the constant factor that it puts on the scale's:
@@ -63,7 +81,7 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
     """
     if scheme.is_free:
         return weight
-    if triton_serves(weight, scale):
+    if zero_point is None and triton_serves(weight, scale):  # the kernel knows none
         check_weight(weight)
         expand_scale(scale, weight.shape, group_size)  # raises where the two do not belong together
         scale = scale.expand(
@@ -72,22 +90,28 @@ def fake_quantize(weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int
         from peelcli.kernels import triton_fake_quantize
 
         return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, group_size)
-    return eager_fake_quantize(weight, scale, scheme, group_size)
+    return eager_fake_quantize(weight, scale, scheme, group_size, zero_point)
 
 
 def eager_fake_quantize(
-    weight: Tensor, scale: Tensor, scheme: Scheme, group_size: int | None = None
+    weight: Tensor,
+    scale: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    zero_point: Tensor | None = None,
 ) -> Tensor:
     """As `fake_quantize`, in plain torch: what a kernel must equal."""
     ratio = _ratio(weight, scale, group_size).detach()
-    levels = _levels(weight.detach(), ratio, scheme)
+    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, group_size)
+    levels = _levels(weight.detach(), ratio, scheme, zero)
     expanded = expand_scale(scale, weight.shape, group_size)
     value = _product(levels, expanded.detach(), weight.dtype)
     if scheme.name == "binary":
         slope, surrogate = levels, weight
     else:
         low, high = scheme.reach
-        inside = (ratio >= low) & (ratio <= high)
+        moved = ratio if zero is None else ratio + zero
+        inside = (moved >= low) & (moved <= high)
         slope = torch.where(inside, levels - ratio, levels)
         surrogate = torch.where(inside, weight, weight.detach())
     # A linear function with the slopes above; less itself it is exactly 0 (NaN for NaN), so the value stands.
@@ -103,7 +127,10 @@ def _ratio(weight: Tensor, scale: Tensor, group_size: int | None) -> Tensor:
     return weight.to(dtype) / torch.where(expanded == 0, torch.inf, expanded)  # scale 0: w / inf = 0, no NaN
 
 
-def _levels(weight: Tensor, ratio: Tensor, scheme: Scheme) -> Tensor:
+def _levels(weight: Tensor, ratio: Tensor, scheme: Scheme, zero: Tensor | None) -> Tensor:
+    """The level next to each weight; with zero points a whole number, the code less them."""
+    if zero is not None:
+        return ratio.round().clamp(scheme.qmin - zero, scheme.qmax - zero)
     # Of `binary` the sign, which does not depend on the step.
     return nearest_levels(weight.to(ratio.dtype) if scheme.name == "binary" else ratio, scheme)
 

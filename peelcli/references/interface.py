@@ -56,13 +56,17 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups) or (…, 1, 1)."""
+    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups) or (…, 1, 1).
+
+    Zero points, where there are any, are whole codes of the shape of the scales.
+    """
 
     codes: Tensor
     scale: Tensor
     scheme: str
     group_size: int | None
     transposed: bool
+    zero_point: Tensor | None = None
 
     @property
     def granularity(self) -> str:
@@ -79,6 +83,7 @@ class QuantizedMatrix:
             scheme_named(self.scheme),
             self.group_size,
             like.dtype,
+            None if self.zero_point is None else self.zero_point.to(like.device),
         )
         return value.transpose(-1, -2).contiguous() if self.transposed else value
 
@@ -110,4 +115,3 @@ class Budget:
     start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread
     betas: tuple[float, float] = (0.9, 0.98)  # of Adam
     scale_rate: float = 1.0  # the step size of scales, relative to that of weights
-    scale_rule: str = "mse"  # for the scales that the fit starts from

@@ -74,6 +74,7 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "device": run.device,
         "scheme": run.scheme,
         "granularity": run.granularity,
+        "symmetric": run.symmetric,
         "group_size": run.group_size,
         "seed": run.seed,
         "data": run.data,

@@ -145,7 +145,8 @@ def suite(result: AuditResult) -> str:
     run = result.run
     group = "" if run.group_size is None else f", groups of {run.group_size}"
     group = ", one step a matrix" if run.granularity == "tensor" else group
-    return f"{run.scheme}{group}; seed {run.seed}"
+    zeros = "" if run.symmetric else " with zero points"
+    return f"{run.scheme}{zeros}{group}; seed {run.seed}"
 
 
 def reference(ref: Reference | None, *, brief: bool = False) -> str:

@@ -20,6 +20,7 @@ SETTINGS = {
     "fp8_e4m3": ("--scheme", "fp8_e4m3"),
     "int5": ("--scheme", "int5"),
     "int7 in groups": ("--scheme", "int7", "--granularity", "group", "--group-size", "8"),
+    "int4 with zero points": ("--scheme", "int4", "--no-symmetric", "--group-size", "8"),
     "int3 by the matrix": ("--scheme", "int3", "--granularity", "tensor", "--scale", "absmax"),
 }
 
@@ -60,6 +61,7 @@ def test_a_reference_is_fitted_stored_verified_and_grafted(
     assert run["scheme"] == how[1]
     expected = "tensor" if "tensor" in how else "group" if "--group-size" in how else "channel"
     assert run["granularity"] == expected
+    assert run["symmetric"] == ("--no-symmetric" not in how)
     (reference,) = [r for r in run["references"] if r["key"] == f"direct-002-block-{how[1]}"]
     done = peel(extracted.home, "verify", path, extracted.ckpt, "--layers", "1-3", "--threads", "1")
     assert done.code == 0, done.err
@@ -78,6 +80,8 @@ def test_a_reference_is_fitted_stored_verified_and_grafted(
         (("--granularity", "tensor", "--group-size", "8"), "give both or neither"),
         (("--granularity", "group"), "give both or neither"),
         (("--scheme", "nf4", "--scale", "absmean"), "choose absmax or mse"),
+        (("--no-symmetric",), "zero points belong to int2, int3"),
+        (("--no-symmetric", "--scheme", "int4", "--scale", "absmean"), "with absmax or mse"),
     ],
 )
 def test_settings_that_contradict_each_other_are_wrong_usage(

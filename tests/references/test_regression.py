@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
-from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu, sequence_order
 
@@ -149,20 +148,30 @@ def test_every_sequence_is_used_before_any_is_used_again() -> None:
     assert sorted(flat[N_SEQ : 2 * N_SEQ]) == list(range(N_SEQ))
 
 
-@pytest.mark.parametrize("rule", ["absmean", "absmax", "mse"])
-@pytest.mark.parametrize("granularity", ["tensor", "channel"])
-def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(granularity: str, rule: str) -> None:
+RULES = [
+    *(
+        StepRule(granularity, scale)
+        for granularity in ("tensor", "channel")
+        for scale in ("absmean", "absmax", "mse")
+    ),
+    *(
+        StepRule(granularity, scale, symmetric=False)
+        for granularity in ("tensor", "channel")
+        for scale in ("absmax", "mse")
+    ),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(rule: StepRule) -> None:
     scheme = SCHEMES["int4"]
-    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
     fit, maps = Toy(weight, 5), [LinearMap("w", weight, False)]
-    asked = replace(budget(0), scale_rule=rule)
-    witness, _ = fit_regression(forward, maps, scheme, None, fit, fit, asked, granularity=granularity)
-    scale = start_scale(weight, scheme, None, granularity, rule)
-    assert torch.equal(witness.weights(weight)["w"], fake_quantize(weight, scale, scheme))
-    assert witness.quantized["w"].granularity == granularity
-    trained, _ = fit_regression(
-        forward, maps, scheme, None, fit, fit, replace(asked, steps=24), granularity=granularity
-    )
+    witness, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(0), steps=rule)
+    scale, zero = start_steps(weight, scheme, None, rule)
+    assert torch.equal(witness.weights(weight)["w"], fake_quantize(weight, scale, scheme, None, zero))
+    assert witness.quantized["w"].granularity == rule.granularity
+    trained, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(24), steps=rule)
     assert trained.quantized["w"].scale.shape == scale.shape
     errors = [fvu(forward, w.weights(weight), fit, 4, 8) for w in (trained, witness)]
-    assert errors[0] < errors[1] or (rule != "absmean" and errors[0] == errors[1])
+    assert errors[0] < errors[1] or (rule.scale != "absmean" and errors[0] == errors[1])
