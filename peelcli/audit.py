@@ -27,11 +27,12 @@ from peelcli.config import (
     TrainedSchemeConfig,
     parse_layers,
 )
+from peelcli.config.schemes import check_scheme
 from peelcli.describe import describe, training_step
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
-from peelcli.fit import FitTask, Fitter
+from peelcli.fit import FitTask, Fitter, default_scheme
 from peelcli.kernels import choice
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
@@ -285,6 +286,8 @@ def audit_steps(
     says of the others that they do not. first: the first measured run of the series. UsageError where the checkpoint's
     tokens are not the same. trained: how the weights were trained, where the files do not say so themselves.
     """
+    s = fit_settings
+    check_scheme(s.scheme, s.granularity, s.group_size, s.scale, s.symmetric)
     opened = yield from open_and_scan(path, workspace, trained)
     if not opened.is_finite:
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, ()), None, None)
@@ -344,7 +347,7 @@ def _unmeasured(
         checkpoint_id=opened.scan.checkpoint_id,
         num_layers=num_layers,
         layers=parse_layers(extract_settings.layers, num_layers),
-        scheme=fit_settings.scheme,
+        scheme=fit_settings.scheme or default_scheme([]),
         group_size=fit_settings.group_size,
         seed=extract_settings.seed,
         tokens={"fit": 0, "select": 0, "eval": 0},

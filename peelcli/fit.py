@@ -24,11 +24,13 @@ from peelcli.activations import ActivationFile, require_space
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
+from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.machine import available_memory
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.steps import StepRule
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
@@ -57,6 +59,14 @@ ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the be
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
+def default_scheme(layer_bits: Sequence[float]) -> str:
+    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it.
+
+    layer_bits: those of the audited layers; none where nothing could be measured.
+    """
+    return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"
+
+
 @dataclass(frozen=True)
 class Earlier:
     """An earlier checkpoint of the run: what a plan needs to know of it, and how to get at its blocks."""
@@ -83,6 +93,8 @@ class Fitter:
         """`acts` must have been extracted from `model`."""
         self.model, self.acts, self.task = model, acts, task
         self.settings = task.settings
+        s = task.settings
+        check_scheme(s.scheme, s.granularity, s.group_size, s.scale, s.symmetric)
         about = acts.about
         layers = parse_layers(self.settings.layers, model.num_layers)
         if self.settings.layers is None:
@@ -91,7 +103,7 @@ class Fitter:
             num_layers=model.num_layers,
             layers=layers,
             kinds=tuple(self.settings.references),
-            scheme=self.settings.scheme,
+            scheme=self.settings.scheme or default_scheme([about["layer_bits"][n - 1] for n in layers]),
             group_size=self.settings.group_size,
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
@@ -100,6 +112,7 @@ class Fitter:
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
+        self.granularity = granularity_of(self.settings.granularity, self.settings.group_size)
         self.skipped: list[str] = list(about["skipped"])
         self.parts_dir = task.output.with_name(task.output.name + ".parts")
         self._key = json.dumps([about, task.config], sort_keys=True)
@@ -236,7 +249,11 @@ class Fitter:
             budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         finish = Finish(block, residual, fit, FIT_BATCH, briefly=steps < BRIEF_STEPS)
-        return fit_regression(block, block.maps, scheme, reference.group_size, fit, select, budget, finish)
+        size = reference.group_size
+        rule = StepRule(self.granularity)
+        if scheme.name == self.plan.scheme:  # the ladder only orders schemes
+            rule = StepRule(self.granularity, self.settings.scale, self.settings.symmetric)
+        return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, rule)
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
         rate = self.settings.learning_rate or LEARNING_RATE[kind]
@@ -362,6 +379,8 @@ class Fitter:
             layers=self.plan.layers,
             scheme=self.plan.scheme,
             group_size=self.plan.group_size,
+            granularity=self.granularity,
+            symmetric=self.settings.symmetric,
             skipped=tuple(self.skipped),
             nll_select=tuple(self.acts.nll[rows["select"]].tolist()),
             nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),

@@ -21,6 +21,7 @@ from peelcli.checkpoint.packed.codes import Activations, step_figures
 from peelcli.checkpoint.packed.detect import find_packing, quantization_settings
 from peelcli.checkpoint.running import AS_STORED, Latent, Running
 from peelcli.config import TrainedSchemeConfig, resolve
+from peelcli.config.schemes import granularity_of
 from peelcli.config.setting import settings_of
 from peelcli.errors import CheckpointError, UsageError
 from peelcli.quant.schemes import SCHEMES
@@ -137,12 +138,8 @@ def _rounded(
 
 
 def _rule(trained: TrainedSchemeConfig) -> TrainedScheme:
-    size, granularity = trained.trained_group_size, trained.trained_granularity
-    if (size is not None) != (granularity == "group"):
-        raise UsageError(
-            f"--trained-granularity {granularity} with --trained-group-size {size or 'none'}: a group size belongs to "
-            "the granularity group, and to no other; give both or neither"
-        )
+    size = trained.trained_group_size
+    granularity = granularity_of(trained.trained_granularity, size, "--trained-")
     scheme = SCHEMES[str(trained.trained_scheme)]
     return TrainedScheme(scheme, granularity, size, trained.trained_scale)
 

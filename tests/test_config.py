@@ -82,7 +82,7 @@ def as_flag(rule: Setting, value: Any) -> Any:
 
 
 @pytest.mark.parametrize(("section", "rule"), RULES, ids=lambda item: getattr(item, "name", None))
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_flag_beats_environment_beats_yaml_beats_default(
     section: type, rule: Setting, data: st.DataObject
@@ -324,9 +324,12 @@ def test_the_cache_is_where_the_desktop_standard_says(tmp_path: Path) -> None:
 
 
 def test_the_schemes_are_those_that_can_be_quantised() -> None:
-    from peelcli.quant import schemes
+    from peelcli.config.schemes import INTEGERS, SCALE_RULES
+    from peelcli.quant import initial_scale, schemes
 
     assert list(SCHEMES) == list(schemes.SCHEMES)
+    assert SCALE_RULES == initial_scale.SCALE_RULES
+    assert set(INTEGERS) < set(SCHEMES)
 
 
 def test_every_setting_keeps_its_own_rules() -> None:
@@ -348,7 +351,7 @@ def test_each_sample_says_its_command_and_loads(name: str) -> None:
 
 
 def test_no_sample_goes_untested() -> None:
-    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "large_model", "own_qat"}
+    named = {"quick_cpu", "nightly_ci", "ternary", "binary", "four_bits", "large_model", "own_qat"}
     assert {path.stem for path in SAMPLES.iterdir()} == named
 
 

@@ -142,7 +142,7 @@ def test_the_number_of_threads_changes_nothing(save_model: Callable[..., Path], 
         finally:
             torch.set_num_threads(before)
     alone, shared = runs
-    assert {s.reference.kind for s in alone.scores} == {"identity", "direct", "span", "challenge"}
+    assert {s.reference.kind for s in alone.scores} == {"identity", "direct", "span", "challenge", "exchange"}
     for a, b in zip(alone.scores, shared.scores, strict=True):
         assert (a.reference, a.nll_eval, a.kl_eval) == (b.reference, b.nll_eval, b.kl_eval)
     assert alone.paths is not None

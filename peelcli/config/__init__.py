@@ -4,11 +4,11 @@ Knows neither torch nor typer: the stages take a section as it is, the command l
 """
 
 from peelcli.config.precedence import Configs, resolve, stray_variables, to_json
+from peelcli.config.schemes import SCHEMES, TrainedSchemeConfig
 from peelcli.config.sections import (
     DTYPES,
     FLAGGABLE,
     FORMATS,
-    SCHEMES,
     SECTIONS,
     AuditConfig,
     ConsoleConfig,
@@ -18,7 +18,6 @@ from peelcli.config.sections import (
     MachineConfig,
     ReportConfig,
     TrackConfig,
-    TrainedSchemeConfig,
     WatchConfig,
     cache_directory,
     parse_duration,

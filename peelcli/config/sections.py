@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from peelcli.config.schemes import GRANULARITIES, SCALE_RULES, SCHEMES, TrainedSchemeConfig
 from peelcli.config.setting import setting
 from peelcli.errors import UsageError
 from peelcli.records import KINDS
 
-SCHEMES = ("binary", "ternary", "int2", "int3", "int4", "int8", "fp")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("table", "json", "csv", "markdown", "github", "junit", "sarif", "html")
 FLAGGABLE = (
@@ -130,64 +130,36 @@ class ExtractConfig(MachineConfig):
 
 
 @dataclass(frozen=True)
-class TrainedSchemeConfig:
-    """In which scheme the checkpoint was trained, where its file holds the latent weights of a training of one's own.
-
-    The weights are rounded as that training's forward pass rounded them, before anything is measured.
-    """
-
-    trained_scheme: str | None = setting(
-        None,
-        "Scheme that the latent weights of the checkpoint are rounded to before anything is measured.",
-        key="scheme",
-        choices=SCHEMES[:-1],
-        unset="as the checkpoint says",
-    )
-    trained_granularity: str = setting(
-        "tensor",
-        "Weights that share one step of the trained scheme.",
-        key="granularity",
-        choices=("tensor", "channel", "group"),
-    )
-    trained_group_size: int | None = setting(
-        None,
-        "Weights of a row that share one step, for granularity group.",
-        key="group_size",
-        at_least=1,
-        unset="none",
-    )
-    trained_scale: str = setting(
-        "absmean",
-        "Rule for the step: the mean or the largest magnitude (over the highest code), or the least squared error.",
-        key="scale",
-        choices=("absmean", "absmax", "mse"),
-    )
-    trained_modules: tuple[str, ...] = setting(
-        (),
-        "Linear maps that were trained so, as globs such as *.mlp.*, parted by commas or repeated.",
-        key="modules",
-        metavar="GLOB",
-        unset="all linear maps of the blocks",
-    )
-    trained_activation_bits: int | None = setting(
-        None,
-        "Bits that the inputs of those maps are rounded to, per token.",
-        key="activation_bits",
-        at_least=2,
-        unset="none",
-    )
-
-
-@dataclass(frozen=True)
 class FitConfig(MachineConfig):
     """Which references stand in for a layer, in which low-bit scheme, and how hard they are fitted."""
 
-    scheme: str = setting("ternary", "Low-bit scheme in which the references' weights lie.", choices=SCHEMES)
+    scheme: str | None = setting(
+        None,
+        "Low-bit scheme in which the references' weights lie.",
+        choices=SCHEMES,
+        unset="ternary, or binary where a layer has one bit itself",
+    )
+    granularity: str | None = setting(
+        None,
+        "Weights that share one step: those of a matrix, of a row, or of a group in a row.",
+        choices=GRANULARITIES,
+        unset="group with a group size, else channel",
+    )
     group_size: int | None = setting(
         None,
-        "Weights of a row that share one scale; channel means the whole row.",
+        "Weights of a row that share one step; channel means the whole row.",
         unset="channel",
         at_least=1,
+    )
+    scale: str = setting(
+        "mse",
+        "Rule for the steps that a fit starts from, and then moves: the mean or the largest magnitude (over the "
+        "highest level), or the least squared error.",
+        choices=SCALE_RULES,
+    )
+    symmetric: bool = setting(
+        True,
+        "Levels evenly about zero; else each step has a zero point of its own (int2 to int8, scale absmax or mse).",
     )
     references: tuple[str, ...] = setting(
         KINDS, "Kinds of reference to try, parted by commas or repeated.", choices=KINDS

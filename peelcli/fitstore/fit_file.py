@@ -3,7 +3,8 @@
     /references/<key>                     attributes `reference`, `fit` (JSON)
     /references/<key>/nll_select, nll_eval, kl_eval    (n_seq,) float64; in the finished file only
     /references/<key>/weights/<i>         attributes `name`, `shape`, `scheme`, `group_size`, `transposed`;
-        packed, scale                     codes at their true size (uint8) and steps (float32), or
+        packed, scale                     codes at their true size (uint8) and steps (float32),
+        zero_point                        codes of weight 0 (int8), where the scheme is not symmetric, or
         plain                             the parameter as it is (schemes fp, kind challenge)
     /ids_eval                             (n_eval, seq_len) int32
     /paths                                the peeled paths, laid out in `paths`

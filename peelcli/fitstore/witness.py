@@ -55,6 +55,8 @@ def write_witness(group: h5py.Group, witness: Witness) -> None:
         )
         one.create_dataset("packed", data=pack(matrix.codes, scheme_named(matrix.scheme)).numpy())
         one.create_dataset("scale", data=matrix.scale.float().numpy())
+        if matrix.zero_point is not None:
+            one.create_dataset("zero_point", data=matrix.zero_point.to(torch.int8).numpy())
     for name, value in witness.plain.items():
         one = weights.create_group(str(len(weights)))
         one.attrs["name"] = name
@@ -76,8 +78,9 @@ def read_witness(group: h5py.Group) -> Witness:
             shape = tuple(int(n) for n in one.attrs["shape"])
             codes = unpack(torch.from_numpy(one["packed"][...]), scheme, shape)
             scale = torch.from_numpy(one["scale"][...])
-            size = int(one.attrs["group_size"]) or None
-            quantized[name] = QuantizedMatrix(codes, scale, scheme.name, size, bool(one.attrs["transposed"]))
+            zero_point = torch.from_numpy(one["zero_point"][...]).float() if "zero_point" in one else None
+            size, transposed = int(one.attrs["group_size"]) or None, bool(one.attrs["transposed"])
+            quantized[name] = QuantizedMatrix(codes, scale, scheme.name, size, transposed, zero_point)
     except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
         raise ArtefactError(
             f"{group.file.filename}: the weights of {group.name} are damaged ({error}); fit again."

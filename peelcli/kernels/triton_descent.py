@@ -30,12 +30,15 @@ def _nearest_whole(ratio, low, high):
 
 @triton.jit
 def _nearest_listed(ratio, levels, num_levels):
-    """The one of the ascending `levels` next to `ratio`; half-way between two, the lower."""
-    found = tl.zeros_like(ratio) + tl.load(levels)
-    for i in range(1, num_levels):
-        below, level = tl.load(levels + i - 1), tl.load(levels + i)
-        found = tl.where(ratio > (level + below) / 2, level, found)
-    return found
+    """The one of the ascending `levels` (256 at most) next to `ratio`; half-way between two, the lower."""
+    found = (tl.zeros_like(ratio)).to(tl.int32)
+    for bit in range(8):  # at most 256 levels: a binary search, whose steps are few
+        there = found + (128 >> bit)
+        inside = there < num_levels
+        below = tl.load(levels + there - 1, mask=inside, other=0.0)
+        level = tl.load(levels + there, mask=inside, other=0.0)
+        found = tl.where(inside & (ratio > (level + below) / 2), there, found)
+    return tl.load(levels + found)
 
 
 @triton.jit

@@ -6,6 +6,7 @@ a piece of a long one) in registers; the backward pass sums the gradient of the 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,15 +14,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peelcli.kernels.triton_descent import _nearest_whole
+from peelcli.kernels.triton_descent import _nearest_listed, _nearest_whole
 
 PIECE = 1024  # weights at a time
+WHOLE, SIGN, LISTED = 0, 1, 2  # how a level is found: by rounding, by the sign, in a table
+
+
+@triton.jit
+def _level(ratio, value, levels, num_levels, low, high, KIND: tl.constexpr):
+    if KIND == 1:
+        return tl.where(value >= 0.0, 1.0, -1.0)
+    if KIND == 2:
+        return _nearest_listed(ratio, levels, num_levels)
+    # NaN stays NaN, since neither bound of a clamp catches it.
+    return tl.where(ratio == ratio, _nearest_whole(ratio, low, high), ratio)
 
 
 @triton.jit
 def _forward(
-    weight, scale, out, d_in, num_groups, group_size, low, high, BINARY: tl.constexpr, PIECE: tl.constexpr
-):
+    weight, scale, out, levels, num_levels, d_in, num_groups, group_size, low, high, below, above,
+    KIND: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     width = tl.minimum(group_size, d_in - group * group_size)
     step = tl.load(scale + row * num_groups + group).to(tl.float32)
@@ -29,20 +42,16 @@ def _forward(
     for start in range(0, width, PIECE):
         at = start + tl.arange(0, PIECE)
         value = tl.load(weight + base + at, mask=at < width, other=0.0).to(tl.float32)
-        if BINARY:
-            code = tl.where(value >= 0.0, 1.0, -1.0)
-        else:
-            # Beside the code's own sake: NaN stays NaN, since neither bound of a clamp catches it.
-            ratio = tl.where(step == 0.0, value * 0.0, value / tl.where(step == 0.0, 1.0, step))
-            code = tl.where(ratio == ratio, _nearest_whole(ratio, low, high), ratio)
-        shown = tl.where(value == value, code * step, value)
+        ratio = tl.where(step == 0.0, value * 0.0, value / tl.where(step == 0.0, 1.0, step))
+        level = _level(ratio, value, levels, num_levels, low, high, KIND)
+        shown = tl.where(value == value, level * step, value)
         tl.store(out + base + at, shown.to(out.dtype.element_ty), mask=at < width)
 
 
 @triton.jit
 def _backward(
-    weight, scale, above, d_weight, d_scale, d_in, num_groups, group_size, low, high,
-    BINARY: tl.constexpr, PIECE: tl.constexpr,
+    weight, scale, upstream, d_weight, d_scale, levels, num_levels,
+    d_in, num_groups, group_size, low, high, below, above, KIND: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
     width = tl.minimum(group_size, d_in - group * group_size)
@@ -52,14 +61,14 @@ def _backward(
     for start in range(0, width, PIECE):
         at = start + tl.arange(0, PIECE)
         value = tl.load(weight + base + at, mask=at < width, other=0.0).to(tl.float32)
-        gradient = tl.load(above + base + at, mask=at < width, other=0.0).to(tl.float32)
-        if BINARY:
-            slope, passed = tl.where(value >= 0.0, 1.0, -1.0), gradient
+        gradient = tl.load(upstream + base + at, mask=at < width, other=0.0).to(tl.float32)
+        ratio = tl.where(step == 0.0, value * 0.0, value / tl.where(step == 0.0, 1.0, step))
+        level = _level(ratio, value, levels, num_levels, low, high, KIND)
+        if KIND == 1:
+            slope, passed = level, gradient
         else:
-            ratio = tl.where(step == 0.0, value * 0.0, value / tl.where(step == 0.0, 1.0, step))
-            code = tl.where(ratio == ratio, _nearest_whole(ratio, low, high), ratio)
-            inside = (ratio >= low - 0.5) & (ratio <= high + 0.5)
-            slope, passed = tl.where(inside, code - ratio, code), tl.where(inside, gradient, 0.0)
+            inside = (ratio >= below) & (ratio <= above)
+            slope, passed = tl.where(inside, level - ratio, level), tl.where(inside, gradient, 0.0)
         total += gradient * slope
         tl.store(d_weight + base + at, passed.to(d_weight.dtype.element_ty), mask=at < width)
     tl.store(d_scale + row * num_groups + group, tl.sum(total, axis=0).to(d_scale.dtype.element_ty))
@@ -68,34 +77,55 @@ def _backward(
 class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, scale: Tensor, low: float, high: float, size: int, binary: bool
+        ctx: Any, weight: Tensor, scale: Tensor, levels: Tensor, size: int, ends: tuple[float, ...], kind: int
     ) -> Tensor:
         weight, scale = weight.contiguous(), scale.contiguous()
-        ctx.save_for_backward(weight, scale)
-        ctx.rule = (weight.shape[-1], scale.shape[-1], size, low, high)
-        ctx.binary = binary
+        ctx.save_for_backward(weight, scale, levels)
+        ctx.rule = (len(levels), weight.shape[-1], scale.shape[-1], size, *ends)
+        ctx.kind = kind
         out = torch.empty_like(weight)
         rows = weight.numel() // weight.shape[-1]
-        _forward[(scale.shape[-1], rows)](weight, scale, out, *ctx.rule, BINARY=binary, PIECE=PIECE)
+        _forward[(scale.shape[-1], rows)](weight, scale, out, levels, *ctx.rule, KIND=kind, PIECE=PIECE)
         return out
 
     @staticmethod
-    def backward(ctx: Any, above: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, scale = ctx.saved_tensors
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, scale, levels = ctx.saved_tensors
         d_weight, d_scale = torch.empty_like(weight), torch.empty_like(scale)
         rows = weight.numel() // weight.shape[-1]
         _backward[(scale.shape[-1], rows)](
-            weight, scale, above.contiguous(), d_weight, d_scale, *ctx.rule, BINARY=ctx.binary, PIECE=PIECE
+            weight,
+            scale,
+            upstream.contiguous(),
+            d_weight,
+            d_scale,
+            levels,
+            *ctx.rule,
+            KIND=ctx.kind,
+            PIECE=PIECE,
         )
         return d_weight, d_scale, None, None, None, None
 
 
+@lru_cache(maxsize=64)  # a copy to a GPU waits for it
+def _table(levels: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(levels, dtype=torch.float32, device=device)
+
+
 def fake_quantize(
-    weight: Tensor, scale: Tensor, levels: tuple[int, ...], group_size: int | None = None
+    weight: Tensor,
+    scale: Tensor,
+    levels: tuple[float, ...],
+    reach: tuple[float, float],
+    group_size: int | None = None,
 ) -> Tensor:
     """`weight` (…, d_out, d_in) at the levels next to it, in its dtype, with gradients to it and to `scale`.
 
-    scale: (…, d_out, n_groups). levels: ascending whole numbers without gaps, or (−1, 1), which take the sign.
+    scale: (…, d_out, n_groups). levels: 256 at most, ascending; (−1, 1) take the sign. reach: of the weights, in units
+    of their scale, that get a gradient.
     """
     size = weight.shape[-1] if group_size is None else group_size
-    return _FakeQuantize.apply(weight, scale, float(levels[0]), float(levels[-1]), size, levels == (-1, 1))
+    even = all(high - low == 1 for low, high in zip(levels, levels[1:], strict=False))
+    kind = SIGN if levels == (-1, 1) else WHOLE if even else LISTED
+    ends = (float(levels[0]), float(levels[-1]), *reach)
+    return _FakeQuantize.apply(weight, scale, _table(levels, weight.device), size, ends, kind)

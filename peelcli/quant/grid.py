@@ -19,8 +19,9 @@ from peelcli.quant.schemes import SCHEMES
 # How far a value may be from its multiple, in steps: a hundredth, and what bfloat16 rounds off:
 _TOLERANCE = 0.01
 _ROUNDING = 2.0**-7  # 2⁻⁸ of a value, and as much of its peak
-# The peak of a group in steps: up to 15 makes 16 levels wherever zero is; then the usual ones of int8 first.
-_PEAKS = (*range(1, 16), 127, 128, *range(126, 15, -1))
+# The peak of a group in steps. Ascending, since a grid of few levels lies on every multiple of its peak too; int7 ends
+# at 64, and of what is left to int8 the usual peaks come first.
+_PEAKS = (*range(1, 65), 127, 128, *range(126, 64, -1))
 # Logs of the chance, for a group on average and for the whole tensor, below which a fit is no accident.
 _CHANCE_PER_GROUP = -6.0
 _CHANCE = -30.0
@@ -46,9 +47,9 @@ def recognise_grid(
     """The grid that `weight` (d_out, d_in) or (n_experts, d_out, d_in) lies on, or None.
 
     Values must be multiples of a step that each channel (None) or group has for itself, to within a hundredth
-    of it and bfloat16 rounding. {±s} is `binary`, {−s, 0, s} `ternary`; at most 4, 8 or 16 equally spaced
-    levels, with zero one of them (not necessarily the middle one) or half-way between two, are `int2`, `int3`
-    or `int4`; multiples up to ±128 are `int8`. One step for the whole tensor is a case of None. Of several
+    of it and bfloat16 rounding. {±s} is `binary`, {−s, 0, s} `ternary`; at most 4, 8, … 128 equally
+    spaced levels, with zero one of them (not necessarily the middle one) or half-way between two, are `int2`, `int3`,
+    … `int7`; multiples up to ±128 are `int8`. One step for the whole tensor is a case of None. Of several
     grids it is the one with the fewest bits, scales counted. None too where it could be chance: constant or
     nearly empty tensors, very short rows; and where values are not finite.
     CheckpointError for a weight that is not linear, UsageError for a group size below 1.
@@ -71,7 +72,7 @@ def recognise_grid(
 
 
 def _scheme_of(num_levels: int) -> str:
-    return next(name for name, scheme in SCHEMES.items() if num_levels <= len(scheme.levels))
+    return next(n for n, s in SCHEMES.items() if not s.is_codebook and num_levels <= len(s.levels))
 
 
 def _spread(rows: Tensor, count: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 A weight is (d_out, d_in), or (n_experts, d_out, d_in) for stacked experts. Each output channel is cut
 along d_in into groups of `group_size` (the last may be short), or is one group where `group_size` is None.
-Scales are (…, d_out, n_groups).
+Scales are (…, d_out, n_groups), or (…, 1, 1) where the whole matrix shares one.
 """
 
 from __future__ import annotations
@@ -61,11 +61,14 @@ def split_groups(weight: Tensor, group_size: int | None) -> tuple[Tensor, Tensor
 
 
 def expand_scale(scale: Tensor, shape: torch.Size, group_size: int | None) -> Tensor:
-    """Scales (…, d_out, n_groups) so that they broadcast against a weight of `shape` (…, d_out, d_in).
+    """Scales (…, d_out, n_groups) or (…, 1, 1), so that they broadcast against a weight of `shape` (…, d_out, d_in).
 
     ArtefactError where the scales are not those of such a weight.
     """
     expected = scale_shape(shape, group_size)
+    whole = (*shape[:-2], 1, 1)
+    if tuple(scale.shape) == whole and group_size is None:
+        return scale
     if tuple(scale.shape) != expected:
         raise ArtefactError(
             f"scale: expected {expected} for a weight {tuple(shape)} with group size {group_size}, found "

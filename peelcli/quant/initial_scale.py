@@ -1,25 +1,30 @@
-"""The step size that a fit starts from: the one with the least squared error, or near it."""
+"""The step size that a fit starts from: by default the one with the least squared error, or near it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from peelcli.errors import UsageError
+from peelcli.kernels.eager import rounding
 from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
+from peelcli.quant.levels import level_table
 from peelcli.quant.schemes import Scheme
 
+SCALE_RULES = ("absmean", "absmax", "mse")
 _CHUNK = 2**20  # elements at a time: the search makes many passes, which should stay in the cache
 _CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
 _REFINEMENTS = 3
+_FEW_LEVELS = 32  # with no more, every level is tried as the one that the largest weight lies on
 
 
 @torch.no_grad()
 def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
     """Scales (…, d_out, n_groups) for `weight` (…, d_out, d_in), float32 (float64 for float64 weights).
 
-    `binary`: mean |w|, the optimum. `ternary`: the optimum, by sorting. Integers: the best of many steps,
-    refined by least squares. Never a larger squared error than rounding to nearest with step max|w| / qmax,
-    max|w| / |qmin| or mean |w|. `fp`: ones. A group of zeros gets scale 0.
+    `binary`: mean |w|, the optimum. `ternary`: the optimum, by sorting. All others: the best of many
+    steps, refined by least squares. Never a larger squared error than rounding to nearest with step max|w| / the
+    highest level, max|w| / |the lowest| or mean |w|. `fp`: ones. A group of zeros gets scale 0.
     CheckpointError for weights that are not linear or not finite, UsageError for a group size below 1.
     """
     check_weight(weight)
@@ -37,13 +42,45 @@ def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None)
     return torch.cat(steps).reshape(shape)
 
 
+def start_scale(
+    weight: Tensor,
+    scheme: Scheme,
+    group_size: int | None = None,
+    granularity: str = "channel",
+    rule: str = "mse",
+) -> Tensor:
+    """Scales (…, d_out, n_groups) for `weight` by `rule`, or (…, 1, 1) where the granularity is `tensor`.
+
+    absmean: mean |w|. absmax: max |w| / the highest level. mse: `initial_scale`, whose dtypes and errors these have.
+    UsageError for an unknown rule, and for absmean with `nf4`, whose levels end at 1: it would clip half the weights.
+    """
+    if granularity == "tensor":
+        weight = weight.reshape(*weight.shape[:-2], 1, -1)
+    if rule == "mse" or scheme.is_free:
+        return initial_scale(weight, scheme, group_size)
+    check_weight(weight)
+    check_finite(weight)
+    size = weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
+    groups, widths = split_groups(size, group_size)
+    if rule == "absmean" and scheme.name != "nf4":
+        steps = groups.sum(-1) / widths
+    elif rule == "absmax":
+        steps = groups.amax(-1) / scheme.levels[-1]
+    else:
+        rules = SCALE_RULES[1:] if scheme.name == "nf4" else SCALE_RULES
+        raise UsageError(
+            f"scale rule for {scheme.name}: expected one of {', '.join(rules)}, found {rule!r}; choose one of these"
+        )
+    return steps.reshape(scale_shape(weight.shape, group_size))
+
+
 def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
     """groups (n, width), filled up with zeros beyond `widths` (n,) → steps (n,)."""
     if scheme.name == "binary":
         return groups.abs().sum(-1) / widths
     if scheme.name == "ternary":
         return _ternary_step(groups)
-    return _integer_step(groups, widths, scheme)
+    return _searched_step(groups, widths, scheme)
 
 
 def _ternary_step(groups: Tensor) -> Tensor:
@@ -56,37 +93,39 @@ def _ternary_step(groups: Tensor) -> Tensor:
     return (totals.gather(-1, best) / (best + 1)).squeeze(-1)
 
 
-def _integer_step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
+def _searched_step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
     """Search over clip ratios, then rounds of assign and least squares, each kept only where it helps."""
     # Magnitudes near 1 keep squares from overflow and underflow; by a power of two, which rounds nothing.
     exponent = torch.frexp(groups.abs().amax(-1)).exponent.clamp(-120, 120)
     groups = torch.ldexp(groups, -exponent.unsqueeze(-1))
     peak = groups.abs().amax(-1)
-    bound = -scheme.qmin
-    divisors = [float(scheme.qmax), *(bound / ratio for ratio in _CLIP_RATIOS)]
-    divisors += [float(k) for k in range(1, bound + 1) if bound <= 8]  # a grid they lie on is kept
+    bound = -scheme.levels[0]
+    divisors = [float(scheme.levels[-1]), *(bound / ratio for ratio in _CLIP_RATIOS)]
+    if len(scheme.levels) <= _FEW_LEVELS:  # a grid they lie on is kept
+        divisors += sorted({abs(float(level)) for level in scheme.levels if level})
     best_step = groups.abs().sum(-1) / widths
-    best_error, _ = _round_to_nearest(groups, best_step, scheme)
+    table = level_table(scheme, groups)
+    best_error, _ = _round_to_nearest(groups, best_step, table)
     for divisor in divisors:
-        best_step, best_error = _keep_better(groups, best_step, best_error, peak / divisor, scheme)
+        best_step, best_error = _keep_better(groups, best_step, best_error, peak / divisor, table)
     for _ in range(_REFINEMENTS):
-        _, codes = _round_to_nearest(groups, best_step, scheme)
-        energy = codes.square().sum(-1)
-        fitted = (groups * codes).sum(-1) / energy.clamp_min(1.0)  # below 1 only where all codes are 0
-        best_step, best_error = _keep_better(groups, best_step, best_error, fitted, scheme)
+        _, levels = _round_to_nearest(groups, best_step, table)
+        energy = levels.square().sum(-1)
+        fitted = (groups * levels).sum(-1) / torch.where(energy == 0, 1.0, energy)
+        best_step, best_error = _keep_better(groups, best_step, best_error, fitted, table)
     return torch.ldexp(best_step, exponent)
 
 
 def _keep_better(
-    groups: Tensor, best_step: Tensor, best_error: Tensor, step: Tensor, scheme: Scheme
+    groups: Tensor, best_step: Tensor, best_error: Tensor, step: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor]:
-    error, _ = _round_to_nearest(groups, step, scheme)
+    error, _ = _round_to_nearest(groups, step, table)
     better = error < best_error
     return torch.where(better, step, best_step), torch.where(better, error, best_error)
 
 
-def _round_to_nearest(groups: Tensor, step: Tensor, scheme: Scheme) -> tuple[Tensor, Tensor]:
-    """Squared error (n,) and codes (n, width) of groups (n, width) with steps (n,)."""
+def _round_to_nearest(groups: Tensor, step: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared error (n,) and levels (n, width) of groups (n, width) with steps (n,)."""
     column = step.unsqueeze(-1)
-    codes = (groups / torch.where(column == 0, torch.inf, column)).round_().clamp_(scheme.qmin, scheme.qmax)
-    return (codes * column - groups).square_().sum(-1), codes
+    levels = rounding(table)(groups / torch.where(column == 0, torch.inf, column))
+    return (levels * column - groups).square_().sum(-1), levels

@@ -1,8 +1,8 @@
 """Codes at their true size: what a reference costs on disk is what its scheme says.
 
 Codes are written in row-major order, without padding between rows. `ternary` puts 5 codes into a byte (3⁵ =
-243 of its 256 values), the first in the lowest digit; all others write `num_bits` bits per code, lowest bit
-first, so that 8 codes of int3 fill 3 bytes. Only the last byte may hold unused room.
+243 of its 256 values), the first in the lowest digit; all others write `num_bits` bits per code, counted
+from the lowest one, lowest bit first, so that 8 codes of int3 fill 3 bytes. Only the last byte may hold unused room.
 """
 
 from __future__ import annotations
@@ -62,6 +62,11 @@ def unpack(packed: Tensor, scheme: Scheme, shape: Sequence[int]) -> Tensor:
     num_bits = int(scheme.num_bits)
     parts = [_split_bits(part, num_bits) for part in packed.split(_CHUNK // 8 * num_bits)]
     digits = torch.cat(parts)[:numel].to(torch.int16)
+    if numel and int(digits.max()) >= len(scheme.levels):
+        raise ArtefactError(
+            f"packed {scheme.name} codes: expected digits below {len(scheme.levels)}, found {int(digits.max())}; "
+            "the file is damaged, fit again"
+        )
     codes = digits * 2 - 1 if scheme.name == "binary" else digits + scheme.qmin
     return codes.to(torch.int8).reshape(shape)
 

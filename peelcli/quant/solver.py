@@ -16,7 +16,8 @@ from peelcli.errors import UsageError
 from peelcli.kernels.descent import coordinate_descent_
 from peelcli.kernels.eager import rescale_, round_with_feedback, rounding, weight_of
 from peelcli.quant.groups import num_groups
-from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.initial_scale import start_scale
+from peelcli.quant.levels import codes_of, level_table, levels_of
 from peelcli.quant.schemes import Scheme
 
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
@@ -65,11 +66,15 @@ def solve(
     starts: tuple[float, ...] = STARTS,
     known: tuple[Tensor, Tensor] | None = None,
     max_sweeps: int = MAX_SWEEPS,
+    granularity: str = "channel",
+    steps: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in `scheme` next to `target`.
 
     target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. known: codes and scales to start from as well. Of all
-    starts each row keeps its best, so that no row ends worse than known.
+    starts each row keeps its best, so that no row ends worse than known. With granularity `tensor` the scale is (1, 1),
+    and the rows keep the start that is best for all of them together. steps: scales to start from and zero points (both
+    d_out, n_groups, or 1, 1), which stay, where the scheme is not symmetric.
     UsageError for a free scheme, and where the hessian is not that of such a weight or not finite.
     """
     if scheme.is_free:
@@ -81,32 +86,44 @@ def solve(
             f"{tuple(hessian.shape)}; the inputs are those of another map, or hold NaN or infinity"
         )
     target, hessian = target.float(), hessian.float()
-    nearest = initial_scale(target, scheme, group_size)
+    whole = granularity == "tensor"
+    nearest = start_scale(target, scheme, group_size, granularity) if steps is None else steps[0].to(target)
+    nearest = nearest.expand(len(target), -1)
+    zero = None if steps is None else steps[1].to(nearest).expand(nearest.shape)
     order = hessian.diagonal().argsort(descending=True, stable=True)
     group_of = _groups(d_in, group_size, target.device)[order]
     goal, hessian = target[:, order], hessian[order][:, order].contiguous()
-    levels = torch.tensor(scheme.levels, dtype=goal.dtype, device=goal.device)
+    levels = level_table(scheme, goal)
 
     many = goal.repeat(len(starts), 1)  # rows are independent, so that all starts go side by side
     scale = torch.cat([nearest * start for start in starts])
-    codes = round_with_feedback(scale, None, many, hessian, levels, group_of)
+    zeros = None if zero is None else zero.repeat(len(starts), 1)
+    codes = round_with_feedback(scale, zeros, many, hessian, levels, group_of)
     if known is not None:
-        codes = torch.cat([codes, known[0][:, order].to(codes)])
-        scale, many = torch.cat([scale, known[1].to(scale)]), torch.cat([many, goal])
-    _descend_(codes, scale, many, hessian, levels, group_of, max_sweeps)
+        codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
+        scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
+        many = torch.cat([many, goal])
+        zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
+    if whole:
+        _descend_whole_(codes, scale, zeros, many, hessian, levels, group_of, max_sweeps, len(goal))
+    else:
+        _descend_(codes, scale, zeros, many, hessian, levels, group_of, max_sweeps)
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
-    codes = torch.cat([codes, _rounded(goal, nearest, levels, group_of)])
+    codes = torch.cat([codes, _rounded(goal, nearest, zero, levels, group_of)])
     scale = torch.cat([scale, nearest])
     many = torch.cat([many, goal])
-    loss = quadratic_loss(weight_of(codes, scale, None, group_of), many, hessian)
-    best = loss.view(-1, len(goal)).argmin(0)
+    zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
+    loss = quadratic_loss(weight_of(codes, scale, zeros, group_of), many, hessian)
+    loss = loss.view(-1, len(goal))
+    best = loss.sum(1).argmin().expand(len(goal)) if whole else loss.argmin(0)
     rows = best * len(goal) + torch.arange(len(goal), device=goal.device)
-    return codes[rows][:, order.argsort()].to(torch.int8), scale[rows]
+    return codes_of(codes[rows][:, order.argsort()], scheme), scale[rows[:1]] if whole else scale[rows]
 
 
 def _descend_(
     codes: Tensor,
     scale: Tensor,
+    zero_point: Tensor | None,
     target: Tensor,
     hessian: Tensor,
     levels: Tensor,
@@ -117,18 +134,53 @@ def _descend_(
     active = torch.arange(len(target), device=target.device)
     for _ in range(max_sweeps):
         some, steps, goal = codes[active], scale[active], target[active]
-        rescale_(some, steps, None, goal, hessian, group_of)
-        changed = coordinate_descent_(some, steps, None, goal, hessian, levels, group_of)
+        zeros = None if zero_point is None else zero_point[active]
+        rescale_(_shifted(some, zeros, group_of), steps, None, goal, hessian, group_of)
+        changed = coordinate_descent_(some, steps, zeros, goal, hessian, levels, group_of)
         codes[active], scale[active] = some, steps
         active = active[changed > 0]
         if len(active) == 0:
             break
-    rescale_(codes, scale, None, target, hessian, group_of)
+    rescale_(_shifted(codes, zero_point, group_of), scale, None, target, hessian, group_of)
 
 
-def _rounded(target: Tensor, scale: Tensor, levels: Tensor, group_of: Tensor) -> Tensor:
+def _shifted(codes: Tensor, zero_point: Tensor | None, group_of: Tensor) -> Tensor:
+    """Codes less their zero points, which are not to move when the scales do."""
+    return codes if zero_point is None else codes - zero_point[:, group_of]
+
+
+def _descend_whole_(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+    max_sweeps: int,
+    num_rows: int,
+) -> None:
+    """As `_descend_`, each `num_rows` rows sharing a scale; they come to rest together."""
+    for sweep in range(max_sweeps + 1):
+        shifted = _shifted(codes, zero_point, group_of)
+        energy = (shifted @ hessian * shifted).sum(-1).view(-1, num_rows).sum(1)
+        match = (shifted @ hessian * target).sum(-1).view(-1, num_rows).sum(1)
+        best = match / energy.clamp_min(torch.finfo(energy.dtype).tiny)
+        best = torch.where(energy > 0, best, scale[::num_rows, 0])
+        scale.copy_(best.repeat_interleave(num_rows).unsqueeze(-1))
+        if (
+            sweep == max_sweeps
+            or not coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of).any()
+        ):
+            break
+
+
+def _rounded(
+    target: Tensor, scale: Tensor, zero_point: Tensor | None, levels: Tensor, group_of: Tensor
+) -> Tensor:
     step = scale[:, group_of]
-    return rounding(levels)(target / torch.where(step == 0, torch.inf, step))
+    ratio = target / torch.where(step == 0, torch.inf, step)
+    return rounding(levels)(ratio if zero_point is None else ratio + zero_point[:, group_of])
 
 
 def _groups(d_in: int, group_size: int | None, device: torch.device) -> Tensor:

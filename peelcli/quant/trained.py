@@ -10,12 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peelcli.errors import UsageError
-from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
-from peelcli.quant.groups import check_finite, check_weight, expand_scale, split_groups
+from peelcli.quant.fake_quantize import dequantize, quantize
+from peelcli.quant.groups import check_finite, check_weight, expand_scale
+from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import Scheme
 
-SCALE_RULES = ("absmean", "absmax", "mse")
 _LEAST_STEP = 1e-5  # below it BitNet and others stop dividing
 
 
@@ -35,9 +34,7 @@ class Rounded:
 
     weight: Tensor
     scale: Tensor
-    clipped: (
-        float | None
-    )  # share of latents more than half a step beyond the outermost level; None for binary
+    clipped: float | None  # share of latents more than half a gap beyond the outermost level; None for binary
 
 
 @torch.no_grad()
@@ -49,31 +46,19 @@ def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounded:
     check_weight(weight)
     check_finite(weight)
     value = weight.float()
-    if rule.granularity == "tensor":
-        value = value.reshape(*value.shape[:-2], 1, -1)
-    scale = step_size(value, rule.scheme, rule.group_size, rule.scale_rule)
+    scale = start_scale(value, rule.scheme, rule.group_size, rule.granularity, rule.scale_rule)
+    if rule.scale_rule == "absmean":
+        scale = scale.clamp_min(_LEAST_STEP)
     codes = quantize(value, scale, rule.scheme, rule.group_size)
     clipped = None
     if rule.scheme.name != "binary":
-        ratio = value / expand_scale(scale, value.shape, rule.group_size)
-        outside = (ratio < rule.scheme.qmin - 0.5) | (ratio > rule.scheme.qmax + 0.5)
+        steps = expand_scale(scale, value.shape, rule.group_size)
+        ratio = value / torch.where(steps == 0, torch.inf, steps)
+        low, high = rule.scheme.reach
+        outside = (ratio < low) | (ratio > high)
         clipped = float(outside.float().mean())
     rounded = dequantize(codes, scale, rule.scheme, rule.group_size)
-    return Rounded(rounded.reshape(weight.shape), scale, clipped)
-
-
-def step_size(weight: Tensor, scheme: Scheme, group_size: int | None, rule: str) -> Tensor:
-    """Steps (…, d_out, n_groups) by `rule`: absmean mean |w|, absmax max |w| / highest code, mse `initial_scale`."""
-    if rule == "mse":
-        return initial_scale(weight, scheme, group_size)
-    groups, widths = split_groups(weight.abs().float(), group_size)
-    if rule == "absmean":
-        steps = groups.sum(-1) / widths
-    elif rule == "absmax":
-        steps = groups.amax(-1) / scheme.qmax
-    else:
-        raise UsageError(f"scale rule: expected one of {', '.join(SCALE_RULES)}, found {rule!r}")
-    return steps.clamp_min(_LEAST_STEP).reshape(*weight.shape[:-1], -1)
+    return Rounded(rounded, scale, clipped)
 
 
 def round_tokens(x: Tensor, num_bits: int, peak: float, by_inverse: bool = False) -> Tensor:

@@ -56,13 +56,24 @@ class LinearMap:
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups)."""
+    """A weight exactly in its scheme: int8 codes (…, d_out, d_in) and scales (…, d_out, n_groups) or (…, 1, 1).
+
+    Zero points, where there are any, are whole codes of the shape of the scales.
+    """
 
     codes: Tensor
     scale: Tensor
     scheme: str
     group_size: int | None
     transposed: bool
+    zero_point: Tensor | None = None
+
+    @property
+    def granularity(self) -> str:
+        """What shares a scale: `tensor`, `channel` or `group`."""
+        if self.group_size is not None:
+            return "group"
+        return "tensor" if self.scale.shape[-2] < self.codes.shape[-2] else "channel"
 
     def weight(self, like: Tensor) -> Tensor:
         """The weight as the block stores it, in `like`'s dtype and on its device."""
@@ -72,6 +83,7 @@ class QuantizedMatrix:
             scheme_named(self.scheme),
             self.group_size,
             like.dtype,
+            None if self.zero_point is None else self.zero_point.to(like.device),
         )
         return value.transpose(-1, -2).contiguous() if self.transposed else value
 

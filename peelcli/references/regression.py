@@ -16,8 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import fake_quantize, quantize
 from peelcli.quant.schemes import Scheme
+from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
 from peelcli.references.shards import add_gradients
@@ -33,18 +34,28 @@ Finish = Callable[[Witness, float, Callable[[Witness], float]], tuple[Witness, f
 
 @dataclass
 class _Parameters:
-    """What is trained: latent weights (…, d_out, d_in) and their scales (…, d_out, n_groups), by name."""
+    """What is trained: latent weights (…, d_out, d_in) and their scales (…, d_out, n_groups), by name.
+
+    Zero points, where the scheme has them, stay as they are.
+    """
 
     maps: Sequence[LinearMap]
     latent: dict[str, Tensor]
     scale: dict[str, Tensor]
+    zero_point: dict[str, Tensor | None]
     scheme: Scheme
     group_size: int | None
 
     def weights(self) -> dict[str, Tensor]:
         out = {}
         for m in self.maps:
-            value = fake_quantize(self.latent[m.name], self.scale[m.name], self.scheme, self.group_size)
+            value = fake_quantize(
+                self.latent[m.name],
+                self.scale[m.name],
+                self.scheme,
+                self.group_size,
+                self.zero_point[m.name],
+            )
             out[m.name] = (value.transpose(-1, -2) if m.transposed else value).to(m.weight.dtype)
         return out
 
@@ -52,34 +63,41 @@ class _Parameters:
     def witness(self) -> Witness:
         if self.scheme.name == "fp":
             return Witness(plain={k: v.detach().clone() for k, v in self.weights().items()})
-        return Witness(
-            {
-                m.name: QuantizedMatrix(
-                    quantize(self.latent[m.name], self.scale[m.name], self.scheme, self.group_size).cpu(),
-                    self.scale[m.name].detach().clone().cpu(),
-                    self.scheme.name,
-                    self.group_size,
-                    m.transposed,
-                )
-                for m in self.maps
-            }
+        return Witness({m.name: self._matrix(m) for m in self.maps})
+
+    def _matrix(self, m: LinearMap) -> QuantizedMatrix:
+        scale, zero_point = self.scale[m.name].detach(), self.zero_point[m.name]
+        codes = quantize(self.latent[m.name], scale, self.scheme, self.group_size, zero_point)
+        return QuantizedMatrix(
+            codes.cpu(),
+            scale.clone().cpu(),
+            self.scheme.name,
+            self.group_size,
+            m.transposed,
+            None if zero_point is None else zero_point.cpu(),
         )
 
 
 def start_parameters(
-    maps: Sequence[LinearMap], scheme: Scheme, group_size: int | None, start: str, seed: int
+    maps: Sequence[LinearMap],
+    scheme: Scheme,
+    group_size: int | None,
+    start: str,
+    seed: int,
+    steps: StepRule | None = None,
 ) -> _Parameters:
-    """Latent weights from the trained ones, or random of the same spread; scales by least squares of the rounding."""
+    """Latent weights from the trained ones, or random of the same spread; scales by the rule."""
     generator = torch.Generator().manual_seed(seed)
-    latent, scale = {}, {}
+    latent, scale, zero_point = {}, {}, {}
     for m in maps:
         weight = m.oriented().detach().float().clone()
         if start == "fresh":
             spread = weight.std()
             weight = torch.randn(weight.shape, generator=generator).to(weight.device) * spread
         latent[m.name] = weight.requires_grad_()
-        scale[m.name] = initial_scale(weight.detach(), scheme, group_size).requires_grad_(scheme.name != "fp")
-    return _Parameters(maps, latent, scale, scheme, group_size)
+        found, zero_point[m.name] = start_steps(weight.detach(), scheme, group_size, steps)
+        scale[m.name] = found.requires_grad_(not scheme.is_free)
+    return _Parameters(maps, latent, scale, zero_point, scheme, group_size)
 
 
 def fvu(
@@ -121,13 +139,15 @@ def fit_regression(
     select: Data,
     budget: Budget,
     finish: Finish | None = None,
+    steps: StepRule | None = None,
 ) -> tuple[Witness, FitOutcome]:
     """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`.
 
-    finish: improves the best state of the steps, where the scheme is not free.
+    finish: improves the best state of the steps, where the scheme is not free. steps: what the scales start from, those
+    of each channel or group by least squared error where it is None.
     """
     began = time.perf_counter()
-    parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed)
+    parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed, steps)
     groups = []
     for m in maps:
         rate = budget.learning_rate * max(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peelcli.quant.schemes import scheme_named
 from peelcli.quant.solver import damped, least_squares_target, solve
-from peelcli.references.interface import Data, LinearMap, QuantizedMatrix, Witness
+from peelcli.references.interface import Data, LinearMap, Witness
 
 # Tokens that a solution is found on: so many for each feature that enters the matrix, and so many at the least.
 TOKENS_A_FEATURE, LEAST_TOKENS = 48, 8192
@@ -117,6 +117,8 @@ class Finish:
             starts=(1.0,),
             known=(old.codes.to(hessian.device), old.scale.to(hessian.device)),
             max_sweeps=SWEEPS,
+            granularity=old.granularity,
+            steps=None if old.zero_point is None else (old.scale, old.zero_point),
         )
-        solved = QuantizedMatrix(codes.cpu(), scale.cpu(), old.scheme, old.group_size, old.transposed)
+        solved = replace(old, codes=codes.cpu(), scale=scale.cpu())
         return Witness({**witness.quantized, m.name: solved}, witness.plain)

@@ -73,6 +73,8 @@ def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:
         "dtype": run.dtype,
         "device": run.device,
         "scheme": run.scheme,
+        "granularity": run.granularity,
+        "symmetric": run.symmetric,
         "group_size": run.group_size,
         "seed": run.seed,
         "data": run.data,

@@ -145,7 +145,9 @@ def suite(result: AuditResult) -> str:
     """The weights that references may use, and the seed."""
     run = result.run
     group = "" if run.group_size is None else f", groups of {run.group_size}"
-    return f"{run.scheme}{group}; seed {run.seed}"
+    group = ", one step a matrix" if run.granularity == "tensor" else group
+    zeros = "" if run.symmetric else " with zero points"
+    return f"{run.scheme}{zeros}{group}; seed {run.seed}"
 
 
 def reference(ref: Reference | None, *, brief: bool = False) -> str:

@@ -21,7 +21,10 @@ from peelcli.verdict.policy import Policy
 from peelcli.verdict.words import stand_in
 
 LAYER_FLAGS = ("broken", "surpassed", "matched")  # where the policy names none
-_FIT_TRAITS = ("scheme", "group_size", "start", "direct_steps", "challenge_steps", "learning_rate")
+_FIT_TRAITS = (
+    *("scheme", "granularity", "group_size", "scale", "symmetric"),
+    *("start", "direct_steps", "challenge_steps", "learning_rate"),
+)
 CHECK = "See whether it was frozen, restored from elsewhere, or its learning rate or gradient lost."
 
 

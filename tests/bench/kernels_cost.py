@@ -3,7 +3,7 @@
     python tests/bench/kernels_cost.py [--write] [--rows 4096] [--columns 14336]
 
 Needs a CUDA device and Triton; without one it says so and measures nothing. Goal: coordinate descent 20 times faster
-than its twin. The packed product is timed by the number of inputs, to find where cuBLAS on the unpacked weight wins.
+than its twin.
 """
 
 from __future__ import annotations
@@ -15,17 +15,15 @@ from collections.abc import Callable
 from results import parser, publish, table
 
 GOAL = 20.0
-COUNT_INPUTS = (1, 8, 16, 64, 256, 1024)
 
 
 def measure(rows: int, columns: int) -> str:
     """The figures, as text; runs in a child process, which may import torch."""
     import torch
 
-    from peelcli.kernels import eager, triton_descent, triton_fake_quantize, triton_packed
+    from peelcli.kernels import eager, triton_descent, triton_fake_quantize
     from peelcli.quant.fake_quantize import eager_fake_quantize, initial_scale
-    from peelcli.quant.packed import eager_packed_matmul
-    from peelcli.quant.packing import pack
+    from peelcli.quant.levels import level_table, nearest_levels
     from peelcli.quant.schemes import SCHEMES
 
     def seconds(work: Callable[[], object], repeats: int = 5) -> float:
@@ -51,13 +49,12 @@ def measure(rows: int, columns: int) -> str:
     def row(what: str, by_twin: float, by_kernel: float) -> None:
         found.append((what, f"{by_twin * 1e3:.2f}", f"{by_kernel * 1e3:.2f}", f"{by_twin / by_kernel:.1f}"))
 
-    for name in ("ternary", "int4"):
+    for name in ("ternary", "int4", "nf4"):
         scheme = SCHEMES[name]
-        levels = torch.tensor(scheme.levels, dtype=torch.float32, device="cuda")
+        levels = level_table(scheme, weight)
         group_of = torch.arange(columns, device="cuda") // 128
         scale = initial_scale(weight, scheme, 128)
-        step = scale[:, group_of]
-        codes = (weight / step).round().clamp(scheme.qmin, scheme.qmax)
+        codes = nearest_levels(weight / scale[:, group_of], scheme)
         times = [
             seconds(
                 lambda v=version, c=codes, s=scale, lv=levels, g=group_of: v.coordinate_descent_(
@@ -69,8 +66,8 @@ def measure(rows: int, columns: int) -> str:
         ]
         row(f"descent, one sweep, {name}, groups of 128", *times)
     for dtype in (torch.float32, torch.bfloat16):
-        value, scheme = weight.to(dtype), SCHEMES["ternary"]
-        scale = initial_scale(weight, scheme, 128)
+        value, ternary = weight.to(dtype), SCHEMES["ternary"]
+        scale = initial_scale(weight, ternary, 128)
 
         def both(function: Callable[..., torch.Tensor], v: torch.Tensor, s: torch.Tensor) -> None:
             latent, steps = v.detach().requires_grad_(), s.detach().requires_grad_()
@@ -79,27 +76,11 @@ def measure(rows: int, columns: int) -> str:
         times = [
             seconds(lambda f=f, v=value, s=scale: both(f, v, s))
             for f in (
-                lambda w, s: eager_fake_quantize(w, s, SCHEMES["ternary"], 128),
-                lambda w, s: triton_fake_quantize.fake_quantize(w, s, SCHEMES["ternary"].levels, 128),
+                lambda w, s, q=ternary: eager_fake_quantize(w, s, q, 128),
+                lambda w, s, q=ternary: triton_fake_quantize.fake_quantize(w, s, q.levels, q.reach, 128),
             )
         ]
         row(f"fake quantisation forward and backward, {dtype}".replace("torch.", ""), *times)
-    for name in ("ternary", "int4"):
-        scheme = SCHEMES[name]
-        scale = initial_scale(weight, scheme, 128)
-        codes = (weight / scale.repeat_interleave(128, 1)).round().clamp(scheme.qmin, scheme.qmax)
-        packed = pack(codes.to(torch.int8), scheme)
-        for count in COUNT_INPUTS:
-            inputs = torch.randn(count, columns, device="cuda", dtype=torch.bfloat16)
-            times = [
-                seconds(lambda i=inputs, p=packed, s=scale, q=scheme: eager_packed_matmul(i, p, s, q, 128)),
-                seconds(
-                    lambda i=inputs, p=packed, s=scale, q=scheme: triton_packed.packed_matmul(
-                        i, p, s, q.levels, 128
-                    )
-                ),
-            ]
-            row(f"packed product, {name}, {count} inputs", *times)
     header = ("work", "eager, ms", "kernel, ms", "times faster")
     text = f"A {rows} × {columns} weight on {torch.cuda.get_device_name()}.\n\n{table(header, found)}"
     return f"{text}\n\nGoal: descent at least {GOAL:.0f} times faster."

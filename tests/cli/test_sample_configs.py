@@ -30,7 +30,7 @@ def test_a_sample_config_audits(name: str, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     (run,) = json.loads(done.out)["runs"]
     assert len(run["layers"]) == 3
-    scheme = {"binary.yaml": "binary"}.get(name, "ternary")
+    scheme = {"binary.yaml": "binary", "four_bits.yaml": "nf4"}.get(name, "ternary")
     assert run["scheme"] == scheme
 
 

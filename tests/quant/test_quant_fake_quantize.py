@@ -40,7 +40,7 @@ def test_every_weight_is_a_scheme_member(weight, scheme, group_size):
     assert out.shape == weight.shape
     assert out.dtype == weight.dtype
     for group, step in zip(groups_of(out, group_size), scale.reshape(-1), strict=True):
-        members = (torch.tensor(scheme.levels).to(step.dtype) * step).to(weight.dtype)
+        members = (torch.tensor(scheme.levels, dtype=step.dtype) * step).to(weight.dtype)
         assert torch.isin(group, members).all()
 
 
@@ -76,14 +76,15 @@ def test_no_other_level_is_nearer(weight, scheme, group_size):
 
 
 def by_autograd(weight: torch.Tensor, scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    """The specification of the slopes: round straight through, clip half a step beyond the last levels."""
+    """The specification of the slopes: the nearest level straight through, clipped half a gap beyond the last."""
     if scheme.name == "binary":
         return torch.where(weight >= 0, 1.0, -1.0) * scale + (weight - weight.detach())
     ratio = weight / scale
-    inside = (ratio >= scheme.qmin - 0.5) & (ratio <= scheme.qmax + 0.5)
-    code = ratio.round().clamp(scheme.qmin, scheme.qmax).detach()
-    straight = ratio + (code - ratio).detach()
-    return torch.where(inside, straight, code) * scale
+    levels = torch.tensor(scheme.levels, dtype=ratio.dtype)
+    low, high = (levels[0] * 3 - levels[1]) / 2, (levels[-1] * 3 - levels[-2]) / 2
+    level = levels[(ratio.unsqueeze(-1) - levels).abs().argmin(-1)].detach()
+    straight = ratio + (level - ratio).detach()
+    return torch.where((ratio >= low) & (ratio <= high), straight, level) * scale
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
@@ -119,7 +120,9 @@ def test_scale_gradient_sums_over_its_own_group():
 def test_weights_on_the_outermost_levels_still_learn(name):
     scheme = SCHEMES[name]
     scale = torch.tensor([[0.1], [0.3], [0.7]])
-    weight = (scale * torch.tensor([float(scheme.qmin), float(scheme.qmax)]) * (1 + 1e-6)).requires_grad_()
+    weight = (
+        scale * torch.tensor([float(scheme.levels[0]), float(scheme.levels[-1])]) * (1 + 1e-6)
+    ).requires_grad_()
     fake_quantize(weight, scale, scheme).sum().backward()
     assert (weight.grad == 1).all()
 

@@ -12,7 +12,7 @@ from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.schemes import SCHEMES
 
-LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
+LOW_BIT = [name for name, scheme in SCHEMES.items() if not (scheme.is_free or scheme.is_codebook)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -57,7 +57,11 @@ def test_one_step_for_the_whole_tensor_is_a_case_of_channels(name):
         ((-7, -5, -3, -1, 1, 3, 5, 7), "int3"),
         (tuple(range(-7, 9)), "int4"),  # a negative scale
         (tuple(range(-3, 13)), "int4"),
-        (tuple(range(-10, 11)), "int8"),
+        (tuple(range(-10, 11)), "int5"),
+        (tuple(range(-20, 12)), "int5"),
+        (tuple(range(-31, 32)), "int6"),
+        (tuple(range(-63, 65)), "int7"),
+        (tuple(range(-70, 71)), "int8"),
     ],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

@@ -18,7 +18,7 @@ shapes = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 
 
 def random_codes(name: str, shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
-    levels = torch.tensor(SCHEMES[name].levels, dtype=torch.int8)
+    levels = torch.tensor(SCHEMES[name].codes, dtype=torch.int8)
     generator = torch.Generator().manual_seed(seed)
     return levels[torch.randint(len(levels), shape, generator=generator)]
 
@@ -35,7 +35,7 @@ def test_round_trip_at_true_size(name, shape, seed):
     assert torch.equal(back, codes)
 
 
-@pytest.mark.parametrize("name", ["int3", "int8", "ternary"])
+@pytest.mark.parametrize("name", ["int3", "int8", "ternary", "nf4", "fp8_e4m3"])
 def test_round_trip_in_several_parts(name):
     codes = random_codes(name, (3, 2**20 // 2 + 5))
     assert torch.equal(unpack(pack(codes, SCHEMES[name]), SCHEMES[name], codes.shape), codes)
@@ -43,7 +43,17 @@ def test_round_trip_in_several_parts(name):
 
 @pytest.mark.parametrize(
     ("name", "codes", "nbytes"),
-    [("binary", 8, 1), ("ternary", 5, 1), ("int2", 4, 1), ("int3", 8, 3), ("int4", 2, 1), ("int8", 1, 1)],
+    [
+        ("binary", 8, 1),
+        ("ternary", 5, 1),
+        ("int2", 4, 1),
+        ("int3", 8, 3),
+        ("int4", 2, 1),
+        ("int5", 8, 5),
+        ("int6", 4, 3),
+        ("int7", 8, 7),
+        ("int8", 1, 1),
+    ],
 )
 def test_codes_per_byte(name, codes, nbytes):
     scheme = SCHEMES[name]
@@ -62,7 +72,12 @@ def test_the_layout_on_disk_does_not_change():
     assert packed("int2", -2, -1, 0, 1) == [0b11_10_01_00]
     assert packed("int3", -4, 3, 0) == [0b00_111_000, 0b1]
     assert packed("int4", -8, 7) == [0xF0]
+    assert packed("int5", -16, 15) == [0b111_00000, 0b11]
+    assert packed("int6", -32, 31) == [0b11_000000, 0b1111]
+    assert packed("int7", 63, -64) == [0b01111111, 0]
     assert packed("int8", -128, 0, 127) == [0, 128, 255]
+    assert packed("nf4", -7, 8) == [0xF0]
+    assert packed("fp8_e4m3", -126, 0, 126) == [0, 126, 252]
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
@@ -80,9 +95,14 @@ def test_other_dtypes_and_bytes_that_no_codes_give_are_refused():
         unpack(torch.zeros(1, dtype=torch.int32), SCHEMES["int4"], (2,))
     with pytest.raises(ArtefactError, match="below 243, found 250"):
         unpack(torch.tensor([250], dtype=torch.uint8), SCHEMES["ternary"], (5,))
+    with pytest.raises(ArtefactError, match="below 253, found 253"):
+        unpack(torch.tensor([253], dtype=torch.uint8), SCHEMES["fp8_e4m3"], (1,))
 
 
-@pytest.mark.parametrize(("name", "code"), [("binary", 0), ("ternary", 2), ("int3", 4), ("int4", -9)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("binary", 0), ("ternary", 2), ("int3", 4), ("int4", -9), ("nf4", -8), ("fp8_e4m3", 127)],
+)
 def test_codes_of_another_scheme_are_refused(name, code):
     with pytest.raises(UsageError, match=name):
         pack(torch.tensor([1, -1, code], dtype=torch.int8), SCHEMES[name])

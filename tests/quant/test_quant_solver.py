@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peelcli.errors import UsageError
 from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
+from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.solver import damped, least_squares_target, quadratic_loss, solve
 
@@ -38,14 +39,14 @@ def test_never_worse_than_round_to_nearest_in_any_row(name, d_out, d_in, group_s
     target, hessian = problem(d_out, d_in, seed, spread)
     codes, scale = solve(target, hessian, scheme, group_size)
     assert codes.dtype == torch.int8
-    assert torch.isin(codes, torch.tensor(scheme.levels, dtype=torch.int8)).all()
+    assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
     nearest = initial_scale(target, scheme, group_size)
     rounded = dequantize(quantize(target, nearest, scheme, group_size), nearest, scheme, group_size)
     own = quadratic_loss(dequantize(codes, scale, scheme, group_size), target, hessian)
     assert (own <= quadratic_loss(rounded, target, hessian) * (1 + 1e-4)).all()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "nf4"])
 @pytest.mark.parametrize("group_size", [None, 32])
 def test_it_gains_much_over_rounding_and_more_than_feedback_alone(name, group_size):
     scheme = SCHEMES[name]
@@ -62,6 +63,28 @@ def test_it_gains_much_over_rounding_and_more_than_feedback_alone(name, group_si
     assert solved < 0.9 * fed_back
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.sampled_from(LOW_BIT), st.integers(1, 9), st.sampled_from([1, 17, 70]), st.integers(0, 2**31))
+def test_with_one_step_for_the_matrix_the_whole_is_never_worse(name, d_out, d_in, seed):
+    scheme = SCHEMES[name]
+    target, hessian = problem(d_out, d_in, seed)
+    nearest = start_scale(target, scheme, None, "tensor")
+
+    def left(codes: Tensor, scale: Tensor) -> float:
+        assert scale.shape == (1, 1)
+        return float(quadratic_loss(dequantize(codes, scale, scheme), target, hessian).sum())
+
+    rounded = quantize(target, nearest, scheme)
+    losses = [left(rounded, nearest)]
+    for sweeps in (0, 1, 2, 8):
+        solved = solve(target, hessian, scheme, starts=(1.0,), max_sweeps=sweeps, granularity="tensor")
+        losses.append(left(*solved))
+    for earlier, later in zip(losses, losses[1:], strict=False):
+        assert later <= earlier * (1 + 1e-4) + 1e-9
+    known = solve(target, hessian, scheme, known=(rounded, nearest), granularity="tensor")
+    assert left(*known) <= losses[-1] * (1 + 1e-4) + 1e-9
+
+
 def test_more_sweeps_and_more_starts_never_hurt():
     target, hessian = problem(16, 64, 3)
     losses = []
@@ -75,7 +98,7 @@ def test_more_sweeps_and_more_starts_never_hurt():
     assert losses[-1].sum() < losses[0].sum()
 
 
-@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int4"])
+@pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int4", "nf4"])
 def test_a_weight_that_lies_in_the_scheme_is_found_again(name):
     scheme = SCHEMES[name]
     _, hessian = problem(8, 40, 11)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu, sequence_order
 
@@ -53,7 +54,7 @@ def test_never_worse_than_rounding_and_exactly_in_the_scheme(name: str, group_si
     fitted = witness.weights(weight)["w"]
     assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
     codes = witness.quantized["w"].codes
-    assert set(codes.unique().tolist()) <= set(scheme.levels)
+    assert set(codes.unique().tolist()) <= set(scheme.codes)
     assert outcome.start == "warm"
     assert outcome.steps == 24
 
@@ -145,3 +146,32 @@ def test_every_sequence_is_used_before_any_is_used_again() -> None:
     flat = [row for rows in order for row in rows]
     assert sorted(flat[:N_SEQ]) == list(range(N_SEQ))
     assert sorted(flat[N_SEQ : 2 * N_SEQ]) == list(range(N_SEQ))
+
+
+RULES = [
+    *(
+        StepRule(granularity, scale)
+        for granularity in ("tensor", "channel")
+        for scale in ("absmean", "absmax", "mse")
+    ),
+    *(
+        StepRule(granularity, scale, symmetric=False)
+        for granularity in ("tensor", "channel")
+        for scale in ("absmax", "mse")
+    ),
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(rule: StepRule) -> None:
+    scheme = SCHEMES["int4"]
+    weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
+    fit, maps = Toy(weight, 5), [LinearMap("w", weight, False)]
+    witness, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(0), steps=rule)
+    scale, zero = start_steps(weight, scheme, None, rule)
+    assert torch.equal(witness.weights(weight)["w"], fake_quantize(weight, scale, scheme, None, zero))
+    assert witness.quantized["w"].granularity == rule.granularity
+    trained, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(24), steps=rule)
+    assert trained.quantized["w"].scale.shape == scale.shape
+    errors = [fvu(forward, w.weights(weight), fit, 4, 8) for w in (trained, witness)]
+    assert errors[0] < errors[1] or (rule.scale != "absmean" and errors[0] == errors[1])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.steps import StepRule
 from peelcli.references.block_path import residual_maps
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu
@@ -46,17 +47,26 @@ class Linear:
         return hidden.flatten(0, 1), change, torch.ones_like(change)
 
 
-@pytest.mark.parametrize("group_size", [None, 7])
-@pytest.mark.parametrize("name", [n for n in SCHEMES if n != "fp"])
-def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, group_size):
+SCHEMES_WITH_AND_WITHOUT = [
+    *((n, True) for n in SCHEMES if n != "fp"),
+    *((n, False) for n in SCHEMES if n.startswith("int")),
+]
+
+
+@pytest.mark.parametrize(("group_size", "granularity"), [(None, "tensor"), (None, "channel"), (7, "group")])
+@pytest.mark.parametrize(("name", "symmetric"), SCHEMES_WITH_AND_WITHOUT)
+def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, symmetric, group_size, granularity):
     block, select, scheme = Linear(1), Linear(2), scheme_named(name)
     finish = Finish(block, block.maps, block, 4)
     budget = Budget(4, 0.06, 4, 0, "warm")
     errors = []
     for end in (None, finish):
-        witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end)
+        rule = StepRule(granularity, symmetric=symmetric)
+        witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end, rule)
+        assert (witness.quantized["w"].zero_point is None) == symmetric
+        assert witness.quantized["w"].granularity == granularity
         codes = witness.quantized["w"].codes
-        assert torch.isin(codes, torch.tensor(scheme.levels, dtype=torch.int8)).all()
+        assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
         errors.append(fvu(block, witness.weights(block.weight), select, 4, 8))
     assert errors[1] <= errors[0]
     if scheme.num_bits <= 4:

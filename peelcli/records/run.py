@@ -1,0 +1,80 @@
+"""All that was measured on one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from peelcli.records.few_bits import Quantized, QuantizedModule
+from peelcli.records.reference import Paths, Score
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the scan of the files found before any model was built."""
+
+    # "non-finite" and "duplicate-layer" make a layer broken; notes are "constant", "surplus-layers", "layers-unknown",
+    # "identical-checkpoint" and "identical-layer"
+    kind: str
+    message: str
+    layer: int | None = None
+    tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that was measured on one checkpoint; `verdict.judge` turns it into an AuditResult."""
+
+    checkpoint: str
+    checkpoint_id: str
+    num_layers: int
+    layers: tuple[int, ...]  # the layers that were audited
+    seed: int
+    tokens: dict[str, int]  # {"fit": …, "select": …, "eval": …}
+    seq_len: int
+    data: str  # which text, in words
+    vocab_size: int
+    data_hash: str = ""  # SHA-256 of the calibration tokens and their division; "" where nothing was measured
+    scheme: str = ""
+    nll_select: tuple[float, ...] = ()
+    nll_eval: tuple[float, ...] = ()
+    entropy_eval: tuple[float, ...] = ()  # mean entropy of the model's own predictions on the same positions
+    unigram_ce: float = 0.0  # CE on `eval` of the token frequencies of `fit`: what no context at all achieves
+    layer_bits: tuple[float, ...] = ()  # bits per weight each layer itself has, layer 1 first
+    weight_rms: tuple[
+        dict[str, dict[str, float]], ...
+    ] = ()  # layer 1 first: sublayer or "block" → matrix → RMS
+    step: int | None = None
+    group_size: int | None = None
+    granularity: str = ""  # what shares a scale: "tensor", "channel" or "group"
+    symmetric: bool = True  # False: each scale of a reference has a zero point
+    family: str = ""
+    dtype: str = ""
+    device: str = ""
+    config: dict[str, object] = field(default_factory=dict)
+    scores: tuple[Score, ...] = ()
+    paths: Paths | None = None
+    layer_hashes: dict[str, str] = field(default_factory=dict)  # layer number → SHA-256 of its weights
+    findings: tuple[Finding, ...] = ()
+    skipped: tuple[str, ...] = ()  # what was not audited, and why, in words
+    quantized: Quantized | None = (
+        None  # what runs in few bits; None where the checkpoint says of nothing that it does
+    )
+    seconds: float = 0.0
+
+
+def run_from(about: Mapping[str, Any], **measured: Any) -> Run:
+    """A Run from its description as JSON values (lists where the record has tuples) and what was measured."""
+    known = {f.name for f in fields(Run)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k in known}
+    values["findings"] = tuple(Finding(**f) for f in about["findings"])
+    values["quantized"] = _quantized(about.get("quantized"))
+    return Run(**{**values, **measured})
+
+
+def _quantized(about: Mapping[str, Any] | None) -> Quantized | None:
+    if about is None:
+        return None
+    modules = tuple(QuantizedModule(**module) for module in about["modules"])
+    return Quantized(about["method"], modules, about["activation_bits"], tuple(about["notes"]))

@@ -1,0 +1,58 @@
+"""A witness that is read is the witness that was written, in every scheme, and takes the room that its bits ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from peelcli.fitstore.witness import read_witness, replacing, write_witness
+from peelcli.quant.fake_quantize import quantize
+from peelcli.quant.schemes import SCHEMES
+from peelcli.quant.steps import StepRule, start_steps
+from peelcli.references.interface import QuantizedMatrix, Witness
+
+LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(LOW_BIT),
+    st.sampled_from([(3, 17), (2, 4, 9)]),
+    st.sampled_from([(None, "tensor"), (None, "channel"), (4, "group")]),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**31),
+)
+def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
+    tmp_path_factory: pytest.TempPathFactory,
+    name: str,
+    shape: tuple[int, ...],
+    shared: tuple[int | None, str],
+    transposed: bool,
+    symmetric: bool,
+    seed: int,
+) -> None:
+    scheme, path = SCHEMES[name], Path(tmp_path_factory.mktemp("w")) / "witness.h5"
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    group_size, granularity = shared
+    rule = StepRule(granularity, symmetric=symmetric or not name.startswith("int"))
+    scale, zero = start_steps(weight, scheme, group_size, rule)
+    codes = quantize(weight, scale, scheme, group_size, zero)
+    matrix = QuantizedMatrix(codes, scale, name, group_size, transposed, zero)
+    with replacing(path) as file:
+        write_witness(file.create_group("one"), Witness({"m": matrix}, {"norm": weight[..., 0].bfloat16()}))
+    with h5py.File(path) as file:
+        found = read_witness(file["one"])
+        nbytes = file["one/weights/0/packed"].nbytes
+    like = torch.empty(0)
+    assert found.quantized["m"].granularity == granularity
+    assert torch.equal(found.quantized["m"].codes, codes)
+    assert torch.equal(found.weights(like)["m"], matrix.weight(like))
+    assert torch.equal(found.plain["norm"], weight[..., 0].bfloat16())
+    bits = 8 / 5 if name == "ternary" else scheme.num_bits
+    assert nbytes < codes.numel() * bits / 8 + 1
