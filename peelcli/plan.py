@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Generator
@@ -17,7 +18,7 @@ from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.extract import stored_states
-from peelcli.fit import FIT_BATCH
+from peelcli.fit import FIT_BATCH, LADDER, LADDER_SHARE
 from peelcli.machine import available_memory
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
@@ -84,7 +85,9 @@ def plan_steps(
     rows = max(1, tokens // seq_len)
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     older = num_earlier if "rollback" in fit.references else 0
-    candidates = len(layers) * ((17 if fit.ladder else 12) + older)
+    # The schemes of the ladder are measured on a part of `eval` alone.
+    ladder = len(LADDER) * extract.eval_tokens / LADDER_SHARE / measured if fit.ladder else 0.0
+    candidates = math.ceil(len(layers) * (12 + ladder + older))
     scratch = 2 * candidates * measured * width * itemsize
     # Older blocks are kept as parts, and then in the fit.
     kept = 2 * older * itemsize * inside * len(layers) // num_layers

@@ -130,8 +130,10 @@ def quantise(model: nn.Module, ids: Tensor, method: Method, bits: str, group: in
     return seconds
 
 
-def autoround(model: nn.Module, ids: Tensor, bits: str, group: int | None, iters: int) -> float:
-    """AutoRound on the whole model."""
+def autoround(
+    model: nn.Module, ids: Tensor, bits: str, group: int | None, iters: int, tokenizer: object
+) -> float:
+    """AutoRound on the whole model. tokenizer: it asks for one, though it is given ids."""
     from auto_round import AutoRound
 
     if bits == "ternary":
@@ -142,7 +144,7 @@ def autoround(model: nn.Module, ids: Tensor, bits: str, group: int | None, iters
     AutoRound(
         model,
         scheme=scheme,
-        tokenizer=None,
+        tokenizer=tokenizer,
         dataset=batches,
         iters=iters,
         nsamples=len(ids),
@@ -160,7 +162,10 @@ def measured(asked: dict[str, object], method: str, bits: str, group: int | None
     try:
         if method == "autoround":
             with torch.enable_grad():
-                seconds = autoround(model, fit, bits, group, int(asked["autoround_iters"]))  # type: ignore[call-overload]
+                iters = int(asked["autoround_iters"])  # type: ignore[call-overload]
+                tokenizer = transformers.AutoTokenizer.from_pretrained(asked["stories"])
+                seconds = autoround(model, fit, bits, group, iters, tokenizer)
+            model.float()  # it leaves bfloat16 behind
         else:
             seconds = quantise(model, fit, METHODS[method], bits, group)
     except Exception as error:  # noqa: BLE001  a peer that fails is a line of the table
