@@ -40,6 +40,7 @@ class Evidence:
     gap_floor: float  # …and what it must come to, to matter
     p_surpassed: float
     p_matched: float
+    p_matched_select: float  # the same on `select`, where it is the loss on foreign text, too
 
     @property
     def relative_cost(self) -> float:
@@ -196,9 +197,8 @@ def _weigh(
         margin = widest = policy.matched_margin
     gap = np.subtract(score.beside(run.nll_eval), score.nll_eval)
     # A scheme of the ladder has none: it serves effective_bits, and is never chosen by `select`.
-    cost_select = (
-        float(np.subtract(score.nll_select, run.nll_select).mean()) if score.nll_select else math.inf
-    )
+    on_select = np.subtract(score.nll_select, run.nll_select) if score.nll_select else np.array([])
+    cost_select = float(on_select.mean()) if len(on_select) else math.inf
     return Evidence(
         score=score,
         cost=paired_interval(cost.tolist(), policy.confidence),
@@ -215,6 +215,7 @@ def _weigh(
         gap_floor=policy.surpassed_floor if floor is None else floor,
         p_surpassed=p_greater(gap.tolist(), threshold),
         p_matched=p_less(cost.tolist(), margin),
+        p_matched_select=p_less(on_select.tolist(), margin) if len(on_select) > 1 else 1.0,
     )
 
 

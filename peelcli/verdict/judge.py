@@ -200,7 +200,7 @@ class _Rules:
         for layer in self.run.layers:
             fair = [e for e in self.deciding[layer] if self._matches(e)]
             if layer not in taken and fair:
-                best[layer] = min(fair, key=lambda e: (self._select_cost(e) / e.margin, *_cheapest(e)))
+                best[layer] = min(fair, key=lambda e: (self._chance_on_select(e), *_cheapest(e)))
                 # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
                 tried[layer] = len(fair) if self.foreign else 1
         p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
@@ -211,8 +211,9 @@ class _Rules:
             if rejected[n] and e.costs_less
         }
 
-    def _select_cost(self, e: Evidence) -> float:
-        return e.divergence if self.foreign else e.cost_select
+    def _chance_on_select(self, e: Evidence) -> float:
+        """What orders the candidates: a fit costs little next to a tiny margin, and less surely than a drop does."""
+        return e.divergence / e.margin if self.foreign else e.p_matched_select
 
     def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
         """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""

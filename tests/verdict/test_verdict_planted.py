@@ -258,3 +258,14 @@ def test_a_span_into_a_layer_that_was_not_audited_blames_none():
     assert judge(measure(into, layers=(1, 2, 3))).flagged == ()
     within = changed(partly, {span(2, 3): 0.0}, spread=0.1)
     assert judge(measure(within, layers=(1, 2, 3))).flagged == (2,)
+
+
+def test_a_fit_that_matches_by_chance_does_not_hide_a_part_that_surely_does_nothing():
+    """As measured where an MLP was frozen: dropped it costs .001 of .05, and a ternary attention .0002 of .003."""
+    cheap = {direct(n, "attention"): 0.003 for n in range(1, 6)}
+    effects = changed(sound(ladder=False), cheap, spread=0.2)
+    effects = changed(effects, {direct(3, "attention"): 0.0002}, divergence=0.0002, spread=0.2)
+    effects = changed(effects, {identity(3, "mlp"): 0.001}, divergence=0.001, spread=0.1)
+    for seed in SEEDS:
+        verdict = judge(measure(effects, seed=seed, noise=0.01)).layers[2]
+        assert (verdict.verdict, verdict.reference) == ("matched", identity(3, "mlp"))
