@@ -190,7 +190,8 @@ def _weigh(
     else:
         share = policy.fitted_share if is_fitted else policy.identity_share
     widest = 0.0 if vacuous else share * usual
-    if not is_fitted and abs(relative_size(run, reference.layer, reference.sublayer)) < policy.unlike_size:
+    size = relative_size(run, reference.layer, reference.sublayer)
+    if reference.kind != "span" and abs(size) < policy.unlike_size:  # a span stands in for several layers
         share = min(share, policy.idle_share)
     margin = 0.0 if vacuous else share * usual
     if policy.matched_margin is not None:

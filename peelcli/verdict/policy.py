@@ -30,7 +30,8 @@ class Policy:
     unlike_size: float = 0.22
     """…by this, the natural logarithm of their size relative to the other layers': a fifth smaller, or larger."""
     idle_share: float = 0.03
-    """Where its weights are like the others' a part must cost less than this share: idle by nature it costs more."""
+    """Where its weights are like the others' a part must cost less than this share, dropped or fitted: many are idle by
+    nature, and cost more."""
     fitted_share: float = 0.15
     """A fitted reference matches below this share of what the same reference costs the other layers."""
     least_usual: float = 0.002

@@ -18,6 +18,7 @@ from simulated import (
     measure,
     rescored,
     score_of,
+    sizes,
     sound,
     span,
 )
@@ -126,8 +127,9 @@ def test_the_margin_follows_the_other_layers_or_the_policy():
     effects = changed(
         sound(), {identity(4): 0.05, direct(4): 0.01}, spread=0.05
     )  # 5 % of what the others are worth
-    run = measure(effects)
+    run = measure(effects, weight_rms=sizes({4: 0.6}))
     assert judge(run).flagged == (4,)
+    assert judge(measure(effects)).flagged == ()  # its weights are like the others'
     assert judge(run, Policy(matched_margin=0.002)).flagged == ()
     assert judge(run, Policy(matched_margin=0.0)).flagged == ()
     assert judge(measure(sound()), Policy(matched_margin=50.0)).flagged == (1, 2, 3, 4, 5)
