@@ -22,6 +22,7 @@ from peelcli.config import FitConfig
 from peelcli.describe import describe
 from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
+from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import WITHOUT_WEIGHTS, Reference, Run
@@ -113,6 +114,10 @@ def test_an_exchange_measures_what_the_checkpoint_in_another_order_does(
     (score,) = [s for s in run.scores if s.reference.layer == first]
     assert np.mean(score.nll_eval) == pytest.approx(float(plain), abs=1e-5)
     assert np.mean(score.nll_eval) != pytest.approx(np.mean(run.nll_eval), abs=1e-5)
+    graft(tmp_path / "fit.h5", open_checkpoint(directory), model, score.reference, tmp_path / "grafted")
+    grafted = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "grafted")
+    for name, value in other.state_dict().items():
+        assert torch.equal(grafted.state_dict()[name], value), name
     acts.close()
 
 
