@@ -99,9 +99,9 @@ def build(asked: dict[str, object]) -> nn.Module:
     return transformers.LlamaForCausalLM(config).eval()
 
 
-def linears(block: nn.Module) -> dict[str, nn.Linear]:
-    """The linear maps of a block by name."""
-    return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear)}
+def linears(block: nn.Module, only: str) -> dict[str, nn.Linear]:
+    """The linear maps of a block by name, those with `only` in it."""
+    return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear) and only in name}
 
 
 def watch(modules: dict[str, nn.Linear], keep: Callable[[str, Tensor], None]) -> list[object]:
@@ -112,11 +112,11 @@ def watch(modules: dict[str, nn.Linear], keep: Callable[[str, Tensor], None]) ->
     ]
 
 
-def quantise(model: nn.Module, ids: Tensor, method: Method, bits: str, group: int | None) -> float:
+def quantise(model: nn.Module, ids: Tensor, method: Method, bits: str, group: int | None, only: str) -> float:
     """Block after block, on the inputs that the quantised blocks before give; seconds of the method itself."""
     seconds = 0.0
     for block in model.model.layers:
-        modules, hessians = linears(block), {}
+        modules, hessians = linears(block, only), {}
         hooks = watch(modules, lambda n, x, h=hessians: h.__setitem__(n, h.get(n, 0.0) + x.T @ x))
         for batch in ids.split(8):
             model(batch)
@@ -158,7 +158,7 @@ def autoround(
 def measured(asked: dict[str, object], method: str, bits: str, group: int | None, rows: Tensor) -> str:
     """Error, CE and seconds of one method, or why it could not be."""
     fit, held_out = rows.split([len(rows) - HELD_OUT, HELD_OUT])
-    model, trained = build(asked), build(asked)
+    model, trained, only = build(asked), build(asked), str(asked["only"])
     try:
         if method == "autoround":
             with torch.enable_grad():
@@ -167,12 +167,12 @@ def measured(asked: dict[str, object], method: str, bits: str, group: int | None
                 seconds = autoround(model, fit, bits, group, iters, tokenizer)
             model.float()  # it leaves bfloat16 behind
         else:
-            seconds = quantise(model, fit, METHODS[method], bits, group)
+            seconds = quantise(model, fit, METHODS[method], bits, group, only)
     except Exception as error:  # noqa: BLE001  a peer that fails is a line of the table
         return f"{type(error).__name__}: {error}"[:80].replace("\n", " ")
     errors = []
     for old, new in zip(trained.model.layers, model.model.layers, strict=True):
-        modules, found = linears(old), linears(new)
+        modules, found = linears(old, only), linears(new, only)
         tally = {name: torch.zeros(2) for name in modules}
 
         def keep(name: str, x: Tensor, o=modules, f=found, t=tally) -> None:
