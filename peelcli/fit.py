@@ -288,8 +288,8 @@ class Fitter:
         rows = self.acts.rows["eval"]
         nll = self.acts.nll[rows].tolist()
         is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
-        without, unigram_ce = self._nll_without_blocks(), self.acts.about["unigram_ce"]
-        if is_foreign and not blocks_do_harm(nll, without, unigram_ce, Policy()):
+        unigram_ce = self.acts.about["unigram_ce"]
+        if is_foreign and not blocks_do_harm(nll, self._nll_without_blocks(), unigram_ce, Policy()):
             return "the text is foreign to this model, so that every layer could only gain by adapting to it"
         free = available_memory()
         needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))

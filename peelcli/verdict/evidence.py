@@ -124,10 +124,14 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
         mean = float(np.mean(costs[score.reference.key]))
         groups.setdefault(group_of(score), []).append((score.reference.layer, mean))
     threshold = foreign_allowance(policy, mismatch)
+    parts = {(s.reference.layer, s.reference.sublayer) for s in usable}
+    sizes = {part: relative_size(run, *part) for part in parts}  # once for all references to a part
     found = []
     for score in usable:
+        size = sizes[score.reference.layer, score.reference.sublayer]
         peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
-        found.append(_weigh(run, score, costs[score.reference.key], peers, policy, threshold))
+        cost = costs[score.reference.key]
+        found.append(_weigh(run, score, cost, peers, policy, threshold, size=size))
     return found
 
 
@@ -176,6 +180,7 @@ def _weigh(
     policy: Policy,
     threshold: float,
     floor: float | None = None,
+    size: float = 0.0,
 ) -> Evidence:
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
@@ -190,7 +195,6 @@ def _weigh(
     else:
         share = policy.fitted_share if is_fitted else policy.identity_share
     widest = 0.0 if vacuous else share * usual
-    size = relative_size(run, reference.layer, reference.sublayer)
     if reference.kind != "span" and abs(size) < policy.unlike_size:  # a span stands in for several layers
         share = min(share, policy.idle_share)
     margin = 0.0 if vacuous else share * usual

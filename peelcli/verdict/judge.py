@@ -288,7 +288,7 @@ class _Rules:
     def _drop_cost(self, layer: int) -> float | None:
         return -self.drops[layer].gap.mean if layer in self.drops else None
 
-    def _facts(self, layer: int, surpassing: Evidence | None = None, stands_out: bool = False) -> words.Facts:
+    def _facts(self, layer: int, surpassing: Evidence | None = None) -> words.Facts:
         evidence = self.by_layer[layer]
         blocks = [e for e in evidence if e.score.reference.sublayer is None]
         own = own_bits(self.run, layer)
