@@ -6,7 +6,6 @@ killed run goes on from the last finished layer; the parts become one file at th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile, require_space
@@ -25,7 +24,8 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
-from peelcli.machine import available_memory
+from peelcli.end_to_end import KINDS as END_TO_END
+from peelcli.end_to_end import EndToEnd
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
@@ -34,17 +34,15 @@ from peelcli.quant.steps import StepRule
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
-from peelcli.references.challenge import fit_challenge
 from peelcli.references.exchange import exchanged
-from peelcli.references.interface import Batch, Budget, Witness
+from peelcli.references.interface import Budget, Witness
 from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import fit_regression
 from peelcli.references.rollback import roll_back
-from peelcli.references.shards import SHARD
 from peelcli.references.solved_finish import Finish
-from peelcli.scoring import Candidate, Sweep, block_batch, head_batch, token_losses
+from peelcli.scoring import Candidate, Sweep, block_batch
 from peelcli.statedata import StateData
-from peelcli.verdict import Policy, blocks_do_harm, data_fit
+from peelcli.verdict import Policy
 from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
@@ -56,6 +54,7 @@ FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps, and of `eval`…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
+ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
@@ -65,6 +64,17 @@ def default_scheme(layer_bits: Sequence[float]) -> str:
     layer_bits: those of the audited layers; none where nothing could be measured.
     """
     return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"
+
+
+def _pairs(model: BlockwiseModel) -> frozenset[tuple[int, int]]:
+    """The pairs of layers whose parameters have the same names and shapes: of neighbours, where there are many."""
+    farthest = model.num_layers if model.num_layers <= ALL_PAIRS else 1
+    return frozenset(
+        (n, m)
+        for n in range(1, model.num_layers)
+        for m in range(n + 1, min(n + farthest, model.num_layers) + 1)
+        if model.is_alike(n, m)
+    )
 
 
 @dataclass(frozen=True)
@@ -107,7 +117,7 @@ class Fitter:
             group_size=self.settings.group_size,
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
-            exchangeable=frozenset(n for n in range(1, model.num_layers) if model.is_alike(n, n + 1)),
+            exchangeable=_pairs(model),
             ladder=LADDER if self.settings.ladder else (),
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
@@ -130,8 +140,7 @@ class Fitter:
             self._clear_parts()
         yield from self._roll_back()
         yield from self._fit_layers()
-        if "challenge" in self.plan.kinds:
-            yield from self._challenge_layers()
+        yield from self._fit_end_to_end()
         candidates = [self._candidate(r) for r in self._outcomes]
         sweep = Sweep(
             self.model,
@@ -197,7 +206,8 @@ class Fitter:
     def _fit_layers(self) -> Iterator[Progress]:
         for done, layer in enumerate(self.plan.layers):
             yield Progress("fit", done, len(self.plan.layers), f"layer {layer}")
-            wanted = [r for r in references_of(layer, self.plan) if r.kind not in ("challenge", "rollback")]
+            later = ("rollback", *END_TO_END)
+            wanted = [r for r in references_of(layer, self.plan) if r.kind not in later]
             self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind in WITHOUT_WEIGHTS}
             fitted = [r for r in wanted if r.kind not in WITHOUT_WEIGHTS]
             path = self.parts_dir / f"layer-{layer:03d}.h5"
@@ -262,70 +272,41 @@ class Fitter:
     def _data(self, part: str, layer: int, target: int) -> StateData:
         return StateData(self.acts, part, layer - 1, target, self.model.device, self.model.dtype)
 
-    # -- references trained through the rest of the network -----------------------------------------------------------
+    # -- references fitted by the loss of the whole network -----------------------------------------------------------
 
-    def _challenge_layers(self) -> Iterator[Progress]:
-        reason = self._why_no_challenge()
-        if reason:
-            self.skipped.append(f"challenge references: {reason}")
+    def _fit_end_to_end(self) -> Iterator[Progress]:
+        wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.kind in END_TO_END]
+        if not wanted:
             return
-        layers = self.plan.layers
-        with contextlib.ExitStack() as stack:
-            first = min(layers)
-            modules = {
-                n: stack.enter_context(self.model.block(n)) for n in range(first, self.plan.num_layers + 1)
-            }
-            for done, layer in enumerate(layers):
-                yield Progress("challenge", done, len(layers), f"layer {layer}")
-                path = self.parts_dir / f"challenge-{layer:03d}.h5"
-                if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
-                    (reference,) = (r for r in references_of(layer, self.plan) if r.kind == "challenge")
-                    fitstore.write_part(path, self._key, {reference: self._challenge_one(layer, modules)})
+        fits = EndToEnd(self.model, self.acts, min(self.plan.layers), self.settings.seed)
+        reason = fits.why_not()
+        if reason:
+            kinds = " and ".join(dict.fromkeys(r.kind for r in wanted))
+            self.skipped.append(f"{kinds} references: {reason}")
+            return
+        with fits.open():
+            yield from self._challenge_layers(fits, {r.layer: r for r in wanted if r.kind == "challenge"})
+            rescales = [r for r in wanted if r.kind == "rescale"]
+            path = self.parts_dir / "rescale.h5"
+            if rescales and not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+                yield Progress("rescale", 0, 1, "all layers")
+                fitstore.write_part(path, self._key, fits.rescale(rescales))
+            if rescales:
                 self._take(path)
-        yield Progress("challenge", len(layers), len(layers), "all layers")
+                yield Progress("rescale", 1, 1, "all layers")
 
-    def _why_no_challenge(self) -> str | None:
-        rows = self.acts.rows["eval"]
-        nll = self.acts.nll[rows].tolist()
-        is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
-        unigram_ce = self.acts.about["unigram_ce"]
-        if is_foreign and not blocks_do_harm(nll, self._nll_without_blocks(), unigram_ce, Policy()):
-            return "the text is foreign to this model, so that every layer could only gain by adapting to it"
-        free = available_memory()
-        needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
-        if free is not None and needed > free:
-            return f"they need the whole model in memory, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
-        return None
+    def _challenge_layers(self, fits: EndToEnd, references: Mapping[int, Reference]) -> Iterator[Progress]:
+        def budget(at_once: bool) -> Budget:
+            return replace(self._budget("challenge", self.settings.challenge_steps, "warm"), at_once=at_once)
 
-    @torch.no_grad()
-    def _nll_without_blocks(self) -> list[float]:
-        """The loss of each sequence of `eval` where the embedding goes to the head as it is."""
-        ids = self.acts.ids[self.acts.rows["eval"]]
-        step = head_batch(ids.shape[1], self.model.vocab_size)
-        parts = [ids[at : at + step] for at in range(0, len(ids), step)]
-        losses = [token_losses(self.model.logits(self.model.prepare(p).hidden, p), p)[0] for p in parts]
-        return torch.cat(losses).tolist()
-
-    def _challenge_one(self, layer: int, modules: Mapping[int, nn.Module]) -> tuple[Witness, FitOutcome]:
-        block = ModelBlock(self.model, layer, modules[layer])
-
-        def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
-            hidden = block(batch.inputs, batch.ids, weights)
-            for later in range(layer + 1, self.plan.num_layers + 1):
-                hidden = self.model.run_block(later, modules[later], hidden, batch.ids)
-            logits = self.model.logits(hidden, batch.ids)[:, :-1].float()
-            return nn.functional.cross_entropy(
-                logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device)
-            )
-
-        trained = {name: p.data for name, p in modules[layer].named_parameters()}
-        fit, select = (self._data(p, layer, layer) for p in ("fit", "select"))
-        grids = self.acts.about["matrix_grids"][layer - 1]
-        on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
-        budget = self._budget("challenge", self.settings.challenge_steps, "warm")
-        at_once = all(self.model.runs_at_once(n) for n in modules)
-        budget = replace(budget, at_once=at_once and self.model.heads_at_once(self.acts.ids[:SHARD].numel()))
-        return fit_challenge(loss, trained, block.maps, on_grid, fit, select, budget)
+        for done, (layer, reference) in enumerate(references.items()):
+            yield Progress("challenge", done, len(references), f"layer {layer}")
+            path = self.parts_dir / f"challenge-{layer:03d}.h5"
+            if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+                fitstore.write_part(path, self._key, {reference: fits.challenge(layer, budget)})
+            self._take(path)
+        if references:
+            yield Progress("challenge", len(references), len(references), "all layers")
 
     # -- the whole network, peeled ------------------------------------------------------------------------------------
 

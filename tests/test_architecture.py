@@ -25,7 +25,7 @@ FLOORS = (
     {"watching", "loggers"},
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
-    {"peeling"},
+    {"peeling", "end_to_end"},
     {
         "scoring",
         "fitstore",

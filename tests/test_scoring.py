@@ -25,7 +25,7 @@ from peelcli.fit import FitTask, Fitter
 from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import scheme_named
-from peelcli.records import WITHOUT_WEIGHTS, Reference, Run
+from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
 from peelcli.scoring import Candidate, Sweep
@@ -82,17 +82,17 @@ def test_sweep_equals_a_plain_pass(family: str, save_model: Callable[..., Path],
         assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, witness), abs=2e-5), r.key
         assert min(score.kl_eval) > -1e-6
         kinds.add((r.kind, r.sublayer))
-    expected = {(kind, None) for kind in ("identity", "direct", "span", "challenge", "exchange")}
+    expected = {(kind, None) for kind in KINDS if kind != "rollback"}
     if family != "bloom":
-        expected |= {(k, s) for k in ("identity", "direct") for s in ("attention", "mlp")}
+        expected |= {(k, s) for k in ("identity", "direct", "rescale") for s in ("attention", "mlp")}
     assert kinds == expected
     acts.close()
 
 
-@pytest.mark.parametrize("first", [1, 2])
+@pytest.mark.parametrize("pair", [(1, 2), (2, 3), (1, 3)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_an_exchange_measures_what_the_checkpoint_in_another_order_does(
-    first: int, threads: int, save_model: Callable[..., Path], tmp_path: Path
+    pair: tuple[int, int], threads: int, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     directory = save_model("llama", num_hidden_layers=3)
     model, path = extracted(directory, tmp_path)
@@ -106,12 +106,13 @@ def test_an_exchange_measures_what_the_checkpoint_in_another_order_does(
         torch.set_num_threads(at_once)
     other = transformers.AutoModelForCausalLM.from_pretrained(directory)
     blocks = other.model.layers
-    blocks[first - 1], blocks[first] = blocks[first], blocks[first - 1]
+    one, two = (n - 1 for n in pair)
+    blocks[one], blocks[two] = blocks[two], blocks[one]
     ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
     with torch.no_grad():
         logits = other(input_ids=ids, use_cache=False).logits[:, :-1]
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
-    (score,) = [s for s in run.scores if s.reference.layer == first]
+    (score,) = [s for s in run.scores if (s.reference.layer, s.reference.target) == pair]
     assert np.mean(score.nll_eval) == pytest.approx(float(plain), abs=1e-5)
     assert np.mean(score.nll_eval) != pytest.approx(np.mean(run.nll_eval), abs=1e-5)
     graft(tmp_path / "fit.h5", open_checkpoint(directory), model, score.reference, tmp_path / "grafted")
@@ -147,7 +148,7 @@ def test_the_number_of_threads_changes_nothing(save_model: Callable[..., Path], 
         finally:
             torch.set_num_threads(before)
     alone, shared = runs
-    assert {s.reference.kind for s in alone.scores} == {"identity", "direct", "span", "challenge", "exchange"}
+    assert {s.reference.kind for s in alone.scores} == set(KINDS) - {"rollback"}
     for a, b in zip(alone.scores, shared.scores, strict=True):
         assert (a.reference, a.nll_eval, a.kl_eval) == (b.reference, b.nll_eval, b.kl_eval)
     assert alone.paths is not None

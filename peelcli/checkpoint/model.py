@@ -29,6 +29,7 @@ from peelcli.checkpoint.structure import (
     Sublayer,
     find_matrices,
     find_sublayers,
+    head_dim,
     num_hidden_layers,
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
@@ -113,6 +114,7 @@ class BlockwiseModel:
         self.family = type(model).__name__
         text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
         self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.head_dim = head_dim(config)
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())

@@ -52,6 +52,15 @@ def num_hidden_layers(config: object) -> int:
     raise CheckpointError(_NO_LAYERS)
 
 
+def head_dim(config: Any) -> int:
+    """Features of one head of the attention, 0 where a transformers config does not say."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    stated, width, heads = (
+        getattr(text, key, None) for key in ("head_dim", "hidden_size", "num_attention_heads")
+    )
+    return int(stated or (width // heads if width and heads else 0))
+
+
 def layers_of(config: Mapping[str, Any]) -> int:
     """The number of decoder blocks that config.json names, before transformers has read it."""
     nested = config.get("text_config")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SUBLAYERS = ("attention", "mlp")
-KINDS = ("identity", "direct", "span", "challenge", "exchange", "rollback")
+KINDS = ("identity", "direct", "span", "challenge", "rescale", "exchange", "rollback")
 WITHOUT_WEIGHTS = (
     "identity",
     "exchange",
@@ -18,7 +18,8 @@ class Reference:
     """What stands in for a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
 
     `sublayer` is None for whole blocks; `scheme` is None where the reference has no weights of its own
-    (`identity`) or keeps the checkpoint's precision (`challenge`, `exchange`, `rollback`). `bits` is per weight of
+    (`identity`) or keeps the checkpoint's precision (`challenge`, `rescale`, `exchange`,
+    `rollback`). `bits` is per weight of
     the part replaced (0 for `identity`, the scheme's bits divided by the number of layers for `span`). `origin_*` say
     which earlier checkpoint of the run a `rollback` comes from: the first 12 hexadecimal digits of its id, its step.
     """
@@ -60,7 +61,7 @@ class Reference:
 class FitOutcome:
     """How the fit of one reference went. `fvu_*` is the share of the layers' update left unexplained."""
 
-    start: str  # "warm", "fresh", "trained" (challenge), "earlier" (rollback) or "none" (identity: nothing is fitted)
+    start: str  # "warm", "fresh", "trained" (end to end), "earlier" (rollback) or "none" (identity: nothing is fitted)
     steps: int
     converged: bool
     reason: str  # why it stopped, in words

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from peelcli.records import Reference
-from peelcli.references import challenge, direct, exchange, identity, rollback, span
+from peelcli.references import challenge, direct, exchange, identity, rescale, rollback, span
 from peelcli.references.plan import Plan
 
 KINDS: dict[str, Callable[[int, Plan], Iterator[Reference]]] = {
@@ -13,6 +13,7 @@ KINDS: dict[str, Callable[[int, Plan], Iterator[Reference]]] = {
     "direct": direct.references,
     "span": span.references,
     "challenge": challenge.references,
+    "rescale": rescale.references,
     "exchange": exchange.references,
     "rollback": rollback.references,
 }

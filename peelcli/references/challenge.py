@@ -28,6 +28,17 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
     yield Reference("challenge", layer, layer, None, None, None, plan.layer_bits[layer])
 
 
+@torch.no_grad()
+def mean_loss(
+    loss: Loss, weights: Mapping[str, Tensor], data: Data, batch_size: int, *, at_once: bool
+) -> float:
+    """The mean of `loss` over the sequences of `data`, several batches `at_once` or each by all threads."""
+    each = in_parallel(
+        lambda batch: float(loss(weights, batch)) * len(batch.ids), batches(data, batch_size), at_once=at_once
+    )
+    return sum(each) / len(data)
+
+
 def fit_challenge(
     loss: Loss,
     trained: Mapping[str, Tensor],
@@ -61,14 +72,7 @@ def fit_challenge(
         return Witness(matrices, {k: v.detach().clone().cpu() for k, v in plain.items()})
 
     def on_select() -> float:
-        with torch.no_grad():
-            now = weights()
-            each = in_parallel(
-                lambda batch: float(loss(now, batch)) * len(batch.ids),
-                batches(select, budget.batch_size),
-                at_once=budget.at_once,
-            )
-            return sum(each) / len(select)
+        return mean_loss(loss, weights(), select, budget.batch_size, at_once=budget.at_once)
 
     groups = [{"params": [p], "lr": _rate(p, budget)} for p in plain.values()]
     for quantized in on_grids:

@@ -1,4 +1,4 @@
-"""`exchange`: a block and the next in each other's place; finds layers that a conversion or a merge put in wrong order.
+"""`exchange`: two blocks in each other's place; finds layers that a conversion or a merge put in wrong order.
 
 Nothing is fitted: the weights are the checkpoint's own. It has the layers' own bits, so that it never matches.
 """
@@ -20,8 +20,8 @@ def exchanged(weights: Mapping[str, Tensor]) -> Witness:
 
 
 def references(layer: int, plan: Plan) -> Iterator[Reference]:
-    """One for each audited pair of neighbours whose weights have the same names and shapes and are not the same."""
-    after = layer + 1
-    hashes = [plan.layer_hashes.get(n) for n in (layer, after)]
-    if after in plan.layers and layer in plan.exchangeable and (hashes[0] is None or hashes[0] != hashes[1]):
-        yield Reference("exchange", layer, after, bits=max(plan.layer_bits[n] for n in (layer, after)))
+    """One for each pair of audited layers that `layer` comes first in, unless both hold the same weights."""
+    for after in plan.layers:
+        hashes = [plan.layer_hashes.get(n) for n in (layer, after)]
+        if (layer, after) in plan.exchangeable and (hashes[0] is None or hashes[0] != hashes[1]):
+            yield Reference("exchange", layer, after, bits=max(plan.layer_bits[n] for n in (layer, after)))

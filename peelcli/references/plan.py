@@ -27,9 +27,7 @@ class Plan:
     group_size: int | None
     sublayers: frozenset[int]  # the layers whose attention and MLP can be told apart
     layer_bits: Mapping[int, float]  # bits per weight that each layer itself has
-    exchangeable: frozenset[int] = (
-        frozenset()
-    )  # layers whose next has parameters of the same names and shapes
+    exchangeable: frozenset[tuple[int, int]] = frozenset()  # pairs of layers to exchange, the first one first
     ladder: tuple[str, ...] = ()  # further schemes for effective_bits
     origins: tuple[Origin, ...] = ()  # oldest first
     layer_hashes: Mapping[int, str] = field(

@@ -226,13 +226,13 @@ def _weigh(
 
 @dataclass(frozen=True)
 class Excess:
-    """How much more a layer gains by being trained on than the other layers do in the median, paired by sequence."""
+    """How much more a layer gains by being trained on, or rescaled, than the other layers do, paired by sequence."""
 
     score: Score
     gap: Interval  # what it gains itself: to be better than it was is the proof, to gain more only the blame
     interval: Interval
     threshold: float
-    usual: float  # the others' median gain
+    usual: float  # the others' median gain, or of a rescale the most that another gains
     size: float  # of its weights beside the others': see `size`
     p_value: float
 
@@ -277,5 +277,29 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
             usual,
             size,
             max(p_greater(excess.tolist(), threshold), p_greater(gains[layer].tolist())),
+        )
+    return found
+
+
+def rescale_excess(run: Run, policy: Policy) -> dict[int, Excess]:
+    """The excess of every layer's rescale over so many times the best of the others', where there are two at least."""
+    scores = [s for s in run.scores if s.reference.kind == "rescale" and is_usable(s)]
+    gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
+    found = {}
+    for score in scores:
+        layer = score.reference.layer
+        others = [g for n, g in gains.items() if n != layer]
+        if len(others) < 2:
+            continue
+        second = max(others, key=lambda g: float(g.mean()))
+        usual = max(0.0, float(second.mean()))
+        excess = gains[layer] - (policy.rescale_factor * second if usual > 0 else 0.0)
+        gap = paired_interval(gains[layer].tolist(), policy.confidence)
+        interval = paired_interval(excess.tolist(), policy.confidence)
+        # Below the floor no chance is at stake, only whether it matters.
+        p_value = p_greater(excess.tolist()) if gap.mean > policy.rescale_floor else 1.0
+        size = most_unlike(run, layer)
+        found[layer] = Excess(
+            score, gap, interval, 0.0, usual, size, max(p_value, p_greater(gains[layer].tolist()))
         )
     return found

@@ -30,6 +30,7 @@ from peelcli.verdict.evidence import (
     is_lighter,
     is_usable,
     own_bits,
+    rescale_excess,
 )
 from peelcli.verdict.network import (
     data_fit,
@@ -110,6 +111,7 @@ class _Rules:
             if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
         }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
+        self.rescales = {n: x for n, x in rescale_excess(run, policy).items() if n in run.layers}
 
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
@@ -123,12 +125,13 @@ class _Rules:
         surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
         challenged = self._challenged(surpassed, matched)
+        rescaled = {} if surpassed or matched or challenged else self._rescaled()
         behind = {
             n
             for n, e in surpassed.items()
             if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
         }
-        spanned = self._spanned(set(surpassed) | set(matched) | set(challenged))
+        spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:
             facts = self._facts(layer, surpassed.get(layer))
@@ -136,9 +139,12 @@ class _Rules:
                 out.append(words.behind_another(layer, next(iter(challenged)), facts))
             elif layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
+                verdict = words.with_rescale(verdict, self.rescales.get(layer))
                 out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
                 out.append(words.challenged(layer, challenged[layer], facts))
+            elif layer in rescaled:
+                out.append(words.rescaled(layer, rescaled[layer], facts))
             elif layer in matched:
                 out.append(words.matched(layer, matched[layer], facts))
             elif layer in spanned:
@@ -256,6 +262,15 @@ class _Rules:
         explains = is_unlike and x.gap.low > self.policy.wreck_factor * known
         return {peak: x} if not surpassed or explains else {}
 
+    def _rescaled(self) -> dict[int, Excess]:
+        """The layer that gains most by other lengths of its matrices, where that is far more than any other does."""
+        if self.foreign or not self.rescales:
+            return {}
+        rejected = self._holm({n: x.p_value for n, x in self.rescales.items()})
+        peak = max(self.rescales, key=lambda n: self.rescales[n].gap.mean)
+        x = self.rescales[peak]
+        return {peak: x} if rejected[peak] and x.stands_out else {}
+
     # -- neither ------------------------------------------------------------------------------------------------------
 
     def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
@@ -303,6 +318,10 @@ class _Rules:
         excess = self.excess.get(layer)
         if excess and not self.foreign:
             relative.append(excess.interval.low / excess.threshold)
+        rescale = self.rescales.get(layer)
+        if rescale and not self.foreign:
+            least = max(self.policy.rescale_floor, self.policy.rescale_factor * rescale.usual)
+            relative.append(rescale.gap.low / least)
         if surpassing:
             # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
             relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))

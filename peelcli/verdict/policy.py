@@ -54,6 +54,10 @@ class Policy:
     """…and this share of what the others gain in the median, less where the size of its weights is unlike theirs…"""
     challenge_worth: float = 0.03
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
+    rescale_floor: float = 0.005
+    """Nats that a layer must gain by other lengths of its matrices alone…"""
+    rescale_factor: float = 2.0
+    """…and this many times what any other layer gains so."""
     wreck_factor: float = 2.0
     """What surpasses elsewhere is put down to a layer that gains more than this many times that, trained alone."""
     rollback_factor: float = 2.0
@@ -67,6 +71,12 @@ class Policy:
     untrained_gap: float = 0.05
     """A network is untrained where its blocks together gain less than this, and it does no better than frequencies; it
     is damaged where without them it is better by more."""
+    wreck_lead: float = 1.15
+    """In a damaged network the layer to blame must gain this many times what any other does, trained alone…"""
+    wreck_size: float = 0.44
+    """…or be alone in having weights so unlike the others' in size (natural logarithm)…"""
+    wreck_unlike: float = 1.5
+    """…and so many times as unlike as those of any other."""
     head_floor: float = 0.1
     """Nats that a refitted head must gain, and more than the text's mismatch, for a network to be unconverged."""
     new_flag_share: float = 0.10

@@ -27,6 +27,11 @@ REORDER = (
     "See in which order the conversion, the merge or the pipeline's stages wrote the layers. `peel graft` writes the "
     "checkpoint with the two exchanged."
 )
+RESCALE = (
+    "See whether noise, another precision or a lost scale has come into these matrices: compare them with the run's "
+    "earlier checkpoints and with the source of a conversion; if they are as trained, train on. `peel graft` writes "
+    "the rescaled weights in place."
+)
 UNUSED = (
     "Its capacity goes unused, which may be harmless. Check that it was not frozen or left at its initial weights; "
     "otherwise drop it, or store it in fewer bits."
@@ -58,6 +63,8 @@ def stand_in(reference: Reference) -> str:
         return f"one {reference.scheme} block for layers {reference.layer}-{reference.target}"
     if reference.kind == "challenge":
         return "the block trained on alone"
+    if reference.kind == "rescale":
+        return "the block's matrices rescaled"
     if reference.kind == "rollback":
         return f"the block of {origin(reference)}"
     if reference.kind == "exchange":
@@ -166,11 +173,41 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
         f"{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain {x.usual:.4f} "
         "in the median."
     )
+    return _in_excess(layer, x, reason + unlike, IMPROVE, facts)
+
+
+def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
+    """This layer's matrices at other lengths gain far more than any other layer's do."""
+    reason = (
+        f"With its matrices rescaled ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower "
+        f"({x.gap.low:+.4f} to {x.gap.high:+.4f}): proof that the layer could be better. No other gains more than "
+        f"{x.usual:.4f} so."
+    )
+    return _in_excess(layer, x, reason, RESCALE, facts)
+
+
+def with_rescale(verdict: LayerVerdict, x: Excess | None) -> LayerVerdict:
+    """A layer that something else surpasses, and that other lengths of its matrices do still more for."""
+    if (
+        x is None
+        or verdict.verdict != "surpassed"
+        or verdict.gap is None
+        or x.gap.low <= max(0.0, verdict.gap)
+    ):
+        return verdict
+    note = (
+        f"With its matrices rescaled ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower: see whether a "
+        "scale was lost."
+    )
+    return replace(verdict, notes=(*verdict.notes, note))
+
+
+def _in_excess(layer: int, x: Excess, reason: str, advice: str, facts: Facts) -> LayerVerdict:
     return LayerVerdict(
         layer,
         "surpassed",
-        reason + unlike,
-        IMPROVE,
+        reason,
+        advice,
         score=facts.score,
         gap=x.gap.mean,
         gap_interval=_interval(x.gap),

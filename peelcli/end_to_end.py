@@ -1,0 +1,168 @@
+"""References fitted by the loss of the whole network: the blocks behind a layer are run, and run backwards."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from peelcli.activations import ActivationFile
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.machine import available_memory
+from peelcli.modelblock import ModelBlock
+from peelcli.quant.schemes import SCHEMES
+from peelcli.records import FitOutcome, Reference
+from peelcli.references.challenge import Loss, fit_challenge, mean_loss
+from peelcli.references.interface import Batch, Budget, Witness
+from peelcli.references.rescale import (
+    Factors,
+    Pieces,
+    best_length,
+    by_matrix,
+    kept,
+    newton_step,
+    of_matrices,
+    pieces_of,
+    rescaled,
+    slopes,
+)
+from peelcli.references.shards import SHARD
+from peelcli.scoring import head_batch, token_losses
+from peelcli.statedata import StateData
+from peelcli.verdict import Policy, blocks_do_harm, data_fit
+
+KINDS = ("challenge", "rescale")
+
+Fitted = tuple[Witness, FitOutcome]
+
+
+class EndToEnd:
+    """The network from the first audited layer to its loss, its blocks held in memory while one is within `open`."""
+
+    def __init__(self, model: BlockwiseModel, acts: ActivationFile, first: int, seed: int) -> None:
+        """`acts` must have been extracted from `model`, with the states that enter layer `first`."""
+        self.model, self.acts, self.first, self.seed = model, acts, first, seed
+        self.modules: dict[int, nn.Module] = {}
+
+    def why_not(self) -> str | None:
+        """The reason why nothing can be fitted like that, in words."""
+        rows = self.acts.rows["eval"]
+        nll = self.acts.nll[rows].tolist()
+        is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
+        unigram_ce = self.acts.about["unigram_ce"]
+        if is_foreign and not blocks_do_harm(nll, self._nll_without_blocks(), unigram_ce, Policy()):
+            return "the text is foreign to this model, so that every layer could only gain by adapting to it"
+        free = available_memory()
+        needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
+        if free is not None and needed > free:
+            return f"they need the whole model in memory, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
+        return None
+
+    @torch.no_grad()
+    def _nll_without_blocks(self) -> list[float]:
+        """The loss of each sequence of `eval` where the embedding goes to the head as it is."""
+        ids = self.acts.ids[self.acts.rows["eval"]]
+        step = head_batch(ids.shape[1], self.model.vocab_size)
+        parts = [ids[at : at + step] for at in range(0, len(ids), step)]
+        losses = [token_losses(self.model.logits(self.model.prepare(p).hidden, p), p)[0] for p in parts]
+        return torch.cat(losses).tolist()
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Hold the blocks in memory."""
+        with contextlib.ExitStack() as stack:
+            for n in range(self.first, self.model.num_layers + 1):
+                self.modules[n] = stack.enter_context(self.model.block(n))
+            try:
+                yield
+            finally:
+                self.modules.clear()
+
+    @property
+    def _at_once(self) -> bool:
+        each = all(self.model.runs_at_once(n) for n in self.modules)
+        return each and self.model.heads_at_once(self.acts.ids[:SHARD].numel())
+
+    def _data(self, part: str, layer: int) -> StateData:
+        return StateData(self.acts, part, layer - 1, layer - 1, self.model.device, self.model.dtype)
+
+    def _loss_behind(self, block: ModelBlock) -> Loss:
+        """The mean next-token loss of a batch with other weights in the block."""
+
+        def loss(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+            hidden = block(batch.inputs, batch.ids, weights)
+            for later in range(block.layer + 1, self.model.num_layers + 1):
+                hidden = self.model.run_block(later, self.modules[later], hidden, batch.ids)
+            logits = self.model.logits(hidden, batch.ids)[:, :-1].float()
+            return nn.functional.cross_entropy(
+                logits.flatten(0, 1), batch.ids[:, 1:].flatten().to(logits.device)
+            )
+
+        return loss
+
+    def challenge(self, layer: int, budget: Callable[[bool], Budget]) -> Fitted:
+        """The layer trained on alone. budget: given whether several passes at once are faster."""
+        block = ModelBlock(self.model, layer, self.modules[layer])
+        loss = self._loss_behind(block)
+        trained = {name: p.data for name, p in self.modules[layer].named_parameters()}
+        fit, select = (self._data(p, layer) for p in ("fit", "select"))
+        grids = self.acts.about["matrix_grids"][layer - 1]
+        on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
+        return fit_challenge(loss, trained, block.maps, on_grid, fit, select, budget(self._at_once))
+
+    def rescale(self, references: Sequence[Reference]) -> dict[Reference, Fitted]:
+        """The matrices of each layer at other lengths."""
+        began = time.perf_counter()
+        blocks = {n: ModelBlock(self.model, n, module) for n, module in self.modules.items()}
+        layers = dict.fromkeys(r.layer for r in references)
+        matrices = {n: self._matrices(blocks[n]) for n in layers}
+        head_dim = self.model.head_dim
+        pieces = {n: pieces_of(blocks[n].maps, matrices[n].get("attention", ()), head_dim) for n in layers}
+        trained = {n: {m.name: m.weight for m in blocks[n].maps} for n in layers}
+
+        def logits(factors: Factors, batch: Batch) -> Tensor:
+            hidden = batch.inputs
+            for n, block in blocks.items():
+                weights = rescaled(trained[n], pieces[n], factors[n]) if n in factors else {}
+                hidden = block(hidden, batch.ids, weights)
+            return self.model.logits(hidden, batch.ids)
+
+        sizes = {n: sum(p.count for p in pieces[n]) for n in layers}
+        data = self._data("fit", self.first)
+        found = slopes(logits, sizes, data, SHARD, self.seed, at_once=self._at_once)
+        shared = (time.perf_counter() - began) / len(references)
+        out = {}
+        for r in references:
+            mine = pieces[r.layer]
+            if r.sublayer is None:
+                pieces_there, mixing = [Pieces(p.name) for p in mine], by_matrix(mine)
+            else:
+                names = matrices[r.layer][r.sublayer]
+                pieces_there, mixing = [p for p in mine if p.name in names], of_matrices(mine, names)
+            step = newton_step(found[r.layer].mixed(mixing))
+            out[r] = self._of_best_length(blocks[r.layer], pieces_there, step, shared)
+        return out
+
+    def _matrices(self, block: ModelBlock) -> dict[str, list[str]]:
+        """The names of the matrices of each sublayer, in their order; none where they cannot be told apart."""
+        return {
+            s.name: [m.name for m in block.maps if m.name.split(".")[0] in s.modules]
+            for s in self.model.sublayers(block.layer)
+        }
+
+    def _of_best_length(
+        self, block: ModelBlock, pieces: Sequence[Pieces], step: Tensor, seconds: float
+    ) -> Fitted:
+        """The block with so much of `step` as does best on `select`; `seconds` have gone into it."""
+        began = time.perf_counter()
+        trained = {m.name: m.weight for m in block.maps}
+        loss, select = self._loss_behind(block), self._data("select", block.layer)
+
+        def on_select(factors: Tensor) -> float:
+            return mean_loss(loss, rescaled(trained, pieces, factors), select, SHARD, at_once=self._at_once)
+
+        factors = best_length(on_select, step)
+        return kept(trained, pieces, factors, seconds + time.perf_counter() - began)
