@@ -7,11 +7,14 @@ other, in nats per token. Sequences are taken as independent draws, tokens withi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
+
+K = TypeVar("K")
 
 _FRACTION_TERMS = 10_000  # far beyond what converges: about sqrt(max(a, b)) terms are needed
 _TINY = 1e-300
@@ -84,6 +87,11 @@ def holm(p_values: Sequence[float], alpha: float) -> tuple[bool, ...]:
     if not 0.0 < alpha < 1.0:
         raise ValueError(f"alpha {alpha}: expected a number between 0 and 1, both excluded")
     return tuple(adjusted <= alpha for adjusted in holm_adjusted(p_values))
+
+
+def holm_of(p_values: Mapping[K, float], alpha: float) -> dict[K, bool]:
+    """The same of hypotheses that have names."""
+    return dict(zip(p_values, holm(list(p_values.values()), alpha), strict=True))
 
 
 def student_t_cdf(t: float, degrees: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from peelcli.records import LayerVerdict, Reference, Run, Score
 from peelcli.statistics import p_greater, paired_interval
 from peelcli.verdict import words
-from peelcli.verdict.evidence import Excess
+from peelcli.verdict.excess import Excess
 from peelcli.verdict.policy import Policy
 
 

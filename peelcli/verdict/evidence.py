@@ -9,16 +9,13 @@ from statistics import median_low
 
 import numpy as np
 
-from peelcli.records import Reference, Run, Score
+from peelcli.records import Run, Score
 from peelcli.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.policy import Policy
-from peelcli.verdict.size import most_unlike, relative_size
+from peelcli.verdict.size import relative_size
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
 _SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round
-_LIKE_BITS = (
-    0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another
-)
 
 
 @dataclass(frozen=True)
@@ -222,84 +219,3 @@ def _weigh(
         p_matched=p_less(cost.tolist(), margin),
         p_matched_select=p_less(on_select.tolist(), margin) if len(on_select) > 1 else 1.0,
     )
-
-
-@dataclass(frozen=True)
-class Excess:
-    """How much more a layer gains by being trained on, or rescaled, than the other layers do, paired by sequence."""
-
-    score: Score
-    gap: Interval  # what it gains itself: to be better than it was is the proof, to gain more only the blame
-    interval: Interval
-    threshold: float
-    usual: float  # the others' median gain, or of a rescale the most that another gains
-    size: float  # of its weights beside the others': see `size`
-    p_value: float
-
-    @property
-    def stands_out(self) -> bool:
-        """Whether both intervals that are shown say so; the decision takes the p-value too."""
-        return self.gap.low > 0.0 and self.interval.low > self.threshold
-
-
-def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
-    """The excess of every layer's challenge over those of the layers of no fewer bits, where there are two at least.
-
-    Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). The more
-    a layer's weights are like the others' in size, the more it must gain, up to twice what those do: a fault's
-    neighbours rise with it, and their weights are like those of the sound layers.
-    """
-    scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
-    gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
-    drops = {
-        s.reference.layer: float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
-        for s in run.scores
-        if s.reference == Reference("identity", s.reference.layer, s.reference.layer) and is_usable(s)
-    }
-    found = {}
-    for score in scores:
-        layer = score.reference.layer
-        bits = own_bits(run, layer)
-        others = [g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - _LIKE_BITS]
-        if len(others) < 2:
-            continue
-        usual = float(np.median([g.mean() for g in others]))
-        excess = gains[layer] - np.median(others, axis=0)  # (n_seq,)
-        threshold = max(policy.challenge_floor, policy.challenge_worth * drops.get(layer, 0.0))
-        size = most_unlike(run, layer)
-        likeness = max(0.0, 1.0 - abs(size) / policy.unlike_size)
-        threshold = max(threshold, policy.challenge_share * likeness * usual)
-        found[layer] = Excess(
-            score,
-            paired_interval(gains[layer].tolist(), policy.confidence),
-            paired_interval(excess.tolist(), policy.confidence),
-            threshold,
-            usual,
-            size,
-            max(p_greater(excess.tolist(), threshold), p_greater(gains[layer].tolist())),
-        )
-    return found
-
-
-def rescale_excess(run: Run, policy: Policy) -> dict[int, Excess]:
-    """The excess of every layer's rescale over so many times the best of the others', where there are two at least."""
-    scores = [s for s in run.scores if s.reference.kind == "rescale" and is_usable(s)]
-    gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
-    found = {}
-    for score in scores:
-        layer = score.reference.layer
-        others = [g for n, g in gains.items() if n != layer]
-        if len(others) < 2:
-            continue
-        second = max(others, key=lambda g: float(g.mean()))
-        usual = max(0.0, float(second.mean()))
-        excess = gains[layer] - (policy.rescale_factor * second if usual > 0 else 0.0)
-        gap = paired_interval(gains[layer].tolist(), policy.confidence)
-        interval = paired_interval(excess.tolist(), policy.confidence)
-        # Below the floor no chance is at stake, only whether it matters.
-        p_value = p_greater(excess.tolist()) if gap.mean > policy.rescale_floor else 1.0
-        size = most_unlike(run, layer)
-        found[layer] = Excess(
-            score, gap, interval, 0.0, usual, size, max(p_value, p_greater(gains[layer].tolist()))
-        )
-    return found

@@ -14,14 +14,12 @@ from statistics import median
 import numpy as np
 
 from peelcli.records import AuditResult, LayerVerdict, Run
-from peelcli.statistics import holm
+from peelcli.statistics import holm_of
 from peelcli.verdict import words
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
     STATE_KINDS,
     Evidence,
-    Excess,
-    challenge_excess,
     fair_share,
     gather,
     gather_exchanges,
@@ -30,8 +28,8 @@ from peelcli.verdict.evidence import (
     is_lighter,
     is_usable,
     own_bits,
-    rescale_excess,
 )
+from peelcli.verdict.excess import Excess, best_rescale, challenge_excess, most_rescaled, rescale_excess
 from peelcli.verdict.network import (
     data_fit,
     is_untrained,
@@ -94,6 +92,7 @@ class _Rules:
         foreign: bool,
     ) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
+        self.alpha = 1.0 - policy.confidence
         self.by_layer = {
             n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n]
             for n in run.layers
@@ -111,7 +110,7 @@ class _Rules:
             if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
         }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
-        self.rescales = {n: x for n, x in rescale_excess(run, policy).items() if n in run.layers}
+        self.rescales = rescale_excess(run, policy)
 
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
@@ -125,7 +124,11 @@ class _Rules:
         surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
         challenged = self._challenged(surpassed, matched)
-        rescaled = {} if surpassed or matched or challenged else self._rescaled()
+        rescaled = (
+            {}
+            if surpassed or matched or challenged or self.foreign
+            else most_rescaled(self.rescales, self.alpha)
+        )
         behind = {
             n
             for n, e in surpassed.items()
@@ -139,7 +142,7 @@ class _Rules:
                 out.append(words.behind_another(layer, next(iter(challenged)), facts))
             elif layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
-                verdict = words.with_rescale(verdict, self.rescales.get(layer))
+                verdict = words.with_rescale(verdict, best_rescale(self.rescales, layer))
                 out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
                 out.append(words.challenged(layer, challenged[layer], facts))
@@ -164,7 +167,7 @@ class _Rules:
             if e is not None
         ]
         tested += self.exchanges
-        rejected = self._holm({i: e.p_surpassed for i, e in enumerate(tested)})
+        rejected = holm_of({i: e.p_surpassed for i, e in enumerate(tested)}, self.alpha)
         return [e for i, e in enumerate(tested) if rejected[i] and e.surpasses]
 
     def _surpassed(self, proven: Sequence[Evidence]) -> dict[int, Evidence]:
@@ -210,7 +213,7 @@ class _Rules:
                 # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
                 tried[layer] = len(fair) if self.foreign else 1
         p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
-        rejected = self._holm(p_values)
+        rejected = holm_of(p_values, self.alpha)
         return {
             n: next((o for o in self._wholes(n, e) if self._matches(o) and o.costs_less), e)
             for n, e in best.items()
@@ -223,7 +226,9 @@ class _Rules:
 
     def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
         """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""
-        rejected = self._holm({i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)})
+        rejected = holm_of(
+            {i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)}, self.alpha
+        )
         fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
         explained = set(taken)
@@ -252,7 +257,7 @@ class _Rules:
         """
         if self.foreign or matched or not self.excess:
             return {}
-        rejected = self._holm({n: x.p_value for n, x in self.excess.items()})
+        rejected = holm_of({n: x.p_value for n, x in self.excess.items()}, self.alpha)
         peak = max(self.excess, key=lambda n: self.excess[n].gap.mean)
         x = self.excess[peak]
         if not (rejected[peak] and x.stands_out):
@@ -261,15 +266,6 @@ class _Rules:
         is_unlike = abs(x.size) >= self.policy.unlike_size
         explains = is_unlike and x.gap.low > self.policy.wreck_factor * known
         return {peak: x} if not surpassed or explains else {}
-
-    def _rescaled(self) -> dict[int, Excess]:
-        """The layer that gains most by other lengths of its matrices, where that is far more than any other does."""
-        if self.foreign or not self.rescales:
-            return {}
-        rejected = self._holm({n: x.p_value for n, x in self.rescales.items()})
-        peak = max(self.rescales, key=lambda n: self.rescales[n].gap.mean)
-        x = self.rescales[peak]
-        return {peak: x} if rejected[peak] and x.stands_out else {}
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
@@ -296,10 +292,6 @@ class _Rules:
 
     # -- facts ------------------------------------------------------------------------------------------------------
 
-    def _holm(self, p_values: Mapping[int, float]) -> dict[int, bool]:
-        alpha = 1.0 - self.policy.confidence
-        return dict(zip(p_values, holm(list(p_values.values()), alpha), strict=True)) if p_values else {}
-
     def _drop_cost(self, layer: int) -> float | None:
         return -self.drops[layer].gap.mean if layer in self.drops else None
 
@@ -318,10 +310,10 @@ class _Rules:
         excess = self.excess.get(layer)
         if excess and not self.foreign:
             relative.append(excess.interval.low / excess.threshold)
-        rescale = self.rescales.get(layer)
-        if rescale and not self.foreign:
-            least = max(self.policy.rescale_floor, self.policy.rescale_factor * rescale.usual)
-            relative.append(rescale.gap.low / least)
+        for (n, _), x in self.rescales.items() if not self.foreign else ():
+            if n == layer:
+                least = max(self.policy.rescale_floor, self.policy.rescale_factor * x.usual)
+                relative.append(x.gap.low / least)
         if surpassing:
             # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
             relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))

@@ -55,9 +55,11 @@ class Policy:
     challenge_worth: float = 0.03
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
     rescale_floor: float = 0.005
-    """Nats that a layer must gain by other lengths of its matrices alone…"""
+    """Nats that a layer must gain by other lengths of its matrices alone, at least…"""
     rescale_factor: float = 2.0
-    """…and this many times what any other layer gains so."""
+    """…this many times what any other layer gains so…"""
+    rescale_worth: float = 0.01
+    """…and this share of what dropping them costs: what does most of the work has most to gain."""
     wreck_factor: float = 2.0
     """What surpasses elsewhere is put down to a layer that gains more than this many times that, trained alone."""
     rollback_factor: float = 2.0

@@ -8,7 +8,8 @@ import numpy as np
 
 from peelcli.records import Finding, LayerVerdict, Reference
 from peelcli.statistics import Interval
-from peelcli.verdict.evidence import Evidence, Excess
+from peelcli.verdict.evidence import Evidence
+from peelcli.verdict.excess import Excess
 
 LIKE = 0.1  # natural logarithm of relative sizes that are no news
 BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
@@ -64,7 +65,7 @@ def stand_in(reference: Reference) -> str:
     if reference.kind == "challenge":
         return "the block trained on alone"
     if reference.kind == "rescale":
-        return "the block's matrices rescaled"
+        return f"{part}'s matrices rescaled"
     if reference.kind == "rollback":
         return f"the block of {origin(reference)}"
     if reference.kind == "exchange":
@@ -179,7 +180,7 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
 def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     """This layer's matrices at other lengths gain far more than any other layer's do."""
     reason = (
-        f"With its matrices rescaled ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower "
+        f"With {stand_in(x.score.reference)} ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower "
         f"({x.gap.low:+.4f} to {x.gap.high:+.4f}): proof that the layer could be better. No other gains more than "
         f"{x.usual:.4f} so."
     )
@@ -196,8 +197,8 @@ def with_rescale(verdict: LayerVerdict, x: Excess | None) -> LayerVerdict:
     ):
         return verdict
     note = (
-        f"With its matrices rescaled ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower: see whether a "
-        "scale was lost."
+        f"With {stand_in(x.score.reference)} ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower: see "
+        "whether a scale was lost."
     )
     return replace(verdict, notes=(*verdict.notes, note))
 
@@ -212,7 +213,7 @@ def _in_excess(layer: int, x: Excess, reason: str, advice: str, facts: Facts) ->
         gap=x.gap.mean,
         gap_interval=_interval(x.gap),
         reference=x.score.reference,
-        sublayer="block",
+        sublayer=x.score.reference.sublayer or "block",
         effective_bits=facts.effective_bits,
         own_bits=facts.own_bits,
         fvu=facts.fvu,

@@ -21,6 +21,7 @@ PARTS = (None, "attention", "mlp")
 DROPPED = {None: 0.9, "attention": 0.2, "mlp": 0.65}
 TERNARY = {None: 0.19, "attention": 0.05, "mlp": 0.14}
 GAIN = 0.09  # what training any one layer on for a few steps gains
+RESCALED = {None: 0.0015, "attention": 0.0015, "mlp": 0.0005}  # what rescaling one layer's matrices gains
 CE, ENTROPY, UNIGRAM = 1.73, 1.43, 4.86
 
 
@@ -42,6 +43,11 @@ def span(layer: int, target: int) -> Reference:
 def challenge(layer: int, bits: float = 32.0) -> Reference:
     """The block trained on alone."""
     return Reference("challenge", layer, layer, None, None, None, bits)
+
+
+def rescale(layer: int, sublayer: str | None = None, bits: float = 32.0) -> Reference:
+    """The matrices of the block, or of a sublayer of it, at other lengths."""
+    return Reference("rescale", layer, layer, sublayer, bits=bits)
 
 
 def rollback(layer: int, step: int = 400, bits: float = 32.0) -> Reference:
@@ -83,7 +89,14 @@ def sound(
         found[challenge(n)] = -GAIN * (1.1 - 0.02 * n)
         if n == 1 and num_layers > 1:
             found[identity(1, target=num_layers)] = 20.0
-    return {r: Effect(c, start="none" if r.kind == "identity" else "warm") for r, c in found.items()}
+    audited = layers or range(1, num_layers + 1)
+    found |= {rescale(n, part): -gain for n in audited for part, gain in RESCALED.items()}
+    starts = {"identity": "none", "rescale": "trained"}
+    spreads = {"rescale": 0.1}  # a few factors change each sequence little
+    return {
+        r: Effect(c, start=starts.get(r.kind, "warm"), spread=spreads.get(r.kind, 1.0))
+        for r, c in found.items()
+    }
 
 
 def changed(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from simulated import CE, Effect, challenge, changed, direct, identity, measure, sound
+from simulated import CE, Effect, challenge, changed, direct, identity, measure, sizes, sound
 
 from peelcli.records import Reference, Run
 from peelcli.verdict import Policy, judge
@@ -14,12 +14,14 @@ FREQUENCIES = CE - 0.8  # the wrecked network does that much worse than token fr
 STACK = Reference("identity", 1, 5)
 
 
-def wrecked(gains: dict[int, float], seed: int = 0, **costs: float) -> Run:
+def wrecked(
+    gains: dict[int, float], seed: int = 0, factors: dict[int, float] | None = None, **costs: float
+) -> Run:
     """As measured on small networks: dropped, the blocks behind the wreck do better, and so do any fitted to it."""
     effects = changed(sound(ladder=False), {STACK: costs.get("stack", -0.9)})
     effects = changed(effects, {identity(5): -0.6, identity(3): -0.2, direct(4): -0.1}, divergence=0.5)
     effects = changed(effects, {challenge(n): -gain for n, gain in gains.items()}, spread=0.5)
-    return measure(effects, seed=seed, unigram_ce=FREQUENCIES)
+    return measure(effects, seed=seed, unigram_ce=FREQUENCIES, weight_rms=sizes(factors or {}))
 
 
 GAINS = {1: 1.6, 2: 1.1, 3: 0.9, 4: 0.8, 5: 1.0}
@@ -47,6 +49,25 @@ def test_where_no_repair_brings_the_loss_below_token_frequencies_no_layer_is_bla
     assert result.flagged == ()
     assert result.network.flags == ("damaged",)
     assert {v.verdict for v in result.layers} == {"undecided"}
+
+
+LIKE = {1: 0.5, 2: 0.95, 3: 0.9, 4: 0.85, 5: 0.92}
+
+
+def test_where_no_repair_leads_clearly_no_layer_is_blamed_for_it():
+    """As measured where the first layer holds new weights: the second is mended as well as the rest."""
+    assert judge(wrecked({n: 2 * gain for n, gain in LIKE.items()})).flagged == ()
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0])
+def test_then_a_layer_whose_weights_alone_are_of_another_size_is(factor):
+    gains = {n: 2 * gain for n, gain in LIKE.items()}
+    result = judge(wrecked(gains, factors={1: factor, 3: 1.2}))
+    assert result.flagged == (1,)
+    assert result.layers[0].reference == challenge(1)
+    assert result.layers[0].score >= 1 > max(v.score for v in result.layers[1:])
+    assert judge(wrecked(gains, factors={1: factor, 3: factor})).flagged == ()
+    assert judge(wrecked({**gains, 1: 0.0}, factors={1: factor})).flagged == ()
 
 
 def test_without_challenges_no_layer_is_blamed():

@@ -21,6 +21,7 @@ from simulated import (
     identity,
     idle,
     measure,
+    rescale,
     rollback,
     sound,
     span,
@@ -48,6 +49,7 @@ def runs(draw: st.DrawFn) -> Run:
     kinds = [make(n, p) for n in range(1, num_layers + 1) for make in (identity, direct) for p in PARTS]
     kinds += [direct(n, None, "int4") for n in range(1, num_layers + 1)]
     kinds += [challenge(n) for n in range(1, num_layers + 1)]
+    kinds += [rescale(n, p) for n in range(1, num_layers + 1) for p in PARTS]
     kinds += [rollback(n, step) for n in range(1, num_layers + 1) for step in (200, 400)]
     kinds += [
         make(*pair) for n in range(1, num_layers) for make, pair in ((span, (n, n + 1)), (exchange, (n,)))
@@ -93,10 +95,11 @@ def test_no_verdict_says_more_than_was_measured(run, fail_on):
         if verdict.verdict == "surpassed":
             assert verdict.gap_interval[0] > 0
             assert reference.scheme in (None, run.scheme)
-            assert reference.kind in ("challenge", "exchange", "rollback") or reference.bits <= bits + 1e-9
-            assert not (reference.kind == "challenge" and result.network.data_fit == "foreign")
+            has_its_bits = reference.kind in ("challenge", "rescale", "exchange", "rollback")
+            assert has_its_bits or reference.bits <= bits + 1e-9
+            assert not (reference.kind in ("challenge", "rescale") and result.network.data_fit == "foreign")
         elif reference is not None:
-            assert reference.kind != "rollback"
+            assert reference.kind not in ("rollback", "rescale")
         if verdict.verdict == "matched" and not untrained:
             fit = next(s.fit for s in run.scores if s.reference == reference)
             assert reference.scheme in (None, run.scheme)

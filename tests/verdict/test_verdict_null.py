@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from simulated import Effect, challenge, changed, direct, foreign, identity, measure, sound
+from simulated import Effect, challenge, changed, direct, foreign, identity, measure, rescale, sound
 
 from peelcli.statistics import p_greater
 from peelcli.verdict import Policy, judge
@@ -79,3 +79,12 @@ def test_on_foreign_text_the_choice_by_divergence_is_paid_for():
         bool(judge(foreign(measure(border, num_layers=3, seed=seed))).flagged) for seed in range(3 * RUNS)
     )
     assert several <= 0.05 * 3 * RUNS
+
+
+def test_chance_rescales_in_no_more_runs_than_promised():
+    """Every layer gains just what a layer must, and no more than any other: one of eight stands out by chance alone."""
+    effects = {rescale(n, part): Effect(-0.008, spread=0.5) for n in range(1, 9) for part in (None, "mlp")}
+    policy = Policy(rescale_floor=0.0, rescale_factor=1.0)
+    effects = sound(8, ladder=False) | effects
+    flagged = [judge(measure(effects, num_layers=8, seed=seed), policy).flagged for seed in range(RUNS)]
+    assert sum(map(bool, flagged)) <= MOST

@@ -1,0 +1,138 @@
+"""What a layer gains by its own repair, trained on or rescaled end to end, beyond what the others gain by theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from peelcli.records import Reference, Run, Score
+from peelcli.statistics import Interval, holm_of, p_greater, paired_interval
+from peelcli.verdict.evidence import is_usable, own_bits
+from peelcli.verdict.policy import Policy
+from peelcli.verdict.size import most_unlike, relative_size
+
+_LIKE_BITS = (
+    0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another
+)
+
+
+@dataclass(frozen=True)
+class Excess:
+    """How much more a layer gains by being trained on, or rescaled, than the other layers do, paired by sequence."""
+
+    score: Score
+    gap: Interval  # what it gains itself: to be better than it was is the proof, to gain more only the blame
+    interval: Interval
+    threshold: float
+    usual: float  # the others' median gain, or of a rescale the most that another gains
+    size: float  # of its weights beside the others': see `size`
+    p_value: float
+
+    @property
+    def stands_out(self) -> bool:
+        """Whether both intervals that are shown say so; the decision takes the p-value too."""
+        return self.gap.low > 0.0 and self.interval.low > self.threshold
+
+
+def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
+    """The excess of every layer's challenge over those of the layers of no fewer bits, where there are two at least.
+
+    Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). The more
+    a layer's weights are like the others' in size, the more it must gain, up to twice what those do: a fault's
+    neighbours rise with it, and their weights are like those of the sound layers.
+    """
+    scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
+    gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
+    drops = {
+        s.reference.layer: float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
+        for s in run.scores
+        if s.reference == Reference("identity", s.reference.layer, s.reference.layer) and is_usable(s)
+    }
+    found = {}
+    for score in scores:
+        layer = score.reference.layer
+        bits = own_bits(run, layer)
+        others = [g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - _LIKE_BITS]
+        if len(others) < 2:
+            continue
+        usual = float(np.median([g.mean() for g in others]))
+        excess = gains[layer] - np.median(others, axis=0)  # (n_seq,)
+        threshold = max(policy.challenge_floor, policy.challenge_worth * drops.get(layer, 0.0))
+        size = most_unlike(run, layer)
+        likeness = max(0.0, 1.0 - abs(size) / policy.unlike_size)
+        threshold = max(threshold, policy.challenge_share * likeness * usual)
+        found[layer] = Excess(
+            score,
+            paired_interval(gains[layer].tolist(), policy.confidence),
+            paired_interval(excess.tolist(), policy.confidence),
+            threshold,
+            usual,
+            size,
+            max(p_greater(excess.tolist(), threshold), p_greater(gains[layer].tolist())),
+        )
+    return found
+
+
+Part = tuple[int, str | None]  # a layer and its sublayer, None for the block
+
+
+def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
+    """The excess of every part's rescale over so many times the best of the other layers', where there are two."""
+    scores = {
+        (s.reference.layer, s.reference.sublayer): s
+        for s in run.scores
+        if s.reference.kind == "rescale" and is_usable(s)
+    }
+    gains = {part: np.subtract(run.nll_eval, s.nll_eval) for part, s in scores.items()}
+    drops = {
+        (s.reference.layer, s.reference.sublayer): float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
+        for s in run.scores
+        if s.reference.kind == "identity" and s.reference.target == s.reference.layer and is_usable(s)
+    }
+    found = {}
+    for (layer, part), score in scores.items():
+        gain = gains[layer, part]
+        others = [g for (n, p), g in gains.items() if n != layer and p == part]
+        if len(others) < 2:
+            continue
+        second = max(others, key=lambda g: float(g.mean()))
+        usual = max(0.0, float(second.mean()))
+        excess = gain - (policy.rescale_factor * second if usual > 0 else 0.0)
+        threshold = max(policy.rescale_floor, policy.rescale_worth * drops.get((layer, part), 0.0))
+        # Below the threshold no chance is at stake: it does not matter.
+        matters = float(gain.mean()) > threshold
+        found[layer, part] = Excess(
+            score,
+            paired_interval(gain.tolist(), policy.confidence),
+            paired_interval(excess.tolist(), policy.confidence),
+            0.0,
+            usual,
+            relative_size(run, layer, part),
+            max(p_greater(excess.tolist()), p_greater(gain.tolist())) if matters else 1.0,
+        )
+    return found
+
+
+def most_rescaled(rescales: Mapping[Part, Excess], alpha: float) -> dict[int, Excess]:
+    """The layer that gains most by other lengths of its matrices, where that is far more than any other does."""
+    rejected = holm_of({part: x.p_value for part, x in rescales.items()}, alpha)
+    standing = {part: x for part, x in rescales.items() if rejected[part] and x.stands_out}
+    if not standing:
+        return {}
+    layer = max(standing, key=lambda part: standing[part].gap.mean)[0]
+    return {layer: _narrowest([x for (n, _), x in standing.items() if n == layer])}
+
+
+def best_rescale(rescales: Mapping[Part, Excess], layer: int) -> Excess | None:
+    """What does most for a layer, whether that is more than chance or not."""
+    mine = [x for (n, _), x in rescales.items() if n == layer]
+    return max(mine, key=lambda x: x.gap.mean, default=None)
+
+
+def _narrowest(rescales: Sequence[Excess]) -> Excess:
+    """Of the rescales of one layer that stand out the best sublayer's, where it does as much as the whole block's."""
+    whole = next((x for x in rescales if x.score.reference.sublayer is None), None)
+    parts = [x for x in rescales if x is not whole and (whole is None or x.gap.mean >= whole.gap.low)]
+    return max(parts or rescales, key=lambda x: x.gap.mean)
