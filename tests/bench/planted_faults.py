@@ -4,7 +4,9 @@
 
 Three decoders a half, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
 text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the plant's name
-(planted/truth.py). Models, truths and audits are kept under --cache; what is there is not done again.
+(planted/truth.py). Models, truths and audits are kept under --cache; what is there is not done again. Peers are needed
+here alone: weightwatcher, and llmcompressor for GPTQ's error, which is left out where it is not installed (it wants an
+older transformers: an environment of its own and --models-only add it to the cache).
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def measure(case: Case, cache: Path, *, audit: bool) -> None:
-    """Train, plant, measure the truth, audit: whatever the cache lacks of one case. Runs in a child."""
+    """Train, plant, measure the truth, ask the peers, audit: whatever the cache lacks of one case. Runs in a child."""
     import torch
     import transformers
     from planted.detect import audited, detected
@@ -35,10 +37,8 @@ def measure(case: Case, cache: Path, *, audit: bool) -> None:
     record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}
     if "truths" not in record:
         record["truths"] = [asdict(truth) for truth in truths_of(case, SHARED, cache)]
-    if "peers" not in record:
-        began = time.process_time()
-        record["peers"] = detected(case, SHARED, cache)
-        record["peers_seconds"] = time.process_time() - began
+    record.setdefault("peers", {})
+    record["peers"] |= detected(case, SHARED, cache, tuple(record["peers"]))
     if audit:
         began = time.process_time()
         fit = audited(case, SHARED, cache)

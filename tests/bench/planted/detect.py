@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib.util
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ import numpy as np
 import torch
 from decoders import blocks_of, loss_on
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from planted.cases import BASES, Case
 from planted.plant import checkpoint_of, held_out_ids, held_out_text, load
 from planted.truth import loss_without
 
 PEER_TOKENS = 8192
-PEERS = ("drop cost", "gradient norm", "alpha")
+PEERS = ("drop cost", "gradient norm", "alpha", "warnings", "GPTQ error")
+GPTQ_BITS, GPTQ_TOKENS = 4, 4096
 
 
 @dataclass(frozen=True)
@@ -62,19 +65,27 @@ def audit(directory: Path, extract: Any, fit: Any, home: Path) -> Path:
             return Path(end.value.fit)
 
 
-def detected(case: Case, shared: Path, cache: Path) -> dict[str, tuple[float, ...]]:
-    """What the peers say: detector → one number a layer."""
+def detected(case: Case, shared: Path, cache: Path, known: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    """What the peers say that are not `known` yet: detector → one number a layer.
+
+    GPTQ is llm-compressor's; where that is not installed its column is missing.
+    """
     recipe = BASES[case.base].recipe
     model = load(checkpoint_of(case, shared, cache))
     ids = held_out_ids(recipe, shared, cache, PEER_TOKENS)
-    loss = loss_on(model, ids.flatten(), recipe.seq_len)
     layers = range(1, recipe.num_layers + 1)
-    drops = [loss_without(model, layer, "block", ids.flatten(), recipe) - loss for layer in layers]
-    return {
-        "drop cost": tuple(drops),
-        "gradient norm": _gradient_norms(model, ids),
-        "alpha": _alphas(model, recipe.num_layers),
-    }
+    found: dict[str, tuple[float, ...]] = {}
+    if "drop cost" not in known:
+        loss = loss_on(model, ids.flatten(), recipe.seq_len)
+        drops = [loss_without(model, layer, "block", ids.flatten(), recipe) - loss for layer in layers]
+        found["drop cost"] = tuple(drops)
+    if "gradient norm" not in known:
+        found["gradient norm"] = _gradient_norms(model, ids)
+    if not {"alpha", "warnings"} <= set(known):
+        found |= _weight_watcher(model)
+    if "GPTQ error" not in known and importlib.util.find_spec("llmcompressor"):
+        found["GPTQ error"] = _gptq_errors(model, ids.flatten()[:GPTQ_TOKENS].view(-1, recipe.seq_len))
+    return found
 
 
 def _gradient_norms(model: nn.Module, ids: torch.Tensor) -> tuple[float, ...]:
@@ -90,19 +101,59 @@ def _gradient_norms(model: nn.Module, ids: torch.Tensor) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _alphas(model: nn.Module, num_layers: int) -> tuple[float, ...]:
-    """WeightWatcher's alpha: the mean over a block's matrices of the exponent of their spectrum's tail."""
+def _weight_watcher(model: nn.Module) -> dict[str, tuple[float, ...]]:
+    """WeightWatcher of a block's matrices: the mean exponent of their spectra's tails, and how many it warns of."""
     import weightwatcher
 
     watcher = weightwatcher.WeightWatcher(model=model)
     details = watcher.analyze(min_evals=10, plot=False)
-    names = [name for name, module in model.named_modules() if module in set(blocks_of(model))]
-    found = []
+    blocks = set(blocks_of(model))
+    names = [name for name, module in model.named_modules() if module in blocks]
+    alphas, warnings = [], []
     for name in names:
         mine = details[[str(longname).startswith(f"{name}.") for longname in details["longname"]]]
-        found.append(float(np.nanmean(mine["alpha"])) if len(mine) else float("nan"))
-    assert len(found) == num_layers
+        alphas.append(float(np.nanmean(mine["alpha"])) if len(mine) else float("nan"))
+        warnings.append(float(sum(bool(str(w).strip()) for w in mine["warning"])))
+    return {"alpha": tuple(alphas), "warnings": tuple(warnings)}
+
+
+@torch.no_grad()
+def _gptq_errors(model: nn.Module, ids: torch.Tensor) -> tuple[float, ...]:
+    """The share of what a block's matrices give that GPTQ loses in 4 bits a channel, the mean over them.
+
+    Of each matrix alone, on the inputs that the trained model gives it.
+    """
+    from solver_peer import gptq
+
+    sums: dict[str, torch.Tensor] = {}
+    matrices = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
+    hooks = [
+        m.register_forward_pre_hook(lambda _, a, n=n: _add(sums, n, a[0].flatten(0, -2)))
+        for n, m in matrices.items()
+    ]
+    for part in ids.split(8):
+        model(input_ids=part)
+    for hook in hooks:
+        hook.remove()
+    found = []
+    for block in blocks_of(model):
+        errors = []
+        for name, m in matrices.items():
+            if m in set(block.modules()):
+                weight = (m.weight.T if isinstance(m, Conv1D) else m.weight).contiguous()
+                lost = gptq(weight, sums[name] / len(ids), str(GPTQ_BITS), None) - weight
+                errors.append(float(_power(lost, sums[name]) / _power(weight, sums[name])))
+        found.append(float(np.mean(errors)))
     return tuple(found)
+
+
+def _add(sums: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> None:
+    sums[name] = sums.get(name, 0.0) + x.T @ x
+
+
+def _power(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
+    """Σ ‖weight x‖² over the inputs whose Σ x xᵀ is `gram`."""
+    return ((weight @ gram) * weight).sum()
 
 
 def verdicts_of(fit: Path, peers: Mapping[str, tuple[float, ...]]) -> Detected:

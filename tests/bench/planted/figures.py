@@ -20,7 +20,15 @@ from planted.truth import Truth
 DRAWS = 500
 DETECTORS = ("peel", *PEERS, "fvu")
 # Which way a detector points: −1 where a low number is suspicious.
-ORIENTATION = {"peel": 1, "drop cost": -1, "gradient norm": 1, "alpha": 1, "fvu": -1}
+ORIENTATION = {
+    "peel": 1,
+    "drop cost": -1,
+    "gradient norm": 1,
+    "alpha": 1,
+    "warnings": 1,
+    "GPTQ error": 1,
+    "fvu": -1,
+}
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ def report(bases: Sequence[Base], cache: Path) -> str:
 
 def _half(rows: Sequence[Row]) -> str:
     kinds = sorted({row.case.group for row in rows if row.positives})
+    there = [d for d in DETECTORS if all(d in row.said.scores for row in rows)]
     body = []
     for kind in ("all", *kinds):
 
@@ -134,7 +143,7 @@ def _half(rows: Sequence[Row]) -> str:
 
         count = sum(len(row.positives) for row in rows if only(row))
         found = sum(len(row.positives & set(row.said.flagged)) for row in rows if only(row))
-        areas = [auroc(*scores(rows, detector, only)) for detector in DETECTORS]
+        areas = [auroc(*scores(rows, detector, only)) for detector in there]
         body.append((kind, f"{found} of {count}", *(f"{area:.3f}" for area in areas)))
     healthy = sum(len(row.said.verdicts) - len(row.positives) for row in rows)
     false = [(row.case.name, n) for row in rows for n in row.said.flagged if n not in row.positives]
@@ -144,7 +153,7 @@ def _half(rows: Sequence[Row]) -> str:
     lines = [
         f"{len(rows)} checkpoints, {plants} hurt layers, {body[0][1].split()[-1]} of them positive (harm above 0.01 "
         f"nats, or idle); {healthy} other layers.",
-        table(("fault", "flagged", *(f"AUROC {d}" for d in DETECTORS)), body),
+        table(("fault", "flagged", *(f"AUROC {d}" for d in there)), body),
         f"- AUROC of peel over all: {bootstrapped(rows, lambda r: auroc(*scores(r, 'peel', lambda _: True)))}",
         f"- Positives flagged: {bootstrapped(rows, flagged_share)}",
         f"- False flags per other layer: {bootstrapped(rows, false_share)}: {_named(false)}",
