@@ -17,8 +17,9 @@ from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
+from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.extract import stored_states
-from peelcli.fit import FIT_BATCH, LADDER, LADDER_SHARE
+from peelcli.fit import ALL_PAIRS, FIT_BATCH, LADDER, LADDER_SHARE
 from peelcli.machine import available_memory
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
@@ -87,15 +88,17 @@ def plan_steps(
     older = num_earlier if "rollback" in fit.references else 0
     # The schemes of the ladder are measured on a part of `eval` alone.
     ladder = len(LADDER) * extract.eval_tokens / LADDER_SHARE / measured if fit.ladder else 0.0
-    candidates = math.ceil(len(layers) * (12 + ladder + older))
+    pairs = len(layers) * (len(layers) - 1) // 2 if num_layers <= ALL_PAIRS else len(layers) - 1
+    candidates = math.ceil(len(layers) * (12 + ladder + older)) + pairs
     scratch = 2 * candidates * measured * width * itemsize
     # Older blocks are kept as parts, and then in the fit.
     kept = 2 * older * itemsize * inside * len(layers) // num_layers
     unpacked = itemsize * sum(numel.values()) if packing is not None else 0
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
     memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
-    challenge = "challenge" in fit.references and 4 * itemsize * inside <= (available_memory() or 0)
-    memory += 4 * itemsize * inside if challenge else 0
+    has_room = 4 * itemsize * inside <= (available_memory() or 0)
+    challenge, rescale = (has_room and kind in fit.references for kind in END_TO_END)
+    memory += 4 * itemsize * inside if challenge or rescale else 0
     batch = FIT_BATCH * seq_len
     # The direct solver, which finishes a fit, costs about as much as 16 steps.
     steps = (fit.direct_steps + 16) * (3 + 2 + (5 / 3 if fit.ladder else 0))
@@ -106,6 +109,8 @@ def plan_steps(
     flops += (
         6.0 * (inside / 2 + vocab * width) * batch * fit.challenge_steps * len(layers) if challenge else 0.0
     )
+    # Forward once and backward twice, for all layers together.
+    flops += 10.0 * (inside + vocab * width) * extract.fit_tokens if rescale else 0.0
     yield Progress("plan", 0, 1, "measuring this machine")
     seconds = 10.0 + flops / (_EFFICIENCY * _rate(num_threads(extract)))
     return Plan(

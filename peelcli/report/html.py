@@ -151,7 +151,7 @@ def _layers(
             )
         yield f"<tr>{''.join(row)}</tr>"
     yield "</tbody></table></div>"
-    notes = [*([left_out_note(left_out, [result])] if left_out else []), wording.gap_note(layers)]
+    notes = [*([left_out_note(left_out, [result])] if left_out else []), wording.GAP]
     yield from (f'<p class="dim">{escaped(note)}</p>' for note in (*notes, wording.COLUMNS, wording.OWN))
     for found, words in wording.meanings(layers):
         yield f'<p><span class="{found}">{found}</span>{escaped(words)}</p>'

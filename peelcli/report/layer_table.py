@@ -70,9 +70,8 @@ def layer_table(result: AuditResult, layers: Sequence[LayerVerdict], width: int)
     return table
 
 
-def column_notes(layers: Sequence[LayerVerdict], width: int) -> list[str]:
+def column_notes(width: int) -> list[str]:
     """What the column headers mean at this width."""
-    gap = wording.gap_note(layers)
     if width < NARROW:
-        return [gap]
-    return [gap, wording.COLUMNS, *([wording.OWN] if width >= WIDE else [])]
+        return [wording.GAP]
+    return [wording.GAP, wording.COLUMNS, *([wording.OWN] if width >= WIDE else [])]

@@ -58,7 +58,7 @@ def _section(result: AuditResult, shown: frozenset[int], left_out: Sequence[int]
         yield ""
         columns = ("layer", "verdict", "gap", "interval", "decided by", "bits", "fvu", "drop", "blame")
         yield from _table(columns, "> >  >>> ", (_of_layer(verdict, result) for verdict in layers))
-        notes = [*([left_out_note(left_out, [result])] if left_out else []), wording.gap_note(layers)]
+        notes = [*([left_out_note(left_out, [result])] if left_out else []), wording.GAP]
         yield from ("", *(f"<sub>{escaped(note)}</sub>" for note in [" ".join([*notes, wording.COLUMNS])]))
         yield ""
         yield from (f"- **{verdict}** {escaped(words)}" for verdict, words in wording.meanings(layers))

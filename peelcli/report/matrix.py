@@ -72,7 +72,7 @@ def _band(results: Sequence[AuditResult], layers: Sequence[int], numbers: range)
 
 def comparison_notes(results: Sequence[AuditResult]) -> list[str]:
     """What a reader must know before comparing the columns."""
-    notes = [wording.gap_note([v for result in results for v in result.layers]), wording.CHANGE]
+    notes = [wording.GAP, wording.CHANGE]
     uneven = [f"#{n + 1}" for n in range(1, len(results)) if not _comparable(results, n)]
     if uneven:
         notes.append(

@@ -103,6 +103,10 @@ def _reinitialise(result: AuditResult, verdict: LayerVerdict) -> str:
     if verdict.verdict == "surpassed":
         if _kind(verdict) == "rollback":
             return "not at random: the older block is at hand (peel graft)."
+        if _kind(verdict) == "rescale":
+            return "no: the same weights at other lengths do better (peel graft)."
+        if _kind(verdict) == "exchange":
+            return "no: its weights do better in another place (peel graft)."
         return (
             "once a fault of conversion or copying is ruled out: from the weights that do better (peel graft), or at "
             "random with a warm-up of its own."

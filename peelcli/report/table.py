@@ -104,7 +104,7 @@ def _single(console: Console, result: AuditResult, shown: frozenset[int], left_o
         console.print(layer_table(result, layers, console.width))
         console.print()
         paragraphs(console, [left_out_note(left_out, [result])] if left_out else [])
-        paragraphs(console, column_notes(layers, console.width), "dim")
+        paragraphs(console, column_notes(console.width), "dim")
         _meanings(console, layers)
     _changes(console, result, shown)
     _notes(console, result, layers)

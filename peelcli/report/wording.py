@@ -37,7 +37,6 @@ GAP = (
     "gap: CE as trained less CE with the reference in place, nats/token, with its interval; above 0 the "
     "reference does better. !: flagged."
 )
-CHALLENGE_GAP = "For a challenge it is what training the layer gains beyond the others' median gain."
 COLUMNS = (
     "bits: per weight, of the cheapest reference that does as well (- where none does). fvu: share of the "
     "layer's update that a fitted reference leaves unexplained. drop: cost of leaving the layer out, "
@@ -151,7 +150,7 @@ def suite(result: AuditResult) -> str:
 
 
 def reference(ref: Reference | None, *, brief: bool = False) -> str:
-    """`direct mlp ternary`, `span 3-5 int4 g128`, `exchange 2-3`, `rollback step 400`; `brief`: attn."""
+    """`direct mlp ternary`, `span 3-5 int4 g128`, `rescale mlp`, `exchange 2-3`, `rollback step 400`; `brief`: attn."""
     if ref is None:
         return "-"
     parts = [ref.kind]
@@ -184,11 +183,6 @@ def meanings(layers: Sequence[LayerVerdict], *, by_layer: bool = True) -> list[t
         (verdict, f"{f' ({layers_named(numbers)})' if by_layer else ''}: {meaning}")
         for (verdict, meaning), numbers in found.items()
     ]
-
-
-def gap_note(layers: Sequence[LayerVerdict]) -> str:
-    """What the gap is, for the references that decided in `layers`."""
-    return f"{GAP} {CHALLENGE_GAP}" if any(_by_challenge(v) for v in layers) else GAP
 
 
 def _by_challenge(verdict: LayerVerdict) -> bool:

@@ -171,9 +171,6 @@ def test_a_challenge_is_told_apart_from_a_witness_that_lowers_the_loss():
     text = unwrapped(varied(layers=(LAYERS[2], challenged), flagged=(3, 4)))
     assert f"surpassed (layer 3): {wording.MEANINGS['surpassed']}" in text
     assert f"surpassed (layer 4): {wording.CHALLENGED}" in text
-    assert wording.CHALLENGE_GAP in text
-    assert wording.CHALLENGE_GAP in unwrapped(RESULT, varied(layers=(challenged,)))
-    assert wording.CHALLENGE_GAP not in unwrapped(RESULT)
 
 
 def test_top_shows_the_highest_scores_by_layer_and_says_what_it_leaves_out():
