@@ -54,8 +54,8 @@ def graft(
                 put(layer, relative, torch.zeros_like)
     elif reference.kind == "exchange":
         for layer in (reference.layer, reference.target):
-            for relative in model.parameter_names(layer):
-                put(layer, relative, _as_it_runs(model, reference.layer + reference.target - layer, relative))
+            for relative, value in model.read_weights(reference.layer + reference.target - layer).items():
+                put(layer, relative, _as_it_is(value.cpu()))
     else:
         witness = fitstore.load_witness(fit, reference)
         like = torch.empty(0, dtype=torch.float32)
@@ -70,6 +70,10 @@ def graft(
 
 def _as_it_runs(model: BlockwiseModel, layer: int, relative: str) -> Replace:
     return lambda _: model.read_weights(layer)[relative].cpu()
+
+
+def _as_it_is(value: Tensor) -> Replace:
+    return lambda _: value
 
 
 def _constant(value: Tensor) -> Replace:

@@ -57,8 +57,13 @@ def test_rendering_needs_neither_torch_nor_h5py():
 @given(st.text())
 def test_printable_is_one_line_and_leaves_plain_text_alone(name):
     assert printable(name).isprintable()
-    if name.isprintable():
+    if name.isprintable() and not any(command in name for command in ("::", "##[")):
         assert printable(name) == name
+
+
+@given(st.text("ab:#[ \n", max_size=40))
+def test_no_name_becomes_a_command_of_the_runner_that_reads_the_output(name):
+    assert not any(command in printable(name) for command in ("::", "##["))
 
 
 @pytest.mark.parametrize(

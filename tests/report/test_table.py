@@ -268,6 +268,16 @@ def test_no_name_makes_a_line_too_wide_or_unprintable(name, width):
             assert cell_len(line) <= width
 
 
+@pytest.mark.parametrize(
+    "command", ["::error::x", "::stop-commands::x", "##[error]x", "a " * 40 + "::error::x"]
+)
+def test_no_name_begins_a_workflow_command(command):
+    """GitHub's runner reads what is printed, wherever it wraps; the annotations of --format github are its own."""
+    for text in (render_table([hostile(command)], width=60), render_table([RESULT, hostile(command)])):
+        assert "::" not in text
+        assert "##[" not in text
+
+
 def test_a_name_of_a_megabyte_does_not_flood_the_report():
     assert len(render_table([varied(run={"skipped": ("x" * 10**6,)})])) < 10_000
 
