@@ -16,7 +16,7 @@ from peelcli.report.zones import STYLES as ZONE_STYLES
 FEWEST = 3  # runs; of two the columns side by side say it all
 SIGNS = {"effective": ".", "undecided": "?", "matched": "m", "surpassed": "s", "broken": "b"}
 ZONES = ("red", "yellow", "green")  # the worst first, as VERDICTS are
-LEVELS, PLAIN_LEVELS = "·▁▂▃▄▅▆▇█", " _.-:=+*#"  # the first where there is no value
+LEVELS, PLAIN_LEVELS = "·▁▂▃▄▅▆▇█", " _.-~=+*#"  # the first where there is no value
 OTHERS = 32  # columns that a row takes beside its strip and its trend
 NOTE = (
     "strip: oldest first; . effective, ? undecided, m matched, s surpassed, b broken, in capitals where flagged, - not "
