@@ -56,7 +56,7 @@ class Policy:
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
     rescale_floor: float = 0.005
     """Nats that a layer must gain by other lengths of its matrices alone, at least…"""
-    rescale_factor: float = 2.0
+    rescale_factor: float = 1.5
     """…this many times what any other layer gains so…"""
     rescale_worth: float = 0.01
     """…and this share of what dropping them costs: what does most of the work has most to gain."""

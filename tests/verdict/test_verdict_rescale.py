@@ -55,8 +55,8 @@ def test_a_little_is_no_news(gain):
     assert judge(noisy(3, {None: gain})).flagged == ()
 
 
-def test_nor_is_what_another_layer_gains_half_of():
-    both = {rescale(3): -0.02, rescale(4): -0.012}
+def test_nor_is_what_another_layer_gains_most_of():
+    both = {rescale(3): -0.02, rescale(4): -0.015}
     assert judge(measure(changed(sound(), both))).flagged == ()
 
 
