@@ -37,7 +37,7 @@ def measure(name: str, cache: Path, draws: int) -> dict[str, Any]:
     recipe = BASES[name].recipe
     directory = train(recipe, SHARED, cache)[recipe.steps]
     extract = ExtractConfig(data=(SHARED / recipe.corpus,), seq_len=128, eval_tokens=EVAL_TOKENS, threads=1)
-    kinds = ("identity", "direct", "challenge", "exchange")
+    kinds = ("identity", "direct", "challenge", "rescale", "exchange")
     fit = FitConfig(references=kinds, ladder=False, paths=("none",), threads=1)
     run = read_fit(audit(directory, extract, fit, cache / "coverage" / name))
     return {
