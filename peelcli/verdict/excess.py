@@ -100,7 +100,10 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
         second = max(others, key=lambda g: float(g.mean()))
         usual = max(0.0, float(second.mean()))
         excess = gain - (policy.rescale_factor * second if usual > 0 else 0.0)
-        threshold = max(policy.rescale_floor, policy.rescale_worth * drops.get((layer, part), 0.0))
+        worth = max(
+            drops.get((layer, p), 0.0) for p in (None, part)
+        )  # a part of such a layer gains more, too
+        threshold = max(policy.rescale_floor, policy.rescale_worth * worth)
         # Below the threshold no chance is at stake: it does not matter.
         matters = float(gain.mean()) > threshold
         found[layer, part] = Excess(

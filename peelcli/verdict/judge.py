@@ -130,16 +130,16 @@ class _Rules:
             else most_rescaled(self.rescales, self.alpha)
         )
         behind = {
-            n
+            n: next(iter(challenged))
             for n, e in surpassed.items()
             if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
-        }
+        } or _behind_an_exchange(surpassed, self.policy.wreck_factor)
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:
             facts = self._facts(layer, surpassed.get(layer))
             if layer in behind:
-                out.append(words.behind_another(layer, next(iter(challenged)), facts))
+                out.append(words.behind_another(layer, behind[layer], facts))
             elif layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
                 verdict = words.with_rescale(verdict, best_rescale(self.rescales, layer))
@@ -353,6 +353,19 @@ def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) 
         if not set(pair) & set(found) and e.gap_select > rival:
             found |= dict.fromkeys(pair, e)
     return found
+
+
+def _behind_an_exchange(surpassed: Mapping[int, Evidence], factor: float) -> dict[int, int]:
+    """Layers of which something does better for two others in the wrong order, and the first of those two."""
+    exchanges = [e for e in surpassed.values() if e.score.reference.kind == "exchange"]
+    best = max(exchanges, key=lambda e: e.gap.mean, default=None)
+    if best is None:
+        return {}
+    return {
+        n: best.score.reference.layer
+        for n, e in surpassed.items()
+        if e.score.reference.kind in STATE_KINDS and best.gap.low > factor * e.gap.mean
+    }
 
 
 def _in_rank(verdict: LayerVerdict) -> LayerVerdict:

@@ -59,9 +59,9 @@ class Policy:
     rescale_factor: float = 1.5
     """…this many times what any other layer gains so…"""
     rescale_worth: float = 0.01
-    """…and this share of what dropping them costs: what does most of the work has most to gain."""
+    """…and this share of what dropping the layer costs: one that does most of the work has most to gain."""
     wreck_factor: float = 2.0
-    """What surpasses elsewhere is put down to a layer that gains more than this many times that, trained alone."""
+    """What surpasses elsewhere is put down to layers that gain more than this many times that, trained or exchanged."""
     rollback_factor: float = 2.0
     """A rollback must gain more than this many times what blocks of the same step gain other layers in the median."""
     foreign_gap: float = 1.25

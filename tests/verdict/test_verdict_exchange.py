@@ -54,3 +54,14 @@ def test_of_pairs_that_overlap_the_better_one_is_blamed():
 def test_foreign_text_asks_for_more():
     run = measure(changed(sound() | RIGHT, {exchange(2): -0.06}, spread=0.3))
     assert judge(foreign(run)).flagged == ()
+
+
+@pytest.mark.parametrize(("gain", "flagged"), [(0.05, (1, 2)), (0.4, (1, 2, 4))])
+def test_what_does_better_behind_a_pair_in_the_wrong_order_is_put_down_to_it(gain, flagged):
+    """Measured: layers 1 and 4 exchanged, 1.06 nats, and an attention between them does better dropped by .18."""
+    effects = changed(sound() | RIGHT, {identity(4, "attention"): -gain}, divergence=0.2)
+    effects = changed(effects, {exchange(1): -0.5}, spread=0.3)
+    result = judge(measure(effects))
+    assert result.flagged == flagged
+    if flagged == (1, 2):
+        assert "layer 1 is hurt" in result.layers[3].reason

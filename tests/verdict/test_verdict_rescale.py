@@ -66,6 +66,7 @@ def test_a_layer_that_does_most_of_the_work_may_gain_more():
     assert judge(noisy(1, gain)).flagged == ()
     assert judge(noisy(3, gain)).flagged == (3,)
     assert judge(noisy(1, gain), Policy(rescale_worth=0.0)).flagged == (1,)
+    assert judge(noisy(1, {"attention": 0.015})).flagged == ()
 
 
 def test_foreign_text_and_two_layers_are_no_measure():
