@@ -39,6 +39,10 @@ def exchanged(model: torch.nn.Module) -> None:
     model.model.layers[2].load_state_dict(second)
 
 
+def gate_scaled(model: torch.nn.Module) -> None:
+    model.model.layers[3].mlp.gate_proj.weight.data *= 1.5
+
+
 def audited(
     shared: Path, tmp_path: Path, plant: Plant | None, text: str = "tinystories.txt", **fit: object
 ) -> AuditResult:
@@ -96,6 +100,15 @@ def test_two_exchanged_blocks_are_both_flagged_and_no_other_layer(shared: Path, 
     result = audited(shared, tmp_path, exchanged, references=("identity", "exchange"))
     assert result.flagged == (2, 3)
     assert {v.reference.kind for v in result.layers if v.layer in (2, 3) and v.reference} == {"exchange"}
+
+
+def test_a_lost_scale_is_found_told_and_put_down_to_its_sublayer(shared: Path, tmp_path: Path) -> None:
+    result = audited(shared, tmp_path, gate_scaled, references=("identity", "rescale"))
+    assert result.flagged == (4,)
+    verdict = result.layers[3]
+    assert verdict.reference is not None
+    assert (verdict.reference.kind, verdict.sublayer) == ("rescale", "mlp")
+    assert "gate_proj × 0." in verdict.reason
 
 
 def test_a_random_network_is_untrained_in_every_layer(shared: Path, tmp_path: Path) -> None:
