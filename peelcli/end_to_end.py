@@ -135,15 +135,15 @@ class EndToEnd:
         found = slopes(logits, sizes, data, SHARD, self.seed, at_once=self._at_once)
         shared = (time.perf_counter() - began) / len(references)
         out = {}
-        for r in references:
-            mine = pieces[r.layer]
-            if r.sublayer is None:
-                pieces_there, mixing = [Pieces(p.name) for p in mine], by_matrix(mine)
-            else:
-                names = matrices[r.layer][r.sublayer]
-                pieces_there, mixing = [p for p in mine if p.name in names], of_matrices(mine, names)
-            step = newton_step(found[r.layer].mixed(mixing))
-            out[r] = self._of_best_length(blocks[r.layer], pieces_there, step, shared)
+        for n in layers:
+            loss, select = self._loss_behind(blocks[n]), self._data("select", n)  # read once for all parts
+            for r in (r for r in references if r.layer == n):
+                mine, mixing = [Pieces(p.name) for p in pieces[n]], by_matrix(pieces[n])
+                if r.sublayer is not None:
+                    names = matrices[n][r.sublayer]
+                    mine, mixing = [p for p in pieces[n] if p.name in names], of_matrices(pieces[n], names)
+                step = newton_step(found[n].mixed(mixing))
+                out[r] = self._of_best_length(loss, select, trained[n], mine, step, shared)
         return out
 
     def _matrices(self, block: ModelBlock) -> dict[str, list[str]]:
@@ -154,12 +154,16 @@ class EndToEnd:
         }
 
     def _of_best_length(
-        self, block: ModelBlock, pieces: Sequence[Pieces], step: Tensor, seconds: float
+        self,
+        loss: Loss,
+        select: StateData,
+        trained: Mapping[str, Tensor],
+        pieces: Sequence[Pieces],
+        step: Tensor,
+        seconds: float,
     ) -> Fitted:
         """The block with so much of `step` as does best on `select`; `seconds` have gone into it."""
         began = time.perf_counter()
-        trained = {m.name: m.weight for m in block.maps}
-        loss, select = self._loss_behind(block), self._data("select", block.layer)
 
         def on_select(factors: Tensor) -> float:
             return mean_loss(loss, rescaled(trained, pieces, factors), select, SHARD, at_once=self._at_once)

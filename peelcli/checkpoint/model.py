@@ -31,6 +31,7 @@ from peelcli.checkpoint.structure import (
     find_sublayers,
     head_dim,
     num_hidden_layers,
+    text_config,
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
 from peelcli.errors import CheckpointError
@@ -112,8 +113,7 @@ class BlockwiseModel:
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
-        text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
-        self.max_positions: int | None = getattr(text_config, "max_position_embeddings", None)
+        self.max_positions: int | None = getattr(text_config(config), "max_position_embeddings", None)
         self.head_dim = head_dim(config)
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)

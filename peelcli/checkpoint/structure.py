@@ -42,9 +42,14 @@ class Matrix:
     transposed: bool
 
 
+def text_config(config: Any) -> Any:
+    """The part of a transformers config that speaks of the language model."""
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
 def num_hidden_layers(config: object) -> int:
     """The number of decoder blocks that a transformers config names."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     for key in _NUM_LAYERS:
         value = getattr(text, key, None)
         if isinstance(value, int) and value > 0:
@@ -54,7 +59,7 @@ def num_hidden_layers(config: object) -> int:
 
 def head_dim(config: Any) -> int:
     """Features of one head of the attention, 0 where a transformers config does not say."""
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    text = text_config(config)
     stated, width, heads = (
         getattr(text, key, None) for key in ("head_dim", "hidden_size", "num_attention_heads")
     )

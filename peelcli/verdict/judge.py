@@ -110,7 +110,7 @@ class _Rules:
             if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
         }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
-        self.rescales = rescale_excess(run, policy)
+        self.rescales = {} if foreign else rescale_excess(run, policy)
 
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
@@ -124,11 +124,8 @@ class _Rules:
         surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
         challenged = self._challenged(surpassed, matched)
-        rescaled = (
-            {}
-            if surpassed or matched or challenged or self.foreign
-            else most_rescaled(self.rescales, self.alpha)
-        )
+        found = surpassed or matched or challenged
+        rescaled = {} if found else most_rescaled(self.rescales, self.alpha)
         behind = {
             n: next(iter(challenged))
             for n, e in surpassed.items()
@@ -310,7 +307,7 @@ class _Rules:
         excess = self.excess.get(layer)
         if excess and not self.foreign:
             relative.append(excess.interval.low / excess.threshold)
-        for (n, _), x in self.rescales.items() if not self.foreign else ():
+        for (n, _), x in self.rescales.items():
             if n == layer:
                 least = max(self.policy.rescale_floor, self.policy.rescale_factor * x.usual)
                 relative.append(x.gap.low / least)

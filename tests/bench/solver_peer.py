@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -104,7 +104,7 @@ def linears(block: nn.Module, only: str) -> dict[str, nn.Linear]:
     return {name: m for name, m in block.named_modules() if isinstance(m, nn.Linear) and only in name}
 
 
-def watch(modules: dict[str, nn.Linear], keep: Callable[[str, Tensor], None]) -> list[object]:
+def watch(modules: Mapping[str, nn.Module], keep: Callable[[str, Tensor], None]) -> list[object]:
     """Hooks that hand what enters each module to `keep`, tokens in rows."""
     return [
         m.register_forward_pre_hook(lambda _, a, n=n: keep(n, a[0].detach().flatten(0, -2)))

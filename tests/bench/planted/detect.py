@@ -123,32 +123,25 @@ def _gptq_errors(model: nn.Module, ids: torch.Tensor) -> tuple[float, ...]:
 
     Of each matrix alone, on the inputs that the trained model gives it.
     """
-    from solver_peer import gptq
+    from solver_peer import gptq, watch
 
     sums: dict[str, torch.Tensor] = {}
     matrices = {n: m for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))}
-    hooks = [
-        m.register_forward_pre_hook(lambda _, a, n=n: _add(sums, n, a[0].flatten(0, -2)))
-        for n, m in matrices.items()
-    ]
+    hooks = watch(matrices, lambda n, x: sums.__setitem__(n, sums.get(n, 0.0) + x.T @ x))
     for part in ids.split(8):
         model(input_ids=part)
     for hook in hooks:
         hook.remove()
     found = []
     for block in blocks_of(model):
-        errors = []
+        errors, inside = [], set(block.modules())
         for name, m in matrices.items():
-            if m in set(block.modules()):
+            if m in inside:
                 weight = (m.weight.T if isinstance(m, Conv1D) else m.weight).contiguous()
                 lost = gptq(weight, sums[name] / len(ids), str(GPTQ_BITS), None) - weight
                 errors.append(float(_power(lost, sums[name]) / _power(weight, sums[name])))
         found.append(float(np.mean(errors)))
     return tuple(found)
-
-
-def _add(sums: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> None:
-    sums[name] = sums.get(name, 0.0) + x.T @ x
 
 
 def _power(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
