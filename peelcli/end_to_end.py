@@ -18,6 +18,7 @@ from peelcli.records import FitOutcome, Reference
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
 from peelcli.references.interface import Batch, Budget, Witness
 from peelcli.references.rescale import (
+    TRIED,
     Factors,
     Pieces,
     best_length,
@@ -166,7 +167,8 @@ class EndToEnd:
         began = time.perf_counter()
 
         def on_select(factors: Tensor) -> float:
-            return mean_loss(loss, rescaled(trained, pieces, factors), select, SHARD, at_once=self._at_once)
+            weights = rescaled(trained, pieces, factors)
+            return mean_loss(loss, weights, select, SHARD, TRIED, at_once=self._at_once)
 
         factors = best_length(on_select, step)
         return kept(trained, pieces, factors, seconds + time.perf_counter() - began)

@@ -26,6 +26,7 @@ from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.end_to_end import EndToEnd
+from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.progress import Progress
@@ -40,9 +41,8 @@ from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import fit_regression
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
-from peelcli.scoring import Candidate, Sweep, block_batch
+from peelcli.scoring import Candidate, Losses, block_batch
 from peelcli.statedata import StateData
-from peelcli.verdict import Policy
 from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
@@ -52,7 +52,7 @@ LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to
 LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
-LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps, and of `eval`…
+LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
@@ -142,18 +142,18 @@ class Fitter:
         yield from self._fit_layers()
         yield from self._fit_end_to_end()
         candidates = [self._candidate(r) for r in self._outcomes]
-        sweep = Sweep(
+        losses = yield from measure_steps(
             self.model,
             self.acts,
             candidates,
             self.parts_dir,
             key=self._key,
             batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1]),
+            screen=self.settings.screen,
         )
-        yield from sweep.run()
         peeled = yield from self._peel_paths()
         ids = self.acts.ids[self.acts.rows["eval"]]
-        run = replace(self._record(sweep), paths=peeled[0] if peeled else None)
+        run = replace(self._record(losses), paths=peeled[0] if peeled else None)
         fitstore.write_fit(self.task.output, run, ids, self._parts, peeled[1] if peeled else None)
         self._clear_parts()
         self.parts_dir.rmdir()
@@ -169,13 +169,10 @@ class Fitter:
             return fitstore.load_witness(self._parts[reference.key], reference)
 
         loads = None if reference.kind == "identity" else witness
-        return Candidate(reference, loads, self._eval_stride(reference))
-
-    def _eval_stride(self, reference: Reference) -> int:
-        if reference.kind != "direct" or reference.scheme == self.plan.scheme:
-            return 1
-        rows = self.acts.rows["eval"]
-        return max(1, min(LADDER_SHARE, (rows.stop - rows.start) // Policy.min_sequences))
+        is_ladder = reference.kind == "direct" and reference.scheme != self.plan.scheme
+        stride = part_stride(self.acts) if is_ladder else 1
+        # None is chosen among a layer's rescales before `eval` tests them.
+        return Candidate(reference, loads, stride, on_select=reference.kind != "rescale")
 
     # -- blocks of earlier checkpoints --------------------------------------------------------------------------------
 
@@ -337,20 +334,22 @@ class Fitter:
 
     # -- the record ---------------------------------------------------------------------------------------------------
 
-    def _record(self, sweep: Sweep) -> Run:
+    def _record(self, measured: Losses) -> Run:
         rows = self.acts.rows
         n_select = rows["select"].stop - rows["select"].start
         about = self.acts.about
 
         def losses(array: np.ndarray, part: str) -> tuple[float, ...]:
-            if len(array) < sweep.n_rows:  # measured on some of `eval` alone
+            if (
+                len(array) < rows["eval"].stop - rows["select"].start
+            ):  # measured on `eval` alone, or some of it
                 return tuple(array.tolist()) if part == "eval" else ()
             return tuple(array[:n_select].tolist() if part == "select" else array[n_select:].tolist())
 
         scores = []
         for reference, outcome in self._outcomes.items():
-            nll, kl = sweep.losses.nll[reference.key], sweep.losses.kl[reference.key]
-            outcome = replace(outcome, fvu_eval=sweep.losses.fvu_eval.get(reference.key))
+            nll, kl = measured.nll[reference.key], measured.kl[reference.key]
+            outcome = replace(outcome, fvu_eval=measured.fvu_eval.get(reference.key))
             scores.append(
                 Score(reference, outcome, losses(nll, "select"), losses(nll, "eval"), losses(kl, "eval"))
             )

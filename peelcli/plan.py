@@ -19,8 +19,9 @@ from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.extract import stored_states
-from peelcli.fit import ALL_PAIRS, FIT_BATCH, LADDER, LADDER_SHARE
+from peelcli.fit import ALL_PAIRS, FIT_BATCH, LADDER
 from peelcli.machine import available_memory
+from peelcli.measuring import PART
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
@@ -86,8 +87,9 @@ def plan_steps(
     rows = max(1, tokens // seq_len)
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     older = num_earlier if "rollback" in fit.references else 0
-    # The schemes of the ladder are measured on a part of `eval` alone.
-    ladder = len(LADDER) * extract.eval_tokens / LADDER_SHARE / measured if fit.ladder else 0.0
+    # The schemes of the ladder are measured on a part of `eval` alone, and so is what decides nothing: most.
+    part = extract.eval_tokens / PART / measured
+    ladder = len(LADDER) * part if fit.ladder else 0.0
     pairs = len(layers) * (len(layers) - 1) // 2 if num_layers <= ALL_PAIRS else len(layers) - 1
     candidates = math.ceil(len(layers) * (12 + ladder + older)) + pairs
     scratch = 2 * candidates * measured * width * itemsize

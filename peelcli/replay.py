@@ -17,7 +17,7 @@ from peelcli import fitstore
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.progress import Progress
-from peelcli.records import WITHOUT_WEIGHTS, Reference
+from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
 from peelcli.references.interface import Witness
 from peelcli.scoring import head_batch, token_losses
 
@@ -93,29 +93,34 @@ def _loss(model: BlockwiseModel, hidden: Tensor, ids: Tensor, head: Tensor | Non
 def replay_steps(
     fit: Path,
     model: BlockwiseModel,
-    gaps: Sequence[tuple[Reference, float]],
+    gaps: Sequence[tuple[Score, float]],
     paths: Sequence[tuple[Sequence[int], float]],
     batch_size: int,
 ) -> Generator[Progress, None, list[Replay]]:
     """Measure references and peeled paths again, each with its reported gap. Raises ReplayError where one differs.
 
-    paths: target maps, () for the head control; their gaps are against the network as trained.
+    gaps: each is measured on the sequences of `eval` that it was measured on. paths: target maps, () for the head
+    control; their gaps are against the network as trained.
     """
     ids = fitstore.read_eval_ids(fit)
     total = len(gaps) + len(paths) + 1
     yield Progress("verify", 0, total, "as trained")
-    trained = mean_nll(model, ids, batch_size, None, Witness())
+    trained = {1: mean_nll(model, ids, batch_size, None, Witness())}  # by the stride of the sequences
     found = []
-    for done, (reference, reported) in enumerate(gaps, start=1):
+    for done, (score, reported) in enumerate(gaps, start=1):
+        reference, stride = score.reference, score.stride(len(ids))
         yield Progress("verify", done, total, reference.key)
         witness = Witness() if reference.kind in WITHOUT_WEIGHTS else fitstore.load_witness(fit, reference)
-        measured = trained - mean_nll(model, ids, batch_size, reference, witness)
+        some = ids[::stride]
+        if stride not in trained:
+            trained[stride] = mean_nll(model, some, batch_size, None, Witness())
+        measured = trained[stride] - mean_nll(model, some, batch_size, reference, witness)
         found.append(Replay(f"layer {reference.layer}: {reference.key}", reported, measured))
     for done, (target_map, reported) in enumerate(paths, start=1 + len(gaps)):
         name = f"path {list(target_map)}" if target_map else "head control"
         yield Progress("verify", done, total, name)
         blocks, head = fitstore.load_path(fit, target_map)
-        measured = trained - path_mean_nll(model, ids, batch_size, blocks, head)
+        measured = trained[1] - path_mean_nll(model, ids, batch_size, blocks, head)
         found.append(Replay(name, reported, measured))
     yield Progress("verify", total, total, "all witnesses")
     failed = [r for r in found if not r.holds]

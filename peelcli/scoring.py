@@ -30,24 +30,29 @@ from peelcli.workers import in_parallel
 class Candidate:
     """A reference to be measured; `witness` loads the weights of a layer when it comes (None: none take its place).
 
-    With an `eval_stride` above 1 it is measured on every so-manyth sequence of `eval` alone, else on `select` as well.
+    With an `eval_stride` above 1 it is measured on every so-manyth sequence of `eval` alone, else on `select` as well
+    unless it is not chosen by that (`on_select`).
     """
 
     reference: Reference
     witness: Callable[[int], Witness] | None
     eval_stride: int = 1
+    on_select: bool = True
 
 
 @dataclass
 class Losses:
     """What the sweep measured of each candidate, by key; arrays are per sequence, rows select then eval.
 
-    Of a candidate with an `eval_stride` the arrays are of those sequences alone.
+    Of a candidate measured on fewer the arrays are of those sequences alone.
     """
 
     nll: dict[str, np.ndarray] = field(default_factory=dict)
     kl: dict[str, np.ndarray] = field(default_factory=dict)
     fvu_eval: dict[str, float] = field(default_factory=dict)
+
+
+_HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
 
 
 def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,16 +117,23 @@ class Sweep:
         *,
         key: str,
         batch_size: int,
+        stage: str = "score",
     ) -> None:
-        """`scratch` is a directory for the states; `key` names the fit, so that only its own leftovers are used."""
+        """`scratch` is a directory for the states; `key` names the fit, so that only its own leftovers are used.
+
+        stage: the name that progress goes by.
+        """
+        self.stage = stage
         self.model, self.acts, self.scratch, self.batch_size = model, acts, scratch, batch_size
         self.candidates = sorted(candidates, key=lambda c: (c.reference.layer, c.reference.key))
-        self.key = json.dumps([key, [(c.reference.key, c.eval_stride) for c in self.candidates], batch_size])
+        measured = [(c.reference.key, c.eval_stride, c.on_select) for c in self.candidates]
+        self.key = json.dumps([key, measured, batch_size])
         self.rows = slice(acts.rows["select"].start, acts.rows["eval"].stop)
         self.n_rows = self.rows.stop - self.rows.start
         self.n_select = acts.rows["select"].stop - acts.rows["select"].start
         self.ids = acts.ids[self.rows]
         self.losses = Losses()
+        self._held: dict[int, Tensor] = {}  # O_l of all rows, by layer: what begins at one layer shares them
         width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
         self._shape = (self.ids.shape[1], width)
         self._row_nbytes = self._shape[0] * width * torch.empty(0, dtype=model.dtype).element_size()
@@ -140,12 +152,12 @@ class Sweep:
         if not done:
             require_space(self.scratch, self.scratch_nbytes, "the scratch file of the sweep")
         for layer in range(max(done + 1, first), self.model.num_layers + 1):
-            yield Progress("score", layer - 1, self.model.num_layers + 1, f"layer {layer}")
+            yield Progress(self.stage, layer - 1, self.model.num_layers + 1, f"layer {layer}")
             self._advance(layer)
-        yield Progress("score", self.model.num_layers, self.model.num_layers + 1, "loss")
+        yield Progress(self.stage, self.model.num_layers, self.model.num_layers + 1, "loss")
         self._measure()
         self._clear()
-        yield Progress("score", self.model.num_layers + 1, self.model.num_layers + 1, "loss")
+        yield Progress(self.stage, self.model.num_layers + 1, self.model.num_layers + 1, "loss")
 
     # -- the states of one layer ----------------------------------------------------------------------------------
 
@@ -171,6 +183,7 @@ class Sweep:
     def _advance(self, layer: int) -> None:
         begun = [c for c in self.candidates if c.reference.layer < layer]
         starting = [c for c in self.candidates if c.reference.layer == layer]
+        self._held.clear()
         try:
             self._path(layer).touch()
             with self._path(layer).open("r+b") as out, self.model.block(layer) as module:
@@ -192,7 +205,7 @@ class Sweep:
 
     def _rows(self, candidate: Candidate) -> range:
         """The sequences that a candidate is measured on, counted from the first of `select`."""
-        if candidate.eval_stride == 1:
+        if candidate.eval_stride == 1 and candidate.on_select:
             return range(self.n_rows)
         return range(self.n_select, self.n_rows, candidate.eval_stride)
 
@@ -272,8 +285,14 @@ class Sweep:
 
     def _trained(self, layer: int, rows: range) -> Tensor:
         """O_layer of `rows`, counted from the first sequence of `select`."""
-        absolute = slice(rows.start + self.rows.start, rows[-1] + 1 + self.rows.start, rows.step)
-        return self.acts.states(layer, absolute).to(self.model.device, self.model.dtype)
+        if self.n_rows * self._row_nbytes > _HELD_NBYTES:
+            absolute = slice(rows.start + self.rows.start, rows[-1] + 1 + self.rows.start, rows.step)
+            states = self.acts.states(layer, absolute)
+        else:
+            if layer not in self._held:
+                self._held[layer] = self.acts.states(layer, self.rows)
+            states = self._held[layer][_slice(rows)]
+        return states.to(self.model.device, self.model.dtype)
 
     def _read(self, file: BinaryIO, count: int) -> Tensor:
         raw = bytearray(file.read(count * self._row_nbytes))

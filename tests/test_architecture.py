@@ -25,7 +25,7 @@ FLOORS = (
     {"watching", "loggers"},
     {"audit", "plan", "demo", "series"},
     {"extract", "fit", "earlier", "report", "replay", "graft"},
-    {"peeling", "end_to_end"},
+    {"peeling", "end_to_end", "measuring"},
     {
         "scoring",
         "fitstore",

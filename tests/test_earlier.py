@@ -140,7 +140,7 @@ def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) ->
     series = Series(tmp_path)
     path = series.fit(series.paths[:2])
     run, model = fitstore.read_fit(path), series.model()
-    gaps = [(s.reference, float(np.mean(run.nll_eval) - np.mean(s.nll_eval))) for s in run.scores]
+    gaps = [(s, float(np.mean(run.nll_eval) - np.mean(s.nll_eval))) for s in run.scores]
     assert all(r.holds for r in driven(replay_steps(path, model, gaps, (), 8)))
     (reference,) = [s.reference for s in run.scores if s.reference.key.startswith("rollback-002")]
     graft(path, open_checkpoint(series.newest), model, reference, tmp_path / "new")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from peelcli.checkpoint.attention import widen_narrow_heads
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.structure import (
@@ -108,6 +109,7 @@ class BlockwiseModel:
         config, model, self.blocks_name = load_model(
             self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
         )
+        widen_narrow_heads(model, device)
         self.config = config
         self.num_layers = num_hidden_layers(config)
         self.model: nn.Module = model.eval().requires_grad_(False)

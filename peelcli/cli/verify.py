@@ -53,7 +53,7 @@ def verify(
     wanted = parse_layers(layers, run.num_layers) if layers else result.flagged
     chosen = [v.reference for v in result.layers if v.layer in wanted and v.reference is not None]
     # One reference decides on both layers of an exchanged pair.
-    gaps = [(reference, result.gap_of(reference)) for reference in dict.fromkeys(chosen)]
+    gaps = [(result.score_of(reference), result.gap_of(reference)) for reference in dict.fromkeys(chosen)]
     over = paths or (layers is None and result.network.zone in ("red", "yellow"))
     maps = result.path_gaps() if over else []
     if not gaps and not maps:

@@ -177,6 +177,11 @@ class FitConfig(MachineConfig):
     ladder: bool = setting(
         True, "Fit each block in the other schemes too, briefly, to tell its effective bits."
     )
+    screen: bool = setting(
+        True,
+        "Measure what costs far too much to decide anything on a part of the eval tokens alone; --no-screen measures "
+        "every reference on all of them.",
+    )
     challenge_steps: int = setting(40, "Optimiser steps for each challenge reference.", at_least=0)
     paths: tuple[str, ...] = setting(
         ("direct", "last", "first-last"),

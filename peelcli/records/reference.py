@@ -74,7 +74,7 @@ class FitOutcome:
 class Score:
     """One reference, measured in place: per-sequence losses, paired with the run's own.
 
-    A scheme of the ladder is measured on some sequences of `eval` alone, evenly spread: see `beside`.
+    What decides nothing is measured on some sequences of `eval` alone, evenly spread: see `stride`.
     `kl_eval` is KL(trained ‖ with the reference), the mean over each sequence's positions, in nats per token.
     """
 
@@ -86,10 +86,12 @@ class Score:
 
     def beside(self, nll_eval: Sequence[float]) -> tuple[float, ...]:
         """The run's own losses on the sequences of `eval` that this reference was measured on."""
-        stride = -(
-            -len(nll_eval) // max(1, len(self.nll_eval))
-        )  # they are ⌈n / stride⌉, and stride is at most n / 8
-        return tuple(nll_eval[:: max(1, stride)])
+        return tuple(nll_eval[:: self.stride(len(nll_eval))])
+
+    def stride(self, total: int) -> int:
+        """Of `total` sequences of `eval` the reference was measured on every so-manyth, from the first on."""
+        # They are ⌈total / stride⌉, and stride is at most total / 8.
+        return max(1, -(-total // max(1, len(self.nll_eval))))
 
 
 @dataclass(frozen=True)

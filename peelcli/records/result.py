@@ -125,15 +125,16 @@ class AuditResult:
 
     def loss_with(self, reference: Reference) -> float:
         """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""
-        losses = self._score(reference).nll_eval
+        losses = self.score_of(reference).nll_eval
         return sum(losses) / len(losses)
 
     def gap_of(self, reference: Reference) -> float:
         """How much lower the loss on `eval` is with a reference in place; below 0 where it is higher."""
-        trained = self._score(reference).beside(self.run.nll_eval)
+        trained = self.score_of(reference).beside(self.run.nll_eval)
         return sum(trained) / len(trained) - self.loss_with(reference)
 
-    def _score(self, reference: Reference) -> Score:
+    def score_of(self, reference: Reference) -> Score:
+        """What was measured of a reference; KeyError where the run did not measure it."""
         return {score.reference: score for score in self.run.scores}[reference]
 
     def path_gaps(self) -> list[tuple[tuple[int, ...], float]]:

@@ -1,7 +1,8 @@
 """`challenge`: the layer itself, trained on through the frozen rest of the network by cross-entropy.
 
 It keeps the layer's own precision. Driven too hard it gets worse and says nothing, so the state that is kept is the
-best by its loss on `select`, and the trained weights are one of the candidates: its gap there is never below zero.
+best by its loss on a part of `select`, and the trained weights are one of the candidates: its gap there is never below
+zero.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from peelcli.references.regression import CHECKS, batches, sequence_order, start
 from peelcli.references.shards import add_gradients
 from peelcli.workers import in_parallel
 
+CHECKED = 16  # sequences of `select` that tell the best state
+
 Loss = Callable[[Mapping[str, Tensor], Batch], Tensor]
 
 
@@ -30,13 +33,21 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
 
 @torch.no_grad()
 def mean_loss(
-    loss: Loss, weights: Mapping[str, Tensor], data: Data, batch_size: int, *, at_once: bool
+    loss: Loss,
+    weights: Mapping[str, Tensor],
+    data: Data,
+    batch_size: int,
+    limit: int | None = None,
+    *,
+    at_once: bool,
 ) -> float:
-    """The mean of `loss` over the sequences of `data`, several batches `at_once` or each by all threads."""
+    """The mean of `loss` over the first `limit` sequences, several batches `at_once` or each by all threads."""
     each = in_parallel(
-        lambda batch: float(loss(weights, batch)) * len(batch.ids), batches(data, batch_size), at_once=at_once
+        lambda batch: float(loss(weights, batch)) * len(batch.ids),
+        batches(data, batch_size, limit),
+        at_once=at_once,
     )
-    return sum(each) / len(data)
+    return sum(each) / (len(data) if limit is None else min(limit, len(data)))
 
 
 def fit_challenge(
@@ -72,7 +83,7 @@ def fit_challenge(
         return Witness(matrices, {k: v.detach().clone().cpu() for k, v in plain.items()})
 
     def on_select() -> float:
-        return mean_loss(loss, weights(), select, budget.batch_size, at_once=budget.at_once)
+        return mean_loss(loss, weights(), select, budget.batch_size, CHECKED, at_once=budget.at_once)
 
     groups = [{"params": [p], "lr": _rate(p, budget)} for p in plain.values()]
     for quantized in on_grids:

@@ -28,6 +28,7 @@ from peelcli.workers import in_parallel
 BATCHES = 64  # at least, where there are as many sequences: what F is taken from
 FARTHEST = 0.75  # of a factor from 1: beyond, one step of Newton's method says no more than a direction
 LENGTHS = (1.0, 0.5, 0.25)  # of the step: what is far from its best is far from quadratic, too
+TRIED = 8  # sequences of `select` that tell the best length: what they tell apart wrongly differs by little
 _SPREAD = 0.5  # of the factors about 1, before anything is known: what hardly matters stays as it is
 _RIDGE = 1e-3  # of each factor's information: those that only act together have none of their own
 _TOLD, _MOST_TOLD = 0.05, 8  # a factor that is further from 1 is told, of so many at most

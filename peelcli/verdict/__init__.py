@@ -5,16 +5,19 @@ from peelcli.verdict.damage import blocks_do_harm
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.screening import SCREENED, settled
 from peelcli.verdict.twins import note_identical
 from peelcli.verdict.zones import with_running_minimum
 
 __all__ = [
+    "SCREENED",
     "Policy",
     "blocks_do_harm",
     "data_fit",
     "is_alike",
     "judge",
     "note_identical",
+    "settled",
     "with_comparisons",
     "with_running_minimum",
 ]

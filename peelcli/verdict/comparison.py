@@ -9,6 +9,7 @@ references cost less than before is taken off first: a change that all share is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -254,7 +255,8 @@ class _Pairs:
 
     def _gaps(self, reference: Reference) -> tuple[np.ndarray, np.ndarray]:
         then, now = self.both[reference]
-        return (
+        return self._on_both(
+            reference,
             np.subtract(then.beside(self.before.run.nll_eval), then.nll_eval),
             np.subtract(now.beside(self.after.run.nll_eval), now.nll_eval),
         )
@@ -262,9 +264,18 @@ class _Pairs:
     def _costs(self, reference: Reference, by_divergence: bool) -> tuple[np.ndarray, np.ndarray]:
         if by_divergence:
             then, now = self.both[reference]
-            return np.asarray(then.kl_eval), np.asarray(now.kl_eval)
+            return self._on_both(reference, np.asarray(then.kl_eval), np.asarray(now.kl_eval))
         before, after = self._gaps(reference)
         return -before, -after
+
+    def _on_both(
+        self, reference: Reference, then: np.ndarray, now: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of the sequences that both audits measured the reference on: one may have needed fewer."""
+        total = len(self.after.run.nll_eval)
+        strides = [score.stride(total) for score in self.both[reference]]
+        stride = math.lcm(*strides)
+        return then[:: stride // strides[0]], now[:: stride // strides[1]]
 
 
 def _fit_traits(result: AuditResult) -> list[object]:

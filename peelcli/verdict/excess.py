@@ -46,7 +46,7 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
     drops = {
-        s.reference.layer: float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
+        s.reference.layer: _added(run, s)
         for s in run.scores
         if s.reference == Reference("identity", s.reference.layer, s.reference.layer) and is_usable(s)
     }
@@ -75,6 +75,11 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     return found
 
 
+def _added(run: Run, score: Score) -> float:
+    """What a reference adds to the loss, where it was measured."""
+    return float(np.mean(score.nll_eval) - np.mean(score.beside(run.nll_eval)))
+
+
 Part = tuple[int, str | None]  # a layer and its sublayer, None for the block
 
 
@@ -85,9 +90,9 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
         for s in run.scores
         if s.reference.kind == "rescale" and is_usable(s)
     }
-    gains = {part: np.subtract(run.nll_eval, s.nll_eval) for part, s in scores.items()}
+    gains = {part: np.subtract(s.beside(run.nll_eval), s.nll_eval) for part, s in scores.items()}
     drops = {
-        (s.reference.layer, s.reference.sublayer): float(np.mean(s.nll_eval) - np.mean(run.nll_eval))
+        (s.reference.layer, s.reference.sublayer): _added(run, s)
         for s in run.scores
         if s.reference.kind == "identity" and s.reference.target == s.reference.layer and is_usable(s)
     }

@@ -1,8 +1,8 @@
 """Are the verdicts right? Faults planted in small trained decoders, the truth about them, and who finds them.
 
-    python tests/bench/planted_faults.py --cache DIR [--half tune|test|both] [--bases NAME …] [--workers 2] [--write]
+    python tests/bench/planted_faults.py --cache DIR [--split NAME] [--bases NAME …] [--workers 2] [--models-only] [--write]
 
-Three decoders a half, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
+Three decoders a split, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
 text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the plant's name
 (planted/truth.py). Models, truths and audits are kept under --cache; what is there is not done again. Peers are needed
 here alone: weightwatcher, and llmcompressor for GPTQ's error, which is left out where it is not installed (it wants an
@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from planted.cases import BASES, HALVES, Case, cases_of
+from planted.cases import BASES, SPLITS, Case, cases_of
 from results import parser, publish, run_child
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -54,7 +54,7 @@ def main() -> None:
     """Measure what the cache lacks, print the figures, and keep them where asked."""
     options = parser(__doc__)
     options.add_argument("--cache", type=Path, required=True, help="where models, truths and audits are kept")
-    options.add_argument("--half", choices=(*HALVES, "both"), default="both")
+    options.add_argument("--split", choices=(*SPLITS, "all"), default="all")
     options.add_argument("--bases", nargs="*", choices=list(BASES), default=list(BASES))
     options.add_argument("--workers", type=int, default=2, help="bases that are worked on at once")
     options.add_argument("--models-only", action="store_true", help="fill the cache, and audit nothing")
@@ -66,8 +66,8 @@ def main() -> None:
             measure(case, args.cache, audit=not args.models_only)
             print(f"{case.name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
         return
-    halves = HALVES if args.half == "both" else (args.half,)
-    bases = [base for base in BASES.values() if base.half in halves and base.name in args.bases]
+    splits = SPLITS if args.split == "all" else (args.split,)
+    bases = [base for base in BASES.values() if base.split in splits and base.name in args.bases]
     passed = ["--cache", str(args.cache), *(["--models-only"] if args.models_only else [])]
     children = [[__file__, *passed, "--child", base.name] for base in bases]
     with ThreadPoolExecutor(args.workers) as pool:

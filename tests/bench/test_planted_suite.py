@@ -16,7 +16,7 @@ from decoders import Recipe, blocks_of, build, part_of
 from hypothesis import given
 from hypothesis import strategies as st
 from planted import detect, truth
-from planted.cases import BASES, HALVES, Base, Case, cases_of
+from planted.cases import BASES, SPLITS, Base, Case, cases_of
 from planted.figures import auroc, report, rows_of
 from planted.plant import AFTER, checkpoint_of, held_out_ids, held_out_text, twin_of
 from planted.truth import dropped, truths_of
@@ -153,11 +153,11 @@ def test_without_one_of_the_two_there_is_no_auroc() -> None:
     assert math.isnan(auroc([], [1.0]))
 
 
-def test_the_halves_share_no_seed_and_cases_have_names_of_their_own() -> None:
+def test_the_splits_share_no_seed_and_cases_have_names_of_their_own() -> None:
     cases = [case for base in BASES.values() for case in cases_of(base)]
     assert len({case.name for case in cases}) == len(cases)
-    seeds = {half: {b.recipe.seed for b in BASES.values() if b.half == half} for half in HALVES}
-    assert not seeds["tune"] & seeds["test"]
+    seeds = {split: {b.recipe.seed for b in BASES.values() if b.split == split} for split in SPLITS}
+    assert len(set().union(*seeds.values())) == sum(map(len, seeds.values()))
 
 
 def test_a_report_of_nothing_measured_says_so(tmp_path: Path) -> None:

@@ -122,17 +122,17 @@ def named_share(rows: Sequence[Row]) -> float:
 
 
 def report(bases: Sequence[Base], cache: Path) -> str:
-    """Markdown, a part for each half."""
+    """Markdown, a part for each split."""
     parts = []
-    for half in dict.fromkeys(base.half for base in bases):
-        rows = rows_of([base for base in bases if base.half == half], cache)
+    for split in dict.fromkeys(base.split for base in bases):
+        rows = rows_of([base for base in bases if base.split == split], cache)
         if not rows:
-            raise SystemExit(f"nothing has been measured of the half {half!r}: run without --models-only")
-        parts.append(f"### {half}\n\n{_half(rows)}")
+            raise SystemExit(f"nothing has been measured of the split {split!r}: run without --models-only")
+        parts.append(f"### {split}\n\n{_split(rows)}")
     return "\n\n".join(parts)
 
 
-def _half(rows: Sequence[Row]) -> str:
+def _split(rows: Sequence[Row]) -> str:
     kinds = sorted({row.case.group for row in rows if row.positives})
     there = [d for d in DETECTORS if all(d in row.said.scores for row in rows)]
     body = []
