@@ -33,17 +33,20 @@ from peelcli.scoring import Candidate, Sweep
 SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, path_steps=1, head_steps=2, ladder=False)
 
 
-def calibration(vocab_size: int = 97, seq_len: int = 16) -> Calibration:
-    """Random tokens: 8 sequences a part."""
-    ids = np.random.default_rng(0).integers(3, vocab_size, (24, seq_len))
+def calibration(vocab_size: int = 97, seq_len: int = 16, ids: np.ndarray | None = None) -> Calibration:
+    """Random tokens, or `ids`: 8 sequences to fit, 8 to select, and the rest, 8 random ones, to evaluate."""
+    if ids is None:
+        ids = np.random.default_rng(0).integers(3, vocab_size, (24, seq_len))
     split = Split(ids[:8], ids[8:16], ids[16:])
     return Calibration(split, seq_len, "random tokens", "hash", vocab_size, False)
 
 
-def extracted(directory: Path, work: Path, store_dtype: str = "float32") -> tuple[BlockwiseModel, Path]:
+def extracted(
+    directory: Path, work: Path, store_dtype: str = "float32", ids: np.ndarray | None = None
+) -> tuple[BlockwiseModel, Path]:
     model = BlockwiseModel(directory, dtype=torch.float32, device="cpu", offload_dir=work / "off")
     layers = tuple(range(1, model.num_layers + 1))
-    tokens = calibration()
+    tokens = calibration(ids=ids)
     about = describe(
         directory,
         model,
@@ -179,9 +182,49 @@ def test_some_sequences_have_the_losses_that_they_have_among_all(
     acts.close()
 
 
+def sampled(directory: Path, count: int, seq_len: int = 16) -> np.ndarray:
+    """Tokens that a model draws itself, so that whatever changes it costs it something."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory)
+    ids = torch.randint(3, 97, (count, 1), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        while ids.shape[1] < seq_len:
+            p = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
+            ids = torch.cat([ids, torch.multinomial(p, 1)], 1)
+    return ids.numpy()
+
+
+@pytest.mark.parametrize(("n_eval", "stride"), [(16, 2), (33, 4)])
+def test_what_a_part_settles_has_its_losses_of_that_part_and_all_else_of_every_token(
+    n_eval: int, stride: int, save_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = save_model(num_hidden_layers=4)
+    model, path = extracted(directory, tmp_path, ids=sampled(directory, 16 + n_eval))
+    acts = ActivationFile(path)
+    settings = replace(SETTINGS, references=("identity", "direct", "exchange"), paths=("none",))
+    some, whole = (
+        fitted(model, acts, tmp_path / f"{screen}.h5", replace(settings, screen=screen))
+        for screen in (True, False)
+    )
+    settled = set()
+    for a, b in zip(some.scores, whole.scores, strict=True):
+        assert a.reference == b.reference
+        if len(a.nll_eval) < n_eval:
+            settled.add(a.reference)
+            assert not a.nll_select
+        assert a.stride(n_eval) == (stride if a.reference in settled else 1)
+        for mine, all_of_it in ((a.nll_eval, b.nll_eval), (a.kl_eval, b.kl_eval)):
+            np.testing.assert_allclose(mine, all_of_it[:: a.stride(n_eval)], rtol=1e-5, atol=1e-6)
+        assert a.beside(some.nll_eval) == some.nll_eval[:: a.stride(n_eval)]
+    assert 0 < len(settled) < len(some.scores)
+    assert Reference("identity", 1, 4) not in settled
+    acts.close()
+
+
 def test_interrupted_anywhere_it_ends_the_same(save_model: Callable[..., Path], tmp_path: Path) -> None:
     """Give up after each step in turn and go on with a new fitter: the file must not tell the difference."""
-    model, path = extracted(save_model(), tmp_path)
+    directory = save_model()
+    model, path = extracted(directory, tmp_path, ids=sampled(directory, 32))
     acts = ActivationFile(path)
     whole = fitted(model, acts, tmp_path / "whole.h5")
     steps = sum(1 for _ in Fitter(model, acts, FitTask(tmp_path / "count.h5", SETTINGS, {})).run())

@@ -1,6 +1,6 @@
 """Are the verdicts right? Faults planted in small trained decoders, the truth about them, and who finds them.
 
-    python tests/bench/planted_faults.py --cache DIR [--split NAME] [--bases NAME …] [--workers 2] [--models-only] [--write]
+    python tests/bench/planted_faults.py --cache DIR [--split NAME] [--bases NAME …] [--workers 2] [--models-only] …
 
 Three decoders a split, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
 text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the plant's name

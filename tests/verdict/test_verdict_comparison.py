@@ -104,6 +104,31 @@ def test_what_counts_is_half_of_what_a_reference_cost(factor: float, status: str
         )  # known by the change alone
 
 
+@pytest.mark.parametrize("cut", [(0,), (1,), (0, 1)])
+def test_what_one_night_measured_on_fewer_sequences_is_compared_on_those(cut: tuple[int, ...]) -> None:
+    """A reference that a part of `eval` settles has every fourth sequence alone."""
+    runs = [night(), night(with_costs(0.2, 3), seed=0, moved=2)]
+    for i in cut:
+        scores = tuple(
+            replace(s, nll_select=(), nll_eval=s.nll_eval[::4], kl_eval=s.kl_eval[::4])
+            if s.reference.kind in ("identity", "direct") and s.reference.target == s.reference.layer
+            else s
+            for s in runs[i].scores
+        )
+        runs[i] = replace(runs[i], scores=scores)
+    found = compared(*runs)
+    change = change_of(found, 3)
+    assert change.status == "regressed"
+    assert found.comparison is not None
+    assert found.comparison.regressed == (3,)
+    then, now = (next(s for s in run.scores if s.reference == change.reference) for run in runs)
+    gaps = [
+        np.subtract(run.nll_eval[::4], s.nll_eval[:: len(s.nll_eval) // 16])
+        for run, s in zip(runs, (then, now), strict=True)
+    ]
+    assert change.gap_change == pytest.approx(float(np.mean(gaps[1] - gaps[0])))
+
+
 def test_a_change_that_all_layers_share_blames_none() -> None:
     result = compared(night(), night(with_costs(0.3, 1, 2, 3, 4, 5), seed=1, moved=2))
     assert result.flagged == ()
