@@ -16,7 +16,6 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
+from peelcli.h5files import open_h5, read_json, write_root
 from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 1
@@ -46,64 +45,6 @@ def require_space(path: Path, nbytes: int, what: str) -> None:
             f"{path}: {what} needs {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free. Put the work directory on "
             "another disk with --output, or lower --tokens, --layers or --store-dtype bfloat16."
         )
-
-
-def open_h5(path: Path, schema: str, version: int) -> h5py.File:
-    """Open one of peel's files for reading, or say in words why it cannot be."""
-    if not path.is_file():
-        raise ArtefactError(
-            f"{path}: no such file. Write it first: `peel extract` makes activations, `peel fit` a fit."
-        )
-    try:
-        file = h5py.File(path, "r")
-    except BlockingIOError as error:
-        raise ArtefactError(
-            f"{path}: another process holds the file locked ({error}). Wait for it to end, or set "
-            "HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks."
-        ) from error
-    except OSError as error:
-        raise ArtefactError(
-            f"{path}: not a whole HDF5 file: {error}. It is truncated or something else; delete it and make it anew."
-        ) from error
-    found, at = file.attrs.get("schema"), file.attrs.get("schema_version")
-    if found != schema:
-        file.close()
-        raise ArtefactError(
-            f"{path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments."
-        )
-    if not isinstance(at, (int, np.integer)) or int(at) > version:
-        file.close()
-        raise ArtefactError(
-            f"{path}: schema version {at} is newer than {version}, the newest that peel {__version__} reads. Upgrade."
-        )
-    return file
-
-
-def write_root(
-    file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]
-) -> None:
-    """The root attributes that every file of peel's carries."""
-    file.attrs["schema"], file.attrs["schema_version"] = schema, version
-    file.attrs["peel_version"], file.attrs["checkpoint_id"] = __version__, str(about["checkpoint_id"])
-    file.attrs["seed"] = int(about["seed"])
-    file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file.attrs["config"] = json.dumps(config, sort_keys=True)
-    # A dataset, not an attribute: an attribute holds at most 64 KiB.
-    file.create_dataset("about", data=json.dumps(about, sort_keys=True))
-
-
-def read_json(file: h5py.File, name: str) -> dict[str, Any]:
-    """A JSON object stored in the file, as `about` or the attribute `config`."""
-    try:
-        raw = file.attrs[name] if name in file.attrs else file[name][()]
-        value = json.loads(raw)
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ArtefactError(
-            f"{file.filename}: {name!r} is missing or damaged ({error}); make the file anew."
-        ) from error
-    if not isinstance(value, dict):
-        raise ArtefactError(f"{file.filename}: {name!r} should be a JSON object; make the file anew.")
-    return value
 
 
 def _to_stored(states: Tensor, dtype: str) -> np.ndarray:

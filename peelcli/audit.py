@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from peelcli import fitstore
 from peelcli.activations import ActivationFile
 from peelcli.calibration import Calibration, build_calibration
 from peelcli.checkpoint.model import BlockwiseModel
@@ -33,6 +32,7 @@ from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter, default_scheme
+from peelcli.fittedrun import key_of, read_fit
 from peelcli.kernels import choice
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
@@ -232,7 +232,7 @@ def fit_steps(
         key = fit_key(str(acts.about.get("key")), settings, [o.scan.checkpoint_id for o in others])
         path = output or workspace.fit(key)
         require_outside(path, opened.path)
-        if _is_done(path, key, settings, fitstore.key_of, named=output is not None):
+        if _is_done(path, key, settings, key_of, named=output is not None):
             return path
         yield Progress("open", 0, 1, "model")
         run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
@@ -317,7 +317,7 @@ def audit_steps(
 
 def _read(fitted: Path, skipped: Sequence[str]) -> Run:
     """The run of a fit, and what was left out of it before it began."""
-    run = fitstore.read_fit(fitted)
+    run = read_fit(fitted)
     return replace(run, skipped=(*run.skipped, *skipped))
 
 

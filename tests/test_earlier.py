@@ -23,6 +23,7 @@ from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.errors import CheckpointError
 from peelcli.fit import FitTask, Fitter
+from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
 from peelcli.opened import Opened, open_and_scan
 from peelcli.records import Run
@@ -116,7 +117,7 @@ def loaded(path: Path) -> Any:
 def test_the_loss_is_that_of_the_checkpoint_with_the_block_exchanged(family: str, tmp_path: Path) -> None:
     series = Series(tmp_path, family)
     path = series.fit(series.paths[:2])
-    run, ids = fitstore.read_fit(path), fitstore.read_eval_ids(path)
+    run, ids = read_fit(path), fitstore.read_eval_ids(path)
     # Layer 2 is that of step 100: it is the layer itself, and no reference.
     assert {(s.reference.layer, s.reference.origin_step) for s in run.scores} == {
         (1, 100), (1, 200), (2, 200), (3, 100), (3, 200),
@@ -139,7 +140,7 @@ def test_the_loss_is_that_of_the_checkpoint_with_the_block_exchanged(family: str
 def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) -> None:
     series = Series(tmp_path)
     path = series.fit(series.paths[:2])
-    run, model = fitstore.read_fit(path), series.model()
+    run, model = read_fit(path), series.model()
     gaps = [(s, float(np.mean(run.nll_eval) - np.mean(s.nll_eval))) for s in run.scores]
     assert all(r.holds for r in driven(replay_steps(path, model, gaps, (), 8)))
     (reference,) = [s.reference for s in run.scores if s.reference.key.startswith("rollback-002")]
@@ -157,7 +158,7 @@ def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) ->
 
 def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path) -> None:
     series = Series(tmp_path)
-    whole = fitstore.read_fit(series.fit(series.paths[:2], WITH_IDENTITY))
+    whole = read_fit(series.fit(series.paths[:2], WITH_IDENTITY))
     fits = tmp_path / "fits"
     opened, acts = series.opened(), series.activations()
 
@@ -178,7 +179,7 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path) -> None:
         for event in steps(output):
             again += [event] if event.stage == "rollback" else []
             assert all(p.stat().st_mtime_ns == t for p, t in kept.items() if p.exists())
-        run = fitstore.read_fit(output)
+        run = read_fit(output)
         assert max((e.total for e in again), default=0) == 5 - len(kept)
         assert [s.reference for s in run.scores] == [s.reference for s in whole.scores]
         assert [s.nll_eval for s in run.scores] == [s.nll_eval for s in whole.scores]
@@ -216,7 +217,7 @@ def test_without_earlier_checkpoints_the_kind_changes_nothing(tmp_path: Path) ->
     series = Series(tmp_path)
     identity = series.fit((), replace(FIT, references=("identity",)))
     assert series.fit((), WITH_IDENTITY) == identity
-    assert {s.reference.kind for s in fitstore.read_fit(identity).scores} == {"identity"}
+    assert {s.reference.kind for s in read_fit(identity).scores} == {"identity"}
     # Nor do earlier checkpoints where the kind is not asked for, or those that are the checkpoint itself.
     assert series.fit(series.paths[:2], replace(FIT, references=("identity",))) == identity
     assert series.fit([series.newest], WITH_IDENTITY) == identity
@@ -279,7 +280,7 @@ def test_blocks_that_are_not_finite_stand_in_for_none(tmp_path: Path) -> None:
     model = loaded(series.paths[0])
     blocks(model)[0].self_attn.q_proj.weight.data[0, 0] = float("nan")
     model.save_pretrained(series.paths[0])
-    run = fitstore.read_fit(series.fit(series.paths[:2]))
+    run = read_fit(series.fit(series.paths[:2]))
     assert {(s.reference.layer, s.reference.origin_step) for s in run.scores} == {
         (1, 200), (2, 200), (3, 100), (3, 200),
     }  # fmt: skip

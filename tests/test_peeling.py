@@ -19,6 +19,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
 from peelcli.fit import FitTask, Fitter
+from peelcli.fittedrun import read_fit
 from peelcli.paths import NAMED, count_fits, map_of_subset, named_map
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
@@ -67,7 +68,7 @@ def test_a_path_loses_what_a_plain_pass_with_its_witnesses_loses(family, start, 
     settings = FitConfig(references=("identity",), ladder=False, start=start, path_steps=1, head_steps=2)
     for _ in Fitter(model, acts, FitTask(tmp_path / "fit.h5", settings, {})).run():
         pass
-    paths = fitstore.read_fit(tmp_path / "fit.h5").paths
+    paths = read_fit(tmp_path / "fit.h5").paths
     ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
     assert [s.target_map for s in paths.scores] == [(1, 2, 3), (1, 3, 3), (3, 3, 3)]
     replayed = 0
@@ -113,7 +114,7 @@ def test_blocks_of_a_low_bit_model_stay_in_its_scheme(opened, save_model, tmp_pa
     for _ in Fitter(model, acts, FitTask(tmp_path / "fit.h5", settings, {})).run():
         pass
     acts.close()
-    assert fitstore.read_fit(tmp_path / "fit.h5").paths.schemes == ("ternary",) * 3
+    assert read_fit(tmp_path / "fit.h5").paths.schemes == ("ternary",) * 3
     blocks, _ = fitstore.load_path(tmp_path / "fit.h5", (3, 3, 3))
     like = torch.empty(0)
     assert all(blocks)
@@ -194,7 +195,7 @@ def test_without_the_states_of_every_layer_nothing_is_peeled_and_it_is_said(open
     settings = FitConfig(references=("identity",), ladder=False)
     for _ in Fitter(model, acts, FitTask(tmp_path / "fit.h5", settings, {})).run():
         pass
-    run = fitstore.read_fit(tmp_path / "fit.h5")
+    run = read_fit(tmp_path / "fit.h5")
     assert run.paths is None
     assert any("peeled paths" in line and "--layers" in line for line in run.skipped)
 

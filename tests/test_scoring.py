@@ -22,6 +22,7 @@ from peelcli.config import FitConfig
 from peelcli.describe import describe
 from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
+from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import scheme_named
@@ -65,7 +66,7 @@ def extracted(
 def fitted(model: BlockwiseModel, acts: ActivationFile, output: Path, settings: FitConfig = SETTINGS) -> Run:
     for _ in Fitter(model, acts, FitTask(output, settings, {})).run():
         pass
-    return fitstore.read_fit(output)
+    return read_fit(output)
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox", "opt", "bloom", "mixtral"])

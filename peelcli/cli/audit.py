@@ -31,12 +31,14 @@ from peelcli.config import (
     TrackConfig,
     TrainedSchemeConfig,
 )
-from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
+from peelcli.errors import ArtefactError, CalibrationError, CheckpointError, UsageError
 
 if TYPE_CHECKING:
     from peelcli.records import AuditResult, Run
     from peelcli.workspace import Workspace
 
+# What nobody names a directory: someone means a file.
+_FILES = (".h5", ".hdf5", ".json", ".csv", ".md", ".xml", ".sarif", ".html", ".txt")
 ROLLED_BACK = 2  # how many earlier checkpoints of the run serve for `rollback`
 
 Checkpoints = Annotated[
@@ -64,6 +66,11 @@ def audit(
         console.note(note)
     members, alone = series.members, len(series.members) == 1
     output = configs[AuditConfig].output
+    if output is not None and output.suffix in _FILES and not output.is_dir():
+        raise UsageError(
+            f"--output {output}: an audit's is the directory for the files of its stages. For a report in a file send "
+            f"stdout there (> {output}), or make it with `peel report`."
+        )
     places = [workspace_for(m.path, output, alone=alone and not series.is_run) for m in members]
     one = Auditor(configs, console, read_if_any(configs[TrackConfig].baseline))
     failed: list[str] = []

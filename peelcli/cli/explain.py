@@ -28,7 +28,7 @@ Format = Annotated[
 def explain(layer: Layer, fits: Fits, console: Console, format: Format = "table") -> int:
     """Say in words what was tried on a layer, what each cost, why the verdict, and what to try next in training."""
     console.hush_libraries()
-    from peelcli.fitstore import read_fit
+    from peelcli.fittedrun import read_fit
     from peelcli.report import render_explanation
     from peelcli.same_tokens import require_comparable
 

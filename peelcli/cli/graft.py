@@ -38,7 +38,7 @@ def graft(
     """Write a checkpoint that transformers opens, with the reference of one layer in place, and print its path."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
-    from peelcli.fitstore import read_fit
+    from peelcli.fittedrun import read_fit
     from peelcli.graft import graft as write_graft
 
     run = read_fit(fit)

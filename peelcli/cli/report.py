@@ -49,7 +49,7 @@ def report(
         show([], settings, console, history=past)
         return FLAGGED if past[-1].flagged and not settings.exit_zero else 0
     console.hush_libraries()
-    from peelcli.fitstore import read_fit
+    from peelcli.fittedrun import read_fit
     from peelcli.same_tokens import require_comparable
 
     runs = [read_fit(path) for path in fits]

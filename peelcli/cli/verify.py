@@ -44,7 +44,7 @@ def verify(
     """Replay the witnesses of what is flagged, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
-    from peelcli.fitstore import read_fit
+    from peelcli.fittedrun import read_fit
     from peelcli.replay import replay_steps
     from peelcli.scoring import block_batch
 

@@ -1,22 +1,17 @@
 """The HDF5 files of fitted references and peeled paths: parts while a fit goes on, one `fit.h5` when it is whole."""
 
-from peelcli.fitstore.fit_file import key_of, read_eval_ids, read_fit, write_fit
+from peelcli.fitstore.fit_file import read_eval_ids, write_fit
 from peelcli.fitstore.parts import load_witness, part_is_whole, read_part, write_part
 from peelcli.fitstore.paths import PathParts, load_path, part_name, read_path_part, write_path_part
-from peelcli.fitstore.schema import SCHEMA, SCHEMA_VERSION
 from peelcli.fitstore.witness import read_witness, replacing, write_witness
 
 __all__ = [
-    "SCHEMA",
-    "SCHEMA_VERSION",
     "PathParts",
-    "key_of",
     "load_path",
     "load_witness",
     "part_is_whole",
     "part_name",
     "read_eval_ids",
-    "read_fit",
     "read_part",
     "read_path_part",
     "read_witness",

@@ -25,13 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.activations import open_h5, read_json, write_root
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.parts import outcome_of, reference_of
-from peelcli.fitstore.paths import PathParts, read_paths, write_paths
-from peelcli.fitstore.schema import SCHEMA, SCHEMA_VERSION
+from peelcli.fitstore.paths import PathParts, write_paths
 from peelcli.fitstore.witness import replacing
-from peelcli.records import Run, Score, run_from
+from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION
+from peelcli.h5files import open_h5, write_root
+from peelcli.records import Run
 
 
 def read_eval_ids(path: Path) -> Tensor:
@@ -73,32 +72,3 @@ def write_fit(
 
 
 _ARRAYS = {"scores", "paths", "nll_select", "nll_eval", "entropy_eval"}
-
-
-def key_of(path: Path) -> str | None:
-    """Which work a finished fit is the result of."""
-    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        key = read_json(file, "config").get("key")
-    return key if isinstance(key, str) else None
-
-
-def read_fit(path: Path) -> Run:
-    """The run that `path` holds, with the losses of every reference and none of the weights."""
-    with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        about = read_json(file, "about")
-        try:
-            scores = tuple(
-                Score(
-                    reference_of(one), outcome_of(one), *(tuple(one[n][...].tolist()) for n in _SCORE_ARRAYS)
-                )
-                for one in file["references"].values()
-            )
-            arrays = {
-                n: tuple(file["trained"][n][...].tolist()) for n in ("nll_select", "nll_eval", "entropy_eval")
-            }
-            return run_from(about, scores=scores, paths=read_paths(file), **arrays)
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel fit`.") from error
-
-
-_SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")

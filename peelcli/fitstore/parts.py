@@ -11,6 +11,7 @@ import h5py
 
 from peelcli.errors import ArtefactError
 from peelcli.fitstore.witness import read_witness, replacing, write_witness
+from peelcli.fittedrun import outcome_of, reference_of
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Witness
 
@@ -55,13 +56,3 @@ def load_witness(path: Path, reference: Reference) -> Witness:
                 f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
             )
         return read_witness(file[name])
-
-
-def reference_of(group: h5py.Group) -> Reference:
-    """The reference that a group holds."""
-    return Reference(**json.loads(group.attrs["reference"]))
-
-
-def outcome_of(group: h5py.Group) -> FitOutcome:
-    """How its fit went."""
-    return FitOutcome(**json.loads(group.attrs["fit"]))

@@ -21,19 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.activations import open_h5
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.schema import SCHEMA, SCHEMA_VERSION
 from peelcli.fitstore.witness import read_witness, replacing
-from peelcli.records import FitOutcome, Paths, PathScore
+from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
+from peelcli.h5files import open_h5
+from peelcli.records import Paths, PathScore
 from peelcli.references.interface import Witness
-
-CONTROL = "control"
-
-
-def name_of(target_map: Sequence[int]) -> str:
-    """The name of a map's group: its targets, or `control` for the empty one."""
-    return "-".join(map(str, target_map)) or CONTROL
 
 
 def part_name(kind: str, target_map: Sequence[int]) -> str:
@@ -52,7 +45,7 @@ def read_path_part(path: Path) -> tuple[PathScore, Tensor]:
     """What `write_path_part` stored."""
     with h5py.File(path, "r") as file:
         group = file["path"]
-        return _read_score(group), torch.from_numpy(group["head"][...])
+        return read_path_score(group), torch.from_numpy(group["head"][...])
 
 
 def _write_score(group: h5py.Group, score: PathScore, head: Tensor) -> None:
@@ -61,17 +54,6 @@ def _write_score(group: h5py.Group, score: PathScore, head: Tensor) -> None:
         group.create_dataset(name, data=np.array(values.pop(name), dtype=np.float64))
     group.create_dataset("score", data=json.dumps(values))
     group.create_dataset("head", data=head.detach().float().cpu().numpy())
-
-
-def _read_score(group: h5py.Group) -> PathScore:
-    values = json.loads(group["score"][()])
-    return PathScore(
-        target_map=tuple(values["target_map"]),
-        fits=tuple(FitOutcome(**fit) for fit in values["fits"]),
-        unexplained=tuple(values["unexplained"]),
-        nll_select=tuple(group["nll_select"][...].tolist()),
-        nll_eval=tuple(group["nll_eval"][...].tolist()),
-    )
 
 
 @dataclass(frozen=True)
@@ -97,22 +79,6 @@ def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
                 with h5py.File(parts.blocks[prefix], "r") as part:
                     (only,) = part["references"].values()
                     part.copy(only, kept, name=f"{layer:03d}")
-
-
-def read_paths(file: h5py.File) -> Paths | None:
-    """What a finished fit holds of paths, without weights; None where none was peeled."""
-    if "paths" not in file:
-        return None
-    group = file["paths"]
-    about = json.loads(group["about"][()])
-    return Paths(
-        control=_read_score(group[CONTROL]),
-        scores=tuple(_read_score(one) for name, one in group.items() if name not in (CONTROL, "about")),
-        schemes=tuple(about["schemes"]),
-        left_out=tuple(about["left_out"]),
-        num_fits=int(about["num_fits"]),
-        seconds=float(about["seconds"]),
-    )
 
 
 def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Witness, ...], Tensor]:

@@ -116,6 +116,13 @@ def _known(result: AuditResult, verdict: LayerVerdict) -> Iterator[str]:
             others = f", of the others {fixed(sum(rest) / len(rest))} in the mean" if rest else ""
             share = fixed(shares[verdict.layer - 1])
             yield f"On the best peeled path, {map_text(best.target_map)}, {share} of its target is left over{others}."
+    tried = [s for s in run.scores if s.reference.layer <= verdict.layer <= s.reference.target]
+    few = [s for s in tried if s.stride(len(run.nll_eval)) > 1]
+    if few:
+        yield (
+            f"{len(few)} of the {len(tried)} references tried were measured on {len(few[0].nll_eval)} of the "
+            f"{len(run.nll_eval)} sequences alone, which settles that they decide nothing."
+        )
     same = [n for n, found in run.layer_hashes.items() if found == run.layer_hashes.get(str(verdict.layer))]
     if len(same) > 1:
         yield f"The same weights, byte for byte, stand in {layers_named(map(int, same))}."

@@ -236,6 +236,7 @@ def score_object(score: Score, nll_eval: Sequence[float]) -> dict[str, Any]:
     return {
         **_reference(score.reference),
         "gap": None if trained is None or replaced is None else trained - replaced,
+        "sequences": len(score.nll_eval),
         "kl": _mean(score.kl_eval),
         "fvu": score.fit.fvu_eval,
         "fvu_fit": score.fit.fvu_fit,

@@ -89,7 +89,7 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     from peelcli.describe import describe
     from peelcli.extract import Extraction, extract, stored_states
     from peelcli.fit import FitTask, Fitter
-    from peelcli.fitstore import read_fit
+    from peelcli.fittedrun import read_fit
     from peelcli.verdict import Policy, judge
 
     recipe = RUNS[run]

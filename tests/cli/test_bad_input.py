@@ -304,6 +304,11 @@ def unreadable_about(path: Path) -> None:
         file["about"] = "{"
 
 
+def directory_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 FILES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (truncated, ("not a whole HDF5 file", "delete it and make it anew")),
     (newer, ("version 99 is newer than 1", "Upgrade")),
@@ -311,6 +316,7 @@ FILES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (without_ids, ("damaged", "make it anew")),
     (unreadable_about, ("'about'", "make the file anew")),
     (Path.unlink, ("no such file", "peel extract", "peel fit")),
+    (directory_instead, ("a directory", "Name the file in it")),
 ]
 
 
@@ -329,6 +335,13 @@ def test_a_damaged_file_is_refused(
     more = [fitted["ckpt"]] if command == "verify" else list(FIT) if command == "fit" else []
     assert_refused(peel(tmp_path / "cache", command, copy, *more), FAILED, "copy.h5", *words)
     assert leftovers(tmp_path / "cache") == []
+
+
+@pytest.mark.parametrize("name", ["fit.h5", "report.json"])
+def test_an_audit_writes_no_single_file(name: str, fitted: dict[str, Path], tmp_path: Path) -> None:
+    done = peel(tmp_path / "cache", "audit", fitted["ckpt"], "-o", tmp_path / name)
+    assert_refused(done, USAGE, "is the directory", "send stdout there", "peel report")
+    assert not (tmp_path / name).exists()
 
 
 def test_a_fit_is_not_activations_and_the_other_way_round(fitted: dict[str, Path], tmp_path: Path) -> None:

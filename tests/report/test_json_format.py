@@ -92,6 +92,7 @@ def test_every_measured_reference_has_its_gap_over_eval():
     assert direct["gap"] == pytest.approx(-0.0002)
     assert (direct["fvu"], direct["fvu_fit"]) == (0.0421, 0.04)
     assert direct["kl"] == pytest.approx(0.02)
+    assert direct["sequences"] == 2
     assert (direct["key"], direct["converged"], direct["steps"]) == (DIRECT.key, False, 80)
 
 
