@@ -2,6 +2,15 @@
 
 The unit is the sequence: `differences[i]` is sequence i's loss under one network less its loss under the
 other, in nats per token. Sequences are taken as independent draws, tokens within one are not.
+
+A few sequences bear most of some changes, so that the differences are skewed, and Student's t with them: with 32
+sequences the 95% interval of such a mean holds it in 91% of draws, and misses it on one side three times as often as it
+should. Hall's transformation takes the skewness out of t (P. Hall, "On the removal of skewness by transformation",
+Journal of the Royal Statistical Society B 54, 1992):
+
+    g(t) = t + a t²/3 + a² t³/27 + a/6,    a = skewness of the differences / √n
+
+which is monotone. g(t) is then compared with Student's quantiles.
 """
 
 from __future__ import annotations
@@ -18,11 +27,12 @@ K = TypeVar("K")
 
 _FRACTION_TERMS = 10_000  # far beyond what converges: about sqrt(max(a, b)) terms are needed
 _TINY = 1e-300
+_NO_SKEW = 1e-6  # below, the inverse would lose its digits, and g(t) is t
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its two-sided Student t interval, in the unit of the differences."""
+    """A mean with its two-sided interval, in the unit of the differences."""
 
     mean: float
     low: float
@@ -34,28 +44,32 @@ class Interval:
 def paired_interval(differences: Sequence[float], confidence: float = 0.95) -> Interval:
     """The mean of `differences` (n,), one a sequence, and the interval that holds the true mean.
 
-    `confidence` is how often such intervals hold it. Differences that are all equal give one of width 0.
-    Raises ValueError for fewer than two differences, for one not finite, and for a confidence outside (0, 1).
+    `confidence` is how often such intervals hold it. The mean lies within, and not in the middle where the differences
+    are skewed. Differences that are all equal give an interval of width 0. Raises ValueError for fewer than two
+    differences, for one not finite, and for a confidence outside (0, 1).
     """
     if not 0.0 < confidence < 1.0:
         raise ValueError(f"confidence {confidence}: expected a number between 0 and 1, both excluded")
-    mean, standard_error, n = _summary(differences)
-    half = student_t_quantile(0.5 + confidence / 2, n - 1) * standard_error if standard_error else 0.0
-    return Interval(mean, mean - half, mean + half, standard_error, n)
+    mean, standard_error, n, a = _summary(differences)
+    if standard_error == 0.0:
+        return Interval(mean, mean, mean, 0.0, n)
+    t = student_t_quantile(0.5 + confidence / 2, n - 1)
+    low, high = (mean - standard_error * _skewed(sign * t, a) for sign in (1, -1))
+    return Interval(mean, min(low, mean), max(high, mean), standard_error, n)
 
 
 def p_greater(differences: Sequence[float], threshold: float = 0.0) -> float:
-    """One-sided p-value of H0 "the true mean is at most `threshold`", by Student's t on `differences` (n,).
+    """One-sided p-value of H0 "the true mean is at most `threshold`", from `differences` (n,).
 
     Differences that are all equal give 0 where they lie above the threshold, else 1. Raises ValueError as
     `paired_interval` does.
     """
-    mean, standard_error, n = _summary(differences)
+    mean, standard_error, n, a = _summary(differences)
     if not math.isfinite(threshold):
         raise ValueError(f"threshold {threshold}: expected a finite number")
     if standard_error == 0.0:
         return 0.0 if mean > threshold else 1.0
-    return student_t_cdf((threshold - mean) / standard_error, n - 1)
+    return student_t_cdf(-_unskewed((mean - threshold) / standard_error, a), n - 1)
 
 
 def p_less(differences: Sequence[float], threshold: float = 0.0) -> float:
@@ -129,8 +143,24 @@ def student_t_quantile(p: float, degrees: int) -> float:
     return high
 
 
-def _summary(differences: Sequence[float]) -> tuple[float, float, int]:
-    """Mean, standard error and n of `differences` (n,); the error is exactly 0 where all are equal."""
+def _unskewed(t: float, a: float) -> float:
+    """g(t), with the skewness of t's distribution taken out; a: of the differences, over the root of n."""
+    return t + a * t * t / 3.0 + a * a * t**3 / 27.0 + a / 6.0
+
+
+def _skewed(g: float, a: float) -> float:
+    """The t of that g(t)."""
+    if abs(a) < _NO_SKEW:
+        return g
+    cube = 1.0 + a * (g - a / 6.0)
+    return 3.0 / a * (math.copysign(abs(cube) ** (1.0 / 3.0), cube) - 1.0)
+
+
+def _summary(differences: Sequence[float]) -> tuple[float, float, int, float]:
+    """Mean, standard error, n, and skewness over the root of n of `differences` (n,).
+
+    The error is exactly 0 where all are equal.
+    """
     values = np.asarray(differences, dtype=np.float64)
     if values.ndim != 1 or values.size < 2:
         raise ValueError(f"differences {values.shape}: expected n >= 2 sequences, found n = {values.size}")
@@ -139,8 +169,10 @@ def _summary(differences: Sequence[float]) -> tuple[float, float, int]:
             f"differences[{position}] of n = {values.size} is {values[position]}: expected a finite number"
         )
     if values.min() == values.max():  # the rounding of the mean would otherwise pass for a variance
-        return float(values[0]), 0.0, values.size
-    return float(values.mean()), float(values.std(ddof=1) / math.sqrt(values.size)), values.size
+        return float(values[0]), 0.0, values.size, 0.0
+    root, spread = math.sqrt(values.size), float(values.std())
+    skewness = float((((values - values.mean()) / spread) ** 3).mean()) if spread > 0.0 else 0.0
+    return float(values.mean()), float(values.std(ddof=1) / root), values.size, skewness / root
 
 
 def _incomplete_beta(a: float, b: float, x: float, complement: float) -> float:

@@ -185,3 +185,25 @@ def test_holm_is_monotone(values, alpha, data):
     smaller[position] = data.draw(st.floats(0.0, values[position]))
     for before, after in zip(holm(values, alpha), holm(smaller, alpha), strict=True):
         assert after or not before  # stronger evidence for one never loses another
+
+
+@pytest.mark.parametrize("n", [16, 32, 64])
+def test_skewed_differences_are_held_as_often_on_either_side(n):
+    """A few sequences bear most of such a change: Student's own interval misses it on one side far too often."""
+    draws = 1.0 - np.random.default_rng(0).gamma(0.7, size=(3000, n))
+    intervals = [paired_interval(row) for row in draws]
+    above = np.mean([interval.low > 0.3 for interval in intervals])  # the mean is 1 − .7
+    below = np.mean([interval.high < 0.3 for interval in intervals])
+    assert max(above, below) < 0.055
+    t = student_t_quantile(0.975, n - 1)
+    plain = np.mean([i.mean - t * i.standard_error > 0.3 for i in intervals])
+    assert above < 0.75 * plain
+    assert np.mean([p_greater(row, 0.3) < 0.025 for row in draws]) == pytest.approx(above)
+
+
+@given(losses, st.floats(0.5, 0.99))
+def test_an_interval_holds_its_mean_and_turns_round_with_its_differences(differences, confidence):
+    interval = paired_interval(differences, confidence)
+    assert interval.low <= interval.mean <= interval.high
+    turned = paired_interval([-d for d in differences], confidence)
+    assert (turned.low, turned.high) == pytest.approx((-interval.high, -interval.low), abs=1e-9)

@@ -9,7 +9,6 @@ references cost less than before is taken off first: a change that all share is 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from peelcli.records import AuditResult, Comparison, LayerChange, LayerVerdict, Reference, Score
 from peelcli.statistics import holm, p_greater, paired_interval
-from peelcli.verdict.evidence import group_of, is_usable
+from peelcli.verdict.evidence import group_of, is_usable, shared_rows
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.words import stand_in
 
@@ -272,10 +271,8 @@ class _Pairs:
         self, reference: Reference, then: np.ndarray, now: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Of the sequences that both audits measured the reference on: one may have needed fewer."""
-        total = len(self.after.run.nll_eval)
-        strides = [score.stride(total) for score in self.both[reference]]
-        stride = math.lcm(*strides)
-        return then[:: stride // strides[0]], now[:: stride // strides[1]]
+        mine, theirs = shared_rows(len(self.after.run.nll_eval), *self.both[reference])
+        return then[mine], now[theirs]
 
 
 def _fit_traits(result: AuditResult) -> list[object]:

@@ -72,6 +72,13 @@ def is_usable(score: Score) -> bool:
     return bool(np.isfinite([*score.nll_eval, *score.nll_select, *score.kl_eval]).all())
 
 
+def shared_rows(total: int, *scores: Score) -> list[slice]:
+    """What picks, of the losses of each, those on the sequences that all were measured on; total: of `eval`."""
+    strides = [score.stride(total) for score in scores]
+    shared = math.lcm(*strides)
+    return [slice(None, None, shared // stride) for stride in strides]
+
+
 def in_class(run: Run, score: Score) -> bool:
     """Whether the reference may decide on a flag: in the scheme asked for, and in no more bits than the layer has."""
     r = score.reference

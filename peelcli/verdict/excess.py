@@ -9,7 +9,7 @@ import numpy as np
 
 from peelcli.records import Reference, Run, Score
 from peelcli.statistics import Interval, holm_of, p_greater, paired_interval
-from peelcli.verdict.evidence import is_usable, own_bits
+from peelcli.verdict.evidence import is_usable, own_bits, shared_rows
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.size import most_unlike, relative_size
 
@@ -99,12 +99,13 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
     found = {}
     for (layer, part), score in scores.items():
         gain = gains[layer, part]
-        others = [g for (n, p), g in gains.items() if n != layer and p == part]
+        others = [other for other in scores if other[0] != layer and other[1] == part]
         if len(others) < 2:
             continue
-        second = max(others, key=lambda g: float(g.mean()))
-        usual = max(0.0, float(second.mean()))
-        excess = gain - (policy.rescale_factor * second if usual > 0 else 0.0)
+        second = max(others, key=lambda other: float(gains[other].mean()))
+        usual = max(0.0, float(gains[second].mean()))
+        mine, theirs = shared_rows(len(run.nll_eval), score, scores[second])
+        excess = gain[mine] - (policy.rescale_factor * gains[second][theirs] if usual > 0 else 0.0)
         worth = max(
             drops.get((layer, p), 0.0) for p in (None, part)
         )  # a part of such a layer gains more, too

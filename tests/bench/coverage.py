@@ -38,7 +38,7 @@ def measure(name: str, cache: Path, draws: int) -> dict[str, Any]:
     directory = train(recipe, SHARED, cache)[recipe.steps]
     extract = ExtractConfig(data=(SHARED / recipe.corpus,), seq_len=128, eval_tokens=EVAL_TOKENS, threads=1)
     kinds = ("identity", "direct", "challenge", "rescale", "exchange")
-    fit = FitConfig(references=kinds, ladder=False, paths=("none",), threads=1)
+    fit = FitConfig(references=kinds, ladder=False, screen=False, paths=("none",), threads=1)
     run = read_fit(audit(directory, extract, fit, cache / "coverage" / name))
     return {
         "covered": covered(run, draws),
@@ -100,8 +100,26 @@ def flagged(run: Any, size: int, audits: int) -> float:
             nll_eval=drawn(run.nll_eval, evaluated),
             entropy_eval=drawn(run.entropy_eval, evaluated),
         )
-        count += bool(judge(drawn_run).flagged)
+        count += bool(judge(screened(drawn_run)).flagged)
     return count / audits
+
+
+def screened(run: Any) -> Any:
+    """The run as an audit would have measured it: what a part of `eval` settles on that part alone."""
+    from dataclasses import replace
+
+    from peelcli.measuring import PART
+    from peelcli.verdict import SCREENED, Policy, settled
+    from peelcli.verdict.evidence import fair_share
+
+    def cut(score: Any) -> Any:
+        part = {name: getattr(score, name)[::PART] for name in ("nll_eval", "kl_eval")}
+        return replace(score, nll_select=(), **part)
+
+    policy = Policy()
+    parts = [cut(s) for s in run.scores if s.reference.kind in SCREENED]
+    keys = settled(parts, run.nll_eval, policy.least_share * fair_share(run), policy)
+    return replace(run, scores=tuple(cut(s) if s.reference.key in keys else s for s in run.scores))
 
 
 def main() -> None:

@@ -57,6 +57,17 @@ def test_the_cost_in_other_layers_stands_beside_the_layers_own():
     assert "identity 0 -0.0100 - 0.1000" in words(alone)
 
 
+def test_what_a_part_of_the_text_settled_is_said():
+    losses = tuple(1.8 for _ in range(16))
+    scores = tuple(
+        Score(Reference("identity", 3, 3, part), ALONE, (), losses[::stride], losses[::stride])
+        for part, stride in ((None, 2), ("mlp", 1))
+    )
+    said = "1 of the 2 references tried were measured on 8 of the 16 sequences alone"
+    assert said in words(varied(run={"nll_eval": losses, "scores": scores}))
+    assert "sequences alone" not in words(varied(run={"nll_eval": losses, "scores": scores[1:]}))
+
+
 def test_findings_and_copies_of_a_layer_are_named():
     result = varied(
         run={
