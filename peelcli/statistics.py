@@ -10,7 +10,8 @@ Journal of the Royal Statistical Society B 54, 1992):
 
     g(t) = t + a t²/3 + a² t³/27 + a/6,    a = skewness of the differences / √n
 
-which is monotone. g(t) is then compared with Student's quantiles.
+which is monotone. g(t) is then compared with Student's quantiles. Of few sequences the skewness is hardly known: what
+is seen counts n/(n + 6) of itself, for its sampling variance is 6/n, and the skewnesses measured differ by about 1.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ def _skewed(g: float, a: float) -> float:
 
 
 def _summary(differences: Sequence[float]) -> tuple[float, float, int, float]:
-    """Mean, standard error, n, and skewness over the root of n of `differences` (n,).
+    """Mean, standard error, n, and the skewness to be taken out, over the root of n, of `differences` (n,).
 
     The error is exactly 0 where all are equal.
     """
@@ -172,7 +173,8 @@ def _summary(differences: Sequence[float]) -> tuple[float, float, int, float]:
         return float(values[0]), 0.0, values.size, 0.0
     root, spread = math.sqrt(values.size), float(values.std())
     skewness = float((((values - values.mean()) / spread) ** 3).mean()) if spread > 0.0 else 0.0
-    return float(values.mean()), float(values.std(ddof=1) / root), values.size, skewness / root
+    shrunk = skewness * values.size / (values.size + 6)
+    return float(values.mean()), float(values.std(ddof=1) / root), values.size, shrunk / root
 
 
 def _incomplete_beta(a: float, b: float, x: float, complement: float) -> float:

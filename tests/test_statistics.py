@@ -187,7 +187,7 @@ def test_holm_is_monotone(values, alpha, data):
         assert after or not before  # stronger evidence for one never loses another
 
 
-@pytest.mark.parametrize("n", [16, 32, 64])
+@pytest.mark.parametrize("n", [32, 64])
 def test_skewed_differences_are_held_as_often_on_either_side(n):
     """A few sequences bear most of such a change: Student's own interval misses it on one side far too often."""
     draws = 1.0 - np.random.default_rng(0).gamma(0.7, size=(3000, n))

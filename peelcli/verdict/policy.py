@@ -27,8 +27,8 @@ class Policy:
     """A block whose dropping costs less than this share of the median of the other layers does no work…"""
     sublayer_share: float = 0.10
     """…nor attention or MLP alone, where its weights are small besides…"""
-    unlike_size: float = 0.22
-    """…by this, the natural logarithm of their size relative to the other layers': a fifth smaller, or larger."""
+    unlike_size: float = 0.3
+    """…by this, the natural logarithm of their size relative to the others': a quarter smaller, or a third larger."""
     idle_share: float = 0.03
     """Where its weights are like the others' a part must cost less than this share, dropped or fitted: many are idle by
     nature, and cost more."""

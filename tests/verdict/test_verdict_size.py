@@ -33,7 +33,7 @@ def test_where_nothing_is_known_it_is_none():
         )
 
 
-@pytest.mark.parametrize("factor", [0.5, 0.75, 1.4])
+@pytest.mark.parametrize("factor", [0.5, 0.7, 1.4])
 def test_a_part_that_costs_little_is_matched_where_its_weights_are_unlike_the_others(factor):
     run = measure(NEARLY_IDLE, weight_rms=sizes({4: factor}, part="attention"), noise=0.0)
     verdict = judge(run).layers[3]
