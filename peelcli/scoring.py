@@ -163,11 +163,11 @@ class Sweep:
 
     def _path(self, layer: int) -> Path:
         """Two files in turn: while one is overwritten the states of the layer below stay whole in the other."""
-        return self.scratch / f"sweep-{layer % 2}.states"
+        return self.scratch / f"sweep-{self.stage}-{layer % 2}.states"
 
     @property
     def _index(self) -> Path:
-        return self.scratch / "sweep-index.json"
+        return self.scratch / f"sweep-{self.stage}-index.json"
 
     def _resume(self) -> int:
         """The last layer that an interrupted sweep of the same candidates finished, or 0."""
@@ -200,7 +200,7 @@ class Sweep:
             raise
 
     def _clear(self) -> None:
-        for leftover in self.scratch.glob("sweep-*"):
+        for leftover in self.scratch.glob(f"sweep-{self.stage}-*"):
             leftover.unlink()
 
     def _rows(self, candidate: Candidate) -> range:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import PurePath
 
+LOPSIDED = 1.5  # the sides of an interval that are shown as one differ by this factor at most
 LONGEST = 1000  # characters of one piece of text: a hostile name must not flood the report
 # What begins a command of GitHub's runner, which reads what is printed; wherever text wraps, a line begins.
 _COMMANDS = {"::": ":\\x3a", "##[": "#\\x23["}
@@ -55,13 +56,14 @@ def short(value: float | None) -> str:
 
 
 def gap_with_interval(gap: float | None, interval: tuple[float, float] | None) -> str:
-    """`+0.0100 ±0.0040`, or `+0.0100 [-0.0060, +0.0140]` where the interval is not centred on the gap."""
+    """`+0.0100 ±0.0040`, the wider side, or `+0.0100 [-0.0060, +0.0140]` where the sides differ by more than half."""
     if gap is None or interval is None:
         return signed(gap)
     low, high = interval
-    if not all(math.isfinite(value) for value in (gap, low, high)) or abs(low + high - 2 * gap) > 1e-4:
+    narrower, wider = sorted((gap - low, high - gap))
+    if not math.isfinite(narrower + wider) or narrower < 0 or wider > LOPSIDED * narrower + 1e-4:
         return f"{signed(gap)} {bracketed(interval)}"
-    return f"{signed(gap)} ±{fixed((high - low) / 2, 4)}"
+    return f"{signed(gap)} ±{fixed(wider, 4)}"
 
 
 def bracketed(interval: tuple[float, float] | None) -> str:

@@ -34,8 +34,8 @@ NETWORK_FLAGS = {
     "unconverged": "its own blocks under a refitted head do better by more than the text explains",
 }
 GAP = (
-    "gap: CE as trained less CE with the reference in place, nats/token, with its interval; above 0 the "
-    "reference does better. !: flagged."
+    "gap: CE as trained less CE with the reference in place, nats/token, with its interval (±: its wider side); "
+    "above 0 the reference does better. !: flagged."
 )
 COLUMNS = (
     "bits: per weight, of the cheapest reference that does as well (- where none does). fvu: share of the "

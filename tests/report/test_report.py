@@ -87,6 +87,8 @@ def test_figures():
     assert [short(bits) for bits in (None, 0.0, 1.58, 16.0, 0.527)] == ["-", "0", "1.58", "16", "0.527"]
     assert gap_with_interval(0.01, (0.006, 0.014)) == "+0.0100 ±0.0040"
     assert gap_with_interval(0.01, (0.0, 0.014)) == "+0.0100 [0.0000, +0.0140]"
+    assert gap_with_interval(-0.1171, (-0.1441, -0.0943)) == "-0.1171 ±0.0270"
+    assert gap_with_interval(0.01, (0.02, 0.03)) == "+0.0100 [+0.0200, +0.0300]"
     assert gap_with_interval(0.01, None) == "+0.0100"
 
 
