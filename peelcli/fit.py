@@ -337,12 +337,11 @@ class Fitter:
     def _record(self, measured: Losses) -> Run:
         rows = self.acts.rows
         n_select = rows["select"].stop - rows["select"].start
+        n_rows = rows["eval"].stop - rows["select"].start
         about = self.acts.about
 
         def losses(array: np.ndarray, part: str) -> tuple[float, ...]:
-            if (
-                len(array) < rows["eval"].stop - rows["select"].start
-            ):  # measured on `eval` alone, or some of it
+            if len(array) < n_rows:  # measured on `eval` alone, or on some of it
                 return tuple(array.tolist()) if part == "eval" else ()
             return tuple(array[:n_select].tolist() if part == "select" else array[n_select:].tolist())
 

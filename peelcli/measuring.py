@@ -6,8 +6,6 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.progress import Progress
@@ -38,7 +36,7 @@ def measure_steps(
     """The losses of all candidates; yields as it goes. screen: settle on a part what can be settled there."""
 
     def sweep_of(some: Sequence[Candidate], stage: str) -> Sweep:
-        return Sweep(model, acts, some, scratch, key=f"{key}{stage}", batch_size=batch_size, stage=stage)
+        return Sweep(model, acts, some, scratch, key=key, batch_size=batch_size, stage=stage)
 
     stride = part_stride(acts)
     screened = [c for c in candidates if c.eval_stride == 1 and c.reference.kind in SCREENED]
@@ -55,10 +53,7 @@ def measure_steps(
         for k in (c.reference.key,)
     ]
     nll_eval = acts.nll[acts.rows["eval"]].tolist()
-    gained = acts.about["unigram_ce"] - float(np.mean(nll_eval))
-    policy = Policy()
-    least = policy.least_share * max(0.0, gained) / model.num_layers
-    keys = settled(scores, nll_eval, least, policy)
+    keys = settled(scores, nll_eval, acts.about["unigram_ce"], model.num_layers, Policy())
     second = sweep_of([c for c in candidates if c.reference.key not in keys], "score")
     yield from second.run()
     return Losses(

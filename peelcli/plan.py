@@ -87,9 +87,8 @@ def plan_steps(
     rows = max(1, tokens // seq_len)
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     older = num_earlier if "rollback" in fit.references else 0
-    # The schemes of the ladder are measured on a part of `eval` alone, and so is what decides nothing: most.
-    part = extract.eval_tokens / PART / measured
-    ladder = len(LADDER) * part if fit.ladder else 0.0
+    # The schemes of the ladder are measured on a part of `eval` alone; what else such a part settles is not known yet.
+    ladder = len(LADDER) * extract.eval_tokens / PART / measured if fit.ladder else 0.0
     pairs = len(layers) * (len(layers) - 1) // 2 if num_layers <= ALL_PAIRS else len(layers) - 1
     candidates = math.ceil(len(layers) * (12 + ladder + older)) + pairs
     scratch = 2 * candidates * measured * width * itemsize

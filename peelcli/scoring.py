@@ -25,6 +25,8 @@ from peelcli.records import Reference
 from peelcli.references.interface import Witness
 from peelcli.workers import in_parallel
 
+_HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -50,9 +52,6 @@ class Losses:
     nll: dict[str, np.ndarray] = field(default_factory=dict)
     kl: dict[str, np.ndarray] = field(default_factory=dict)
     fvu_eval: dict[str, float] = field(default_factory=dict)
-
-
-_HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
 
 
 def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
@@ -121,7 +120,7 @@ class Sweep:
     ) -> None:
         """`scratch` is a directory for the states; `key` names the fit, so that only its own leftovers are used.
 
-        stage: the name that progress goes by.
+        stage: the name that progress and the scratch files go by, for several sweeps of one fit.
         """
         self.stage = stage
         self.model, self.acts, self.scratch, self.batch_size = model, acts, scratch, batch_size

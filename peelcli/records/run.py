@@ -63,6 +63,10 @@ class Run:
     )
     seconds: float = 0.0
 
+    def tried_on(self, layer: int) -> list[Score]:
+        """What stood in for a layer, alone or with others."""
+        return [s for s in self.scores if s.reference.layer <= layer <= s.reference.target]
+
 
 def run_from(about: Mapping[str, Any], **measured: Any) -> Run:
     """A Run from its description as JSON values (lists where the record has tuples) and what was measured."""

@@ -116,7 +116,7 @@ def _known(result: AuditResult, verdict: LayerVerdict) -> Iterator[str]:
             others = f", of the others {fixed(sum(rest) / len(rest))} in the mean" if rest else ""
             share = fixed(shares[verdict.layer - 1])
             yield f"On the best peeled path, {map_text(best.target_map)}, {share} of its target is left over{others}."
-    tried = [s for s in run.scores if s.reference.layer <= verdict.layer <= s.reference.target]
+    tried = run.tried_on(verdict.layer)
     few = [s for s in tried if s.stride(len(run.nll_eval)) > 1]
     if few:
         yield (
@@ -136,7 +136,7 @@ def _known(result: AuditResult, verdict: LayerVerdict) -> Iterator[str]:
 
 
 def _tried(result: AuditResult, layer: int, *, wide: bool) -> Table | None:
-    scores = [s for s in result.run.scores if s.reference.layer <= layer <= s.reference.target]
+    scores = result.run.tried_on(layer)
     if not scores:
         return None
     table = ruled_table()
@@ -184,7 +184,7 @@ def _history(results: Sequence[AuditResult], layer: int) -> Table:
 
 
 def _json(results: Sequence[AuditResult], result: AuditResult, verdict: LayerVerdict) -> str:
-    scores = [s for s in result.run.scores if s.reference.layer <= verdict.layer <= s.reference.target]
+    scores = result.run.tried_on(verdict.layer)
     past = [(r, found) for r in results if (found := _found(r, verdict.layer)) is not None]
     report = {
         "schema": SCHEMA,

@@ -123,7 +123,7 @@ def said(result: AuditResult) -> list[str]:
 
 def tried(result: AuditResult, layer: int) -> list[list[str]]:
     """Every reference that was measured on `layer`, the best first: the cells of a row each."""
-    scores = [s for s in result.run.scores if s.reference.layer <= layer <= s.reference.target]
+    scores = result.run.tried_on(layer)
     gaps = {score.reference: result.gap_of(score.reference) for score in scores}
     return [
         [

@@ -106,7 +106,12 @@ def own_bits(run: Run, layer: int) -> float:
 
 def fair_share(run: Run) -> float:
     """A layer's even part of what the network gains over token frequencies, in nats per token."""
-    return max(0.0, run.unigram_ce - float(np.mean(run.nll_eval))) / run.num_layers
+    return even_share(run.nll_eval, run.unigram_ce, run.num_layers)
+
+
+def even_share(nll_eval: Sequence[float], unigram_ce: float, num_layers: int) -> float:
+    """The same of losses that are not yet a run."""
+    return max(0.0, unigram_ce - float(np.mean(nll_eval))) / num_layers
 
 
 def foreign_allowance(policy: Policy, mismatch: float) -> float:

@@ -106,9 +106,8 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
         usual = max(0.0, float(gains[second].mean()))
         mine, theirs = shared_rows(len(run.nll_eval), score, scores[second])
         excess = gain[mine] - (policy.rescale_factor * gains[second][theirs] if usual > 0 else 0.0)
-        worth = max(
-            drops.get((layer, p), 0.0) for p in (None, part)
-        )  # a part of such a layer gains more, too
+        # A part of a layer that does most of the work gains more, too.
+        worth = max(drops.get((layer, p), 0.0) for p in (None, part))
         threshold = max(policy.rescale_floor, policy.rescale_worth * worth)
         # Below the threshold no chance is at stake: it does not matter.
         matters = float(gain.mean()) > threshold

@@ -13,21 +13,23 @@ from statistics import median_low
 import numpy as np
 
 from peelcli.records import Reference, Score
-from peelcli.verdict.evidence import group_of
+from peelcli.verdict.evidence import even_share, group_of
 from peelcli.verdict.policy import Policy
 
 # Each layer's challenge and rollback are set beside those of all others, whatever they gain.
 SCREENED = ("identity", "direct", "span", "exchange", "rescale")
 SURE = 4.0  # standard errors of the part
-FAR = 0.5  # of what the same costs other layers: margins are a sixth of that at most
+FAR = 0.5  # of what the same costs other layers: margins are less than a third of that
 
 
-def settled(scores: Sequence[Score], nll_eval: Sequence[float], least: float, policy: Policy) -> set[str]:
+def settled(
+    scores: Sequence[Score], nll_eval: Sequence[float], unigram_ce: float, num_layers: int, policy: Policy
+) -> set[str]:
     """The keys of the references that need not be measured any further.
 
-    scores: as measured on the part. nll_eval: the run's own losses on all of `eval`. least: nats that count as a usual
-    cost, however little the reference costs other layers.
+    scores: as measured on the part. nll_eval: the run's own losses on all of `eval`.
     """
+    least = policy.least_share * even_share(nll_eval, unigram_ce, num_layers)  # a usual cost, at least
     lowest, mean, kl = {}, {}, {}  # by reference; the lowest that cost and divergence can be
     for s in scores:
         cost = np.subtract(s.nll_eval, s.beside(nll_eval))

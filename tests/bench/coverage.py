@@ -112,15 +112,13 @@ def screened(run: Any) -> Any:
 
     from peelcli.measuring import PART
     from peelcli.verdict import SCREENED, Policy, settled
-    from peelcli.verdict.evidence import fair_share
 
     def cut(score: Any) -> Any:
         part = {name: getattr(score, name)[::PART] for name in ("nll_eval", "kl_eval")}
         return replace(score, nll_select=(), **part)
 
-    policy = Policy()
     parts = [cut(s) for s in run.scores if s.reference.kind in SCREENED]
-    keys = settled(parts, run.nll_eval, policy.least_share * fair_share(run), policy)
+    keys = settled(parts, run.nll_eval, run.unigram_ce, run.num_layers, Policy())
     return replace(run, scores=tuple(cut(s) if s.reference.key in keys else s for s in run.scores))
 
 

@@ -13,7 +13,6 @@ from simulated import changed, direct, exchange, foreign, identity, idle, measur
 
 from peelcli.records import Reference, Run, Score
 from peelcli.verdict import SCREENED, Policy, judge, settled
-from peelcli.verdict.evidence import fair_share
 
 STRIDE = 4
 
@@ -27,7 +26,7 @@ def cut(score: Score) -> Score:
 def settled_of(run: Run) -> set[str]:
     """The references of a run that a part of it settles."""
     parts = [cut(s) for s in run.scores if s.reference.kind in SCREENED]
-    return settled(parts, run.nll_eval, Policy.least_share * fair_share(run), Policy())
+    return settled(parts, run.nll_eval, run.unigram_ce, run.num_layers, Policy())
 
 
 def screened(run: Run) -> Run:
