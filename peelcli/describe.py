@@ -55,12 +55,29 @@ def weight_rms(
     model: BlockwiseModel, layer: int, weights: Mapping[str, Tensor]
 ) -> dict[str, dict[str, float]]:
     """The root mean square of every matrix of a layer: sublayer ("block" for what belongs to none) → name → value."""
+    return _by_sublayer(model, layer, {m.name: _rms(weights[m.name]) for m in model.matrices(layer)})
+
+
+def vector_travel(
+    model: BlockwiseModel, layer: int, weights: Mapping[str, Tensor]
+) -> dict[str, dict[str, float]]:
+    """How far every bias and norm of a layer lies from where training starts, in the same form: an RMS of changes."""
+    starts = model.initial_vectors(layer).items()
+    return _by_sublayer(model, layer, {n: _rms(weights[n].float() - value) for n, value in starts})
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.float().square().mean().sqrt())
+
+
+def _by_sublayer(
+    model: BlockwiseModel, layer: int, values: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
     parts = {s.name: tuple(f"{module}." for module in s.modules) for s in model.sublayers(layer)}
     found: dict[str, dict[str, float]] = {}
-    for matrix in model.matrices(layer):
-        part = next((name for name, prefixes in parts.items() if matrix.name.startswith(prefixes)), "block")
-        rms = float(weights[matrix.name].float().square().mean().sqrt())
-        found.setdefault(part, {})[matrix.name] = rms
+    for name, value in values.items():
+        part = next((part for part, prefixes in parts.items() if name.startswith(prefixes)), "block")
+        found.setdefault(part, {})[name] = value
     return found
 
 
@@ -131,11 +148,12 @@ def describe(
 ) -> dict[str, Any]:
     """Everything a report needs of the checkpoint and the tokens, as JSON values."""
     split = calibration.split
-    grids, sizes = [], []
+    grids, sizes, travel = [], [], []
     for layer in range(1, model.num_layers + 1):
         weights = model.read_weights(layer)
         grids.append(layer_grid(model, layer, stored_bits, weights))
         sizes.append(weight_rms(model, layer, weights))
+        travel.append(vector_travel(model, layer, weights))
         del weights  # one block's at a time
     skipped = list(calibration.notes)
     without = [n for n in layers if not model.sublayers(n)]
@@ -161,6 +179,7 @@ def describe(
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": str(model.device),
         "weight_rms": sizes,
+        "vector_travel": travel,
         "layer_bits": [g.bits for g in grids],
         "layer_grids": [list(g.own) if g.own else None for g in grids],
         "matrix_grids": [{n: list(g) if g else None for n, g in grid.matrices.items()} for grid in grids],

@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from peelcli.checkpoint.attention import widen_narrow_heads
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
     Matrix,
     Sublayer,
@@ -178,6 +179,10 @@ class BlockwiseModel:
     def matrices(self, layer: int) -> tuple[Matrix, ...]:
         """The weight matrices of one block that a scheme applies to."""
         return find_matrices(self._blocks[layer - 1])
+
+    def initial_vectors(self, layer: int) -> dict[str, float]:
+        """What the biases and norms of one block start as before training, by the name of the parameter."""
+        return initial_vectors(self.model, self._blocks[layer - 1])
 
     @property
     def runs_in_few_bits(self) -> bool:

@@ -45,6 +45,9 @@ class Run:
     weight_rms: tuple[
         dict[str, dict[str, float]], ...
     ] = ()  # layer 1 first: sublayer or "block" → matrix → RMS
+    vector_travel: tuple[
+        dict[str, dict[str, float]], ...
+    ] = ()  # the same of biases and norms: how far they lie from where training starts
     step: int | None = None
     group_size: int | None = None
     granularity: str = ""  # what shares a scale: "tensor", "channel" or "group"

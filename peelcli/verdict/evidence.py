@@ -13,6 +13,7 @@ from peelcli.records import Run, Score
 from peelcli.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.size import relative_size
+from peelcli.verdict.travel import young_parts
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
 _SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round
@@ -134,13 +135,15 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
         groups.setdefault(group_of(score), []).append((score.reference.layer, mean))
     threshold = foreign_allowance(policy, mismatch)
     parts = {(s.reference.layer, s.reference.sublayer) for s in usable}
-    sizes = {part: relative_size(run, *part) for part in parts}  # once for all references to a part
+    unlike = young_parts(run, policy) | {
+        p for p in parts if abs(relative_size(run, *p)) >= policy.unlike_size
+    }
     found = []
     for score in usable:
-        size = sizes[score.reference.layer, score.reference.sublayer]
         peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
         cost = costs[score.reference.key]
-        found.append(_weigh(run, score, cost, peers, policy, threshold, size=size))
+        is_unlike = (score.reference.layer, score.reference.sublayer) in unlike
+        found.append(_weigh(run, score, cost, peers, policy, threshold, is_unlike=is_unlike))
     return found
 
 
@@ -189,7 +192,7 @@ def _weigh(
     policy: Policy,
     threshold: float,
     floor: float | None = None,
-    size: float = 0.0,
+    is_unlike: bool = False,
 ) -> Evidence:
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
@@ -204,7 +207,7 @@ def _weigh(
     else:
         share = policy.fitted_share if is_fitted else policy.identity_share
     widest = 0.0 if vacuous else share * usual
-    if reference.kind != "span" and abs(size) < policy.unlike_size:  # a span stands in for several layers
+    if reference.kind != "span" and not is_unlike:  # a span stands in for several layers
         share = min(share, policy.idle_share)
     margin = 0.0 if vacuous else share * usual
     if policy.matched_margin is not None:

@@ -12,6 +12,7 @@ from peelcli.statistics import Interval, holm_of, p_greater, paired_interval
 from peelcli.verdict.evidence import is_usable, own_bits, shared_rows
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.size import most_unlike, relative_size
+from peelcli.verdict.travel import relative_travel, young_parts
 
 _LIKE_BITS = (
     0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another
@@ -29,6 +30,7 @@ class Excess:
     usual: float  # the others' median gain, or of a rescale the most that another gains
     size: float  # of its weights beside the others': see `size`
     p_value: float
+    travel: float | None = None  # of a layer whose vectors lag behind the others': see `travel`
 
     @property
     def stands_out(self) -> bool:
@@ -41,7 +43,8 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
 
     Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). The more
     a layer's weights are like the others' in size, the more it must gain, up to twice what those do: a fault's
-    neighbours rise with it, and their weights are like those of the sound layers.
+    neighbours rise with it, and their weights are like those of the sound layers. One that has hardly been moved need
+    only gain more than they do.
     """
     scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
@@ -50,6 +53,7 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
         for s in run.scores
         if s.reference == Reference("identity", s.reference.layer, s.reference.layer) and is_usable(s)
     }
+    young = young_parts(run, policy)
     found = {}
     for score in scores:
         layer = score.reference.layer
@@ -63,6 +67,9 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
         size = most_unlike(run, layer)
         likeness = max(0.0, 1.0 - abs(size) / policy.unlike_size)
         threshold = max(threshold, policy.challenge_share * likeness * usual)
+        is_young = (layer, None) in young
+        if is_young:
+            threshold = min(threshold, policy.young_floor)
         found[layer] = Excess(
             score,
             paired_interval(gains[layer].tolist(), policy.confidence),
@@ -71,8 +78,32 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
             usual,
             size,
             max(p_greater(excess.tolist(), threshold), p_greater(gains[layer].tolist())),
+            relative_travel(run, layer, None) if is_young else None,
         )
     return found
+
+
+def most_trained(
+    excess: Mapping[int, Excess], known: Mapping[int, float], policy: Policy
+) -> dict[int, Excess]:
+    """The layer that gains most of all by being trained on, where that is far more than the others gain.
+
+    A fault's neighbours can repair part of it and rise with it: so the peak alone is blamed, or a layer that has hardly
+    been moved, and nothing where another layer's fault is known already. Only where its weights are unlike the others',
+    and it gains far more than what surpasses elsewhere, is that put down to it as well: a layer behind a wreck does
+    better dropped. known: what something else gains in each layer that it surpasses.
+    """
+    rejected = holm_of({n: x.p_value for n, x in excess.items()}, 1.0 - policy.confidence)
+    standing = {n: x for n, x in excess.items() if rejected[n] and x.stands_out}
+    young = [n for n, x in standing.items() if x.travel is not None]
+    peak = max(young or excess, key=lambda n: excess[n].gap.mean, default=0)
+    if peak not in standing:
+        return {}
+    x = standing[peak]
+    rival = max((gain for n, gain in known.items() if n != peak), default=0.0)
+    is_unlike = abs(x.size) >= policy.unlike_size or x.travel is not None
+    explains = is_unlike and x.gap.low > policy.wreck_factor * rival
+    return {peak: x} if not known or explains else {}
 
 
 def _added(run: Run, score: Score) -> float:

@@ -29,7 +29,13 @@ from peelcli.verdict.evidence import (
     is_usable,
     own_bits,
 )
-from peelcli.verdict.excess import Excess, best_rescale, challenge_excess, most_rescaled, rescale_excess
+from peelcli.verdict.excess import (
+    best_rescale,
+    challenge_excess,
+    most_rescaled,
+    most_trained,
+    rescale_excess,
+)
 from peelcli.verdict.network import (
     data_fit,
     is_untrained,
@@ -38,6 +44,7 @@ from peelcli.verdict.network import (
     mismatch,
 )
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.travel import untouched
 
 _FOUND = (
     0.9  # the score that parts what is found from what is not: a match costs a tenth of the usual at most
@@ -123,7 +130,8 @@ class _Rules:
         older = {e.score.reference.layer: e for e in proven if e.score.reference.kind == "rollback"}
         surpassed = self._surpassed(proven)
         matched = self._matched(set(surpassed))
-        challenged = self._challenged(surpassed, matched)
+        known = {n: e.gap.mean for n, e in surpassed.items()}
+        challenged = {} if self.foreign or matched else most_trained(self.excess, known, self.policy)
         found = surpassed or matched or challenged
         rescaled = {} if found else most_rescaled(self.rescales, self.alpha)
         behind = {
@@ -151,7 +159,7 @@ class _Rules:
                 out.append(words.matched(layer, spanned[layer], facts))
             else:
                 out.append(self._unflagged(layer, facts))
-        return [_in_rank(v) for v in out]
+        return [words.with_untouched(_in_rank(v), untouched(self.run, v.layer)) for v in out]
 
     # -- surpassed ------------------------------------------------------------------------------------------------
 
@@ -240,29 +248,6 @@ class _Rules:
                     )
                 ] = e
         return found
-
-    # -- challenge --------------------------------------------------------------------------------------------------
-
-    def _challenged(
-        self, surpassed: Mapping[int, Evidence], matched: Mapping[int, Evidence]
-    ) -> dict[int, Excess]:
-        """The layer that gains most of all by being trained on, where that is far more than the others gain.
-
-        A fault's neighbours can repair part of it and rise with it: so the peak alone is blamed, and nothing where
-        another layer's fault is known already. Only where its weights are unlike the others', and it gains far more
-        than what surpasses elsewhere, is that put down to it as well: a layer behind a wreck does better dropped.
-        """
-        if self.foreign or matched or not self.excess:
-            return {}
-        rejected = holm_of({n: x.p_value for n, x in self.excess.items()}, self.alpha)
-        peak = max(self.excess, key=lambda n: self.excess[n].gap.mean)
-        x = self.excess[peak]
-        if not (rejected[peak] and x.stands_out):
-            return {}
-        known = max((e.gap.mean for n, e in surpassed.items() if n != peak), default=0.0)
-        is_unlike = abs(x.size) >= self.policy.unlike_size
-        explains = is_unlike and x.gap.low > self.policy.wreck_factor * known
-        return {peak: x} if not surpassed or explains else {}
 
     # -- neither ------------------------------------------------------------------------------------------------------
 

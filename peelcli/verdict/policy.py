@@ -54,6 +54,11 @@ class Policy:
     """…and this share of what the others gain in the median, less where the size of its weights is unlike theirs…"""
     challenge_worth: float = 0.03
     """…and of what dropping the layer costs: one that does most of the work, as the first does, has most to gain."""
+    young_lag: float = 0.15
+    """Its biases and norms lag behind where they lie nearer to where training starts than the others', by this much
+    more (natural logarithm) than any other layer's stray from those: then it need gain no more…"""
+    young_floor: float = 0.005
+    """…than this many nats beyond the others, and a part of it that lags is idle at `sublayer_share`."""
     rescale_floor: float = 0.005
     """Nats that a layer must gain by other lengths of its matrices alone, at least…"""
     rescale_factor: float = 1.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -169,12 +170,24 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     if abs(x.size) > LIKE:
         how = "larger" if x.size > 0 else "smaller"
         unlike = f" Its weights are {abs(np.expm1(x.size)):.0%} {how} than those of the other layers."
+    if x.travel is not None:
+        unlike += f" Its biases and norms lie {np.exp(x.travel):.0%} as far from where training starts as the others'."
     reason = (
         f"Trained on alone it gains {x.gap.mean:.4f} nats: proof that the layer could be better. That is "
         f"{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain {x.usual:.4f} "
         "in the median."
     )
     return _in_excess(layer, x, reason + unlike, IMPROVE, facts)
+
+
+def with_untouched(verdict: LayerVerdict, parts: Sequence[str]) -> LayerVerdict:
+    """A layer that training has never reached, whatever else is found in it."""
+    notes = [
+        f"The biases and norms of the {part} are exactly where training starts, and those of other layers are not: it "
+        "was frozen there, or initialised anew."
+        for part in parts
+    ]
+    return replace(verdict, notes=(*verdict.notes, *notes))
 
 
 def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:

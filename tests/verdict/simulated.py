@@ -135,6 +135,28 @@ def sizes(
     )
 
 
+def travels(
+    factors: Mapping[int, float], num_layers: int = 5, part: str | None = None
+) -> tuple[dict[str, dict[str, float]], ...]:
+    """How far the biases and norms of every layer have moved, some layers' (or one sublayer's of them) times a factor.
+
+    They differ by nature, up to a tenth.
+    """
+    vectors = {"attention": ("q", "o"), "mlp": ("up", "down"), "block": ("norm_1", "norm_2")}
+    return tuple(
+        {
+            name: {
+                v: (0.1 + 0.01 * i)
+                * (1.0 + 0.1 * np.sin(n + i))
+                * (factors.get(n, 1.0) if part in (None, name) else 1.0)
+                for i, v in enumerate(vs)
+            }
+            for name, vs in vectors.items()
+        }
+        for n in range(1, num_layers + 1)
+    )
+
+
 def measure(
     effects: Mapping[Reference, Effect],
     *,

@@ -1,0 +1,43 @@
+"""Where training starts: the values that a family gives the biases and norms of a block before the first step."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+
+@torch.no_grad()
+def initial_vectors(model: nn.Module, block: nn.Module) -> dict[str, float]:
+    """What each vector of a block starts as, by its name within the block.
+
+    Asked of transformers itself, a norm at a time, for some families scale by the weight and some by one and the
+    weight. Biases beside a matrix start at zero. A vector is left out that starts as several numbers, or at random.
+    """
+    if not isinstance(model, PreTrainedModel):
+        return {}
+    found: dict[str, float] = {}
+    for name, module in block.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        vectors = [n for n, p in own.items() if p.ndim == 1]
+        if len(vectors) < len(own):
+            found |= {_joined(name, n): 0.0 for n in vectors if n.endswith("bias")}
+        elif vectors:
+            fresh = copy.deepcopy(module).to_empty(device="cpu")
+            for p in fresh.parameters():
+                p.fill_(math.nan)  # what the family does not set stays unknown
+            for m in fresh.modules():
+                m.__dict__.pop("_is_hf_initialized", None)
+            model._init_weights(fresh)  # type: ignore[no-untyped-call]
+            for n in vectors:
+                value = dict(fresh.named_parameters(recurse=False))[n].float()
+                if len(value) and bool((value == value[0]).all()):
+                    found[_joined(name, n)] = float(value[0])
+    return found
+
+
+def _joined(module: str, name: str) -> str:
+    return f"{module}.{name}" if module else name
