@@ -16,6 +16,7 @@ import numpy as np
 from peelcli.records import AuditResult, LayerVerdict, Run
 from peelcli.statistics import holm_of
 from peelcli.verdict import words
+from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
     STATE_KINDS,
@@ -138,7 +139,7 @@ class _Rules:
             n: next(iter(challenged))
             for n, e in surpassed.items()
             if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
-        } or _behind_an_exchange(surpassed, self.policy.wreck_factor)
+        } or _behind_another(surpassed, self.policy.wreck_factor)
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:
@@ -159,7 +160,13 @@ class _Rules:
                 out.append(words.matched(layer, spanned[layer], facts))
             else:
                 out.append(self._unflagged(layer, facts))
-        return [words.with_untouched(_in_rank(v), untouched(self.run, v.layer)) for v in out]
+        return [self._finished(v) for v in out]
+
+    def _finished(self, verdict: LayerVerdict) -> LayerVerdict:
+        found = self.by_layer[verdict.layer]
+        drops = [e for e in found if e.score.reference.kind == "identity" and e.score.reference.sublayer]
+        verdict = narrowed(_in_rank(verdict), self.run, drops, self.rescales, self.policy)
+        return words.with_untouched(verdict, untouched(self.run, verdict.layer))
 
     # -- surpassed ------------------------------------------------------------------------------------------------
 
@@ -183,7 +190,7 @@ class _Rules:
         }
         # A block that surpasses by less than its part does so thanks to that part.
         return {
-            n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean >= e.gap.low), e)
+            n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean > e.gap.mean), e)
             for n, e in found.items()
         } | _in_wrong_order(proven, found)
 
@@ -337,16 +344,19 @@ def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) 
     return found
 
 
-def _behind_an_exchange(surpassed: Mapping[int, Evidence], factor: float) -> dict[int, int]:
-    """Layers of which something does better for two others in the wrong order, and the first of those two."""
-    exchanges = [e for e in surpassed.values() if e.score.reference.kind == "exchange"]
-    best = max(exchanges, key=lambda e: e.gap.mean, default=None)
+def _behind_another(surpassed: Mapping[int, Evidence], factor: float) -> dict[int, int]:
+    """Layers that something does better for behind one that is hurt far more, and that one: two in the wrong order
+    spoil the inputs of all, any other those of the layers after it."""
+    best = max(surpassed.values(), key=lambda e: e.gap.mean, default=None)
     if best is None:
         return {}
+    first = best.score.reference.layer
     return {
-        n: best.score.reference.layer
+        n: first
         for n, e in surpassed.items()
-        if e.score.reference.kind in STATE_KINDS and best.gap.low > factor * e.gap.mean
+        if e.score.reference.kind in STATE_KINDS
+        and (n > first or best.score.reference.kind == "exchange")
+        and best.gap.low > factor * e.gap.mean
     }
 
 

@@ -67,6 +67,8 @@ class Policy:
     """…and this share of what dropping the layer costs: one that does most of the work has most to gain."""
     wreck_factor: float = 2.0
     """What surpasses elsewhere is put down to layers that gain more than this many times that, trained or exchanged."""
+    blame_factor: float = 3.0
+    """One part of a block is to blame where something speaks this many times as much for it as for the other."""
     rollback_factor: float = 2.0
     """A rollback must gain more than this many times what blocks of the same step gain other layers in the median."""
     foreign_gap: float = 1.25
