@@ -196,7 +196,7 @@ def _weigh(
 ) -> Evidence:
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
-    usual = max(0.0, median_low(peers)) if len(peers) > 1 else 0.0
+    peers_usual = usual = max(0.0, median_low(peers)) if len(peers) > 1 else 0.0
     is_fitted = reference.kind != "identity"
     least = 0.0 if is_fitted else policy.least_share * fair_share(run)
     from_peers = len(peers) > 1 and usual >= least
@@ -207,9 +207,11 @@ def _weigh(
     else:
         share = policy.fitted_share if is_fitted else policy.identity_share
     widest = 0.0 if vacuous else share * usual
+    margin = widest
     if reference.kind != "span" and not is_unlike:  # a span stands in for several layers
-        share = min(share, policy.idle_share)
-    margin = 0.0 if vacuous else share * usual
+        # Early in training most layers' attention does next to nothing: then less still is no news of one of them.
+        is_part = reference.kind == "identity" and reference.sublayer is not None and len(peers) > 1
+        margin = min(margin, policy.idle_share * (peers_usual if is_part else usual))
     if policy.matched_margin is not None:
         margin = widest = policy.matched_margin
     gap = np.subtract(score.beside(run.nll_eval), score.nll_eval)

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from simulated import Effect, changed, direct, foreign, identity, idle, measure, rescored, sound
 
 from peelcli.records import AuditResult, Finding, LayerChange, Reference, Run
@@ -52,15 +50,18 @@ def with_costs(factor: float, *layers: int) -> dict[Reference, Effect]:
     return changed(effects, costs)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([0.0, 0.03, 0.1, 0.3]), st.integers(8, 64))
-def test_two_nights_alike_are_nothing_however_noisy(seed: int, noise: float, n_eval: int) -> None:
-    # Each night draws losses of its own, so that not even the pairing helps.
-    one = night(seed=2 * seed, moved=1, noise=noise, n_eval=n_eval)
-    other = night(seed=2 * seed + 1, moved=2, noise=noise, n_eval=n_eval)
-    result = compared(one, other)
-    assert result.comparison is not None
-    assert (result.comparison.regressed, result.flagged, result.network_flagged) == ((), (), False)
+@pytest.mark.parametrize("noise", [0.0, 0.03, 0.1, 0.3])
+def test_two_nights_alike_are_hardly_ever_different_however_noisy(noise: float) -> None:
+    """At most one pair in twenty, which is what 95% confidence allows; by the noise of one pair alone."""
+    alarms = 0
+    for seed in range(60):
+        # Each night draws losses of its own, so that not even the pairing helps.
+        n_eval = 8 + seed
+        one, other = (night(seed=2 * seed + i, moved=1 + i, noise=noise, n_eval=n_eval) for i in (0, 1))
+        result = compared(one, other)
+        assert result.comparison is not None
+        alarms += bool(result.comparison.regressed or result.flagged or result.network_flagged)
+    assert alarms <= 3
 
 
 @pytest.mark.parametrize("layer", [1, 3, 5])

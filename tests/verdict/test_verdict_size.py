@@ -97,3 +97,11 @@ def test_a_layer_that_is_hurt_itself_is_not_put_down_to_itself():
     result = judge(measure(effects, weight_rms=sizes({3: 2.0})))
     assert result.flagged == (3,)
     assert result.layers[2].verdict == "surpassed"
+
+
+@pytest.mark.parametrize(("cost", "is_flagged"), [(0.0008, False), (-0.002, True)])
+def test_where_no_layers_attention_does_much_one_that_does_little_is_not_news(cost, is_flagged):
+    young = {identity(n, "attention"): 0.002 * (1 + 0.1 * n) for n in range(1, 6)}
+    effects = changed(sound(), young | {identity(3, "attention"): cost}, divergence=0.0, spread=0.01)
+    verdict = judge(measure(effects, noise=0.0)).layers[2]
+    assert (verdict.verdict == "matched") == is_flagged
