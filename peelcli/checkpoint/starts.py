@@ -24,7 +24,7 @@ def initial_vectors(model: nn.Module, block: nn.Module) -> dict[str, float]:
         own = dict(module.named_parameters(recurse=False))
         vectors = [n for n, p in own.items() if p.ndim == 1]
         if len(vectors) < len(own):
-            found |= {_joined(name, n): 0.0 for n in vectors if n.endswith("bias")}
+            found |= {_joined(name, n): 0.0 for n in vectors if n == "bias"}
         elif vectors:
             fresh = copy.deepcopy(module).to_empty(device="cpu")
             for p in fresh.parameters():
