@@ -182,9 +182,14 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
 
 def with_untouched(verdict: LayerVerdict, parts: Sequence[str]) -> LayerVerdict:
     """A layer that training has never reached, whatever else is found in it."""
+    whose = {
+        "block": "Its biases and norms",
+        "attention": "The biases of its attention",
+        "mlp": "The biases of its MLP",
+    }
     notes = [
-        f"The biases and norms of the {part} are exactly where training starts, and those of other layers are not: it "
-        "was frozen there, or initialised anew."
+        f"{whose[part]} are exactly where training starts, and those of other layers are not: it was frozen there, or "
+        "initialised anew."
         for part in parts
     ]
     return replace(verdict, notes=(*verdict.notes, *notes))
