@@ -11,15 +11,14 @@ from peelcli.kernels.choice import triton_serves
 def coordinate_descent_(
     codes: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
-    target: Tensor,
+    gradient: Tensor,
     hessian: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
     """As `eager.coordinate_descent_`, on a GPU by a kernel where all is float32."""
-    if triton_serves(codes, scale, zero_point, target, hessian, levels, dtypes=("float32",)):
+    if triton_serves(codes, scale, gradient, hessian, levels, dtypes=("float32",)):
         from peelcli.kernels import triton_descent
 
-        return triton_descent.coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of)
-    return eager.coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of)
+        return triton_descent.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)
+    return eager.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)

@@ -39,50 +39,70 @@ def rounding(levels: Tensor) -> Callable[[Tensor], Tensor]:
 
 def weight_of(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_of: Tensor) -> Tensor:
     """The weight (d_out, d_in) that codes, scale and zero point stand for."""
-    shifted = codes if zero_point is None else codes - zero_point[:, group_of]
-    return shifted * scale[:, group_of]
+    shifted = codes if zero_point is None else codes - spread(zero_point, group_of)
+    return shifted * spread(scale, group_of)
+
+
+def spread(steps: Tensor, group_of: Tensor) -> Tensor:
+    """Scales or zero points (d_out, n_groups) for each column: (d_out, d_in), or (d_out, 1) where all share one."""
+    return steps if steps.shape[1] == 1 else steps[:, group_of]
+
+
+def gradient_of(
+    codes: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    group_of: Tensor,
+) -> Tensor:
+    """(w − t) H (d_out, d_in), half the gradient of f: what descent and rescaling go by, and keep true."""
+    return (weight_of(codes, scale, zero_point, group_of) - target) @ hessian
 
 
 def coordinate_descent_(
     codes: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
-    target: Tensor,
+    gradient: Tensor,
     hessian: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
     """One sweep over the columns in their order: each code to the level that costs least while the others stay.
 
-    A code is changed only where that lowers f, so f never rises. Returns how many codes of each row were changed
-    (d_out,), int64; a row with none is where no change of a single code lowers f.
+    A code is changed only where that lowers f, so f never rises. `gradient` is that of `gradient_of`, before and after.
+    Returns how many codes of each row were changed (d_out,), int64; a row with none is where no change of a single code
+    lowers f.
     """
-    d_in = target.shape[1]
+    d_out, d_in = codes.shape
     nearest = rounding(levels)
-    changed = torch.zeros(len(target), dtype=torch.int64, device=target.device)
+    changed = torch.zeros(d_out, dtype=torch.int64, device=codes.device)
     curvature = hessian.diagonal()
-    curvature = torch.where(curvature > 0, curvature, torch.inf)  # no curvature, no move
-    gradient = (weight_of(codes, scale, zero_point, group_of) - target) @ hessian  # half of that of f
+    slopes = gradient.T.contiguous()  # a column of the weight is a row in memory
+    delta, bend = torch.empty_like(slopes[0]), torch.empty_like(slopes[0])
     for start in range(0, d_in, BLOCK):
         here = slice(start, min(start + BLOCK, d_in))
-        slope = gradient[:, here].T.contiguous()  # (width, d_out): a column of the weight is a row in memory
+        slope = slopes[here].clone()  # (width, d_out)
         old = codes[:, here].T.contiguous()
+        before = old.clone()
         step = scale[:, group_of[here]].T.contiguous()
-        divisor = torch.where(step == 0, torch.inf, step) * curvature[here, None]
+        movable = (step != 0) & (curvature[here, None] > 0)
+        inverse = torch.where(movable, -(step * curvature[here, None]).reciprocal(), 0.0)
         local = hessian[here, here]
-        moved = torch.zeros_like(slope)
+        moved = torch.empty_like(slope)
         for j in range(len(slope)):
-            new = nearest(
-                old[j] - slope[j] / divisor[j]
-            )  # the level next to the lowest point along this coordinate
-            move = (new - old[j]) * step[j]
-            better = move * (2 * slope[j] + local[j, j] * move) < 0
-            moved[j] = torch.where(better, move, 0.0)
-            old[j] = torch.where(better, new, old[j])
-            changed += better
+            lowest = slope[j].mul_(inverse[j])  # from the code to the lowest point along this coordinate
+            new = nearest(torch.add(old[j], lowest))
+            torch.sub(new, old[j], out=delta)
+            # Along the coordinate f changes by step² · curvature · delta · (delta − 2 lowest).
+            better = torch.add(delta, lowest, alpha=-2, out=bend).mul_(delta) < 0
+            torch.where(better, new, old[j], out=old[j])
+            torch.mul(delta.mul_(better), step[j], out=moved[j])
             slope[j + 1 :].addr_(local[j, j + 1 :], moved[j])
+        changed += (old != before).sum(0)
         codes[:, here] = old.T
-        gradient[:, here.stop :] += moved.T @ hessian[here, here.stop :]
+        slopes.addmm_(hessian[:, here], moved)
+    gradient.copy_(slopes.T)
     return changed
 
 
@@ -90,15 +110,15 @@ def rescale_(
     codes: Tensor,
     scale: Tensor,
     zero_point: Tensor | None,
-    target: Tensor,
+    gradient: Tensor,
     hessian: Tensor,
     group_of: Tensor,
 ) -> None:
     """Each scale, and zero point where there is one, to the value that costs least while all else stays; in turn.
 
     With one group to a row that is the row's optimum; with more it is one round of coordinate descent over them.
+    `gradient` is that of `gradient_of`, before and after.
     """
-    gradient = (weight_of(codes, scale, zero_point, group_of) - target) @ hessian
     for g in range(scale.shape[1]):
         columns = (group_of == g).nonzero().squeeze(-1)
         rows = hessian[columns]  # (width, d_in)
@@ -117,7 +137,7 @@ def _line_search_(gradient: Tensor, direction: Tensor, rows: Tensor, columns: Te
     curvature = (change[:, columns] * direction).sum(-1)
     slope = (gradient[:, columns] * direction).sum(-1)
     length = torch.where(curvature > 0, -slope / curvature.clamp_min(torch.finfo(slope.dtype).tiny), 0.0)
-    gradient += length.unsqueeze(-1) * change
+    gradient.addcmul_(length.unsqueeze(-1), change)
     return length
 
 
@@ -131,33 +151,38 @@ def round_with_feedback(
 ) -> Tensor:
     """Codes (d_out, d_in): each column rounded in turn, its error made good by the columns still to come.
 
-    GPTQ (Frantar et al., arXiv 2210.17323): what is left is put where a free weight would do best, by the Cholesky
-    factor of H⁻¹. `hessian` must be positive definite; torch.linalg.LinAlgError where it is not.
+    The codes of GPTQ (Frantar et al., arXiv 2210.17323) without the inverse of H: with H = R Rᵀ, R upper triangular,
+    f is the squared length of (w − t) R, whose component k depends on the columns up to k alone; so each column is
+    rounded next to where it makes its own component zero. `hessian` must be positive definite;
+    torch.linalg.LinAlgError where it is not.
     """
     d_in = target.shape[1]
     nearest = rounding(levels)
-    factor = inverse_factor(hessian)
+    coupling = feedback(hessian)
     codes = torch.empty_like(target)
-    left = target.clone()
+    goals = target.T.contiguous()  # a column of the weight is a row in memory
+    wanted = goals.clone()
     for start in range(0, d_in, BLOCK):
         here = slice(start, min(start + BLOCK, d_in))
-        weight = left[:, here].T.contiguous()  # (width, d_out)
+        goal, want = goals[here], wanted[here]  # (width, d_out)
         step = scale[:, group_of[here]].T.contiguous()
-        divisor = torch.where(step == 0, torch.inf, step)
+        inverse = torch.where(step == 0, 0.0, step.reciprocal())
         zero = None if zero_point is None else zero_point[:, group_of[here]].T.contiguous()
-        local, taken, error = factor[here, here], torch.empty_like(weight), torch.empty_like(weight)
-        for j in range(len(weight)):
-            ratio = weight[j] / divisor[j]
-            taken[j] = nearest(ratio if zero is None else ratio + zero[j])
-            value = taken[j] if zero is None else taken[j] - zero[j]
-            error[j] = (value * step[j] - weight[j]) / local[j, j]
-            weight[j + 1 :].addr_(local[j, j + 1 :], error[j])
+        local, taken, error = coupling[here, here], torch.empty_like(want), torch.empty_like(want)
+        for j in range(len(want)):
+            ratio = want[j] * inverse[j]
+            code = nearest(ratio if zero is None else ratio.add_(zero[j]))
+            taken[j] = code
+            value = code if zero is None else code - zero[j]
+            torch.addcmul(goal[j], value, step[j], value=-1, out=error[j])
+            want[j + 1 :].addr_(local[j, j + 1 :], error[j])
         codes[:, here] = taken.T
-        left[:, here.stop :] += error.T @ factor[here, here.stop :]
+        wanted[here.stop :].addmm_(coupling[here, here.stop :].T, error)
     return codes
 
 
-def inverse_factor(hessian: Tensor) -> Tensor:
-    """The upper Cholesky factor of H⁻¹ (d_in, d_in), by way of double precision."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian.double()))
-    return torch.linalg.cholesky(inverse, upper=True).to(hessian.dtype)
+def feedback(hessian: Tensor) -> Tensor:
+    """R with each column divided by its diagonal (d_in, d_in); H = R Rᵀ, R upper triangular. In double precision."""
+    lower = torch.linalg.cholesky(hessian.flip(0, 1).double())
+    upper = lower.to(hessian.dtype).flip(0, 1)
+    return upper.div_(upper.diagonal().clone())

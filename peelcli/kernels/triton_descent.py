@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peelcli.kernels.eager import weight_of
-
 BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
 ROWS = 32
 
@@ -69,11 +67,11 @@ def _walk(
         coupling = tl.load(hessian + row + columns, mask=after, other=0.0)  # (BLOCK,)
         curvature = tl.load(hessian + row + j)
         steep = step_j * tl.maximum(curvature, 0.0)  # 0: no step, or no curvature, and so no move
-        ratio = old_j - tl.where(steep != 0.0, slope_j / tl.where(steep != 0.0, steep, 1.0), 0.0)
+        lowest = tl.where(steep != 0.0, -slope_j * (1.0 / tl.where(steep != 0.0, steep, 1.0)), 0.0)
+        ratio = old_j + lowest  # the lowest point along this coordinate
         new = _nearest_whole(ratio, low, high) if WHOLE else _nearest_listed(ratio, levels, num_levels)
-        move = (new - old_j) * step_j
-        better = move * (2.0 * slope_j + curvature * move) < 0.0
-        move = tl.where(better, move, 0.0)
+        better = (new - old_j) * (new - old_j - 2.0 * lowest) < 0.0
+        move = tl.where(better, (new - old_j) * step_j, 0.0)
         count += better.to(tl.int64)
         old = tl.where(here, tl.where(better, new, old_j)[:, None], old)
         moves = tl.where(here, move[:, None], moves)
@@ -89,29 +87,29 @@ def _walk(
 def coordinate_descent_(
     codes: Tensor,
     scale: Tensor,
-    zero_point: Tensor | None,
-    target: Tensor,
+    gradient: Tensor,
     hessian: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
     """As `eager.coordinate_descent_`; float32 throughout."""
-    d_out, d_in = target.shape
-    gradient = (weight_of(codes, scale, zero_point, group_of) - target) @ hessian
-    gradient, hessian, scale = gradient.contiguous(), hessian.contiguous(), scale.contiguous()
-    work = codes.contiguous()
-    changed = torch.zeros(d_out, dtype=torch.int64, device=target.device)
-    moved = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=target.device)
+    d_out, d_in = codes.shape
+    hessian, scale = hessian.contiguous(), scale.contiguous()
+    work, slopes = codes.contiguous(), gradient.contiguous()
+    changed = torch.zeros(d_out, dtype=torch.int64, device=codes.device)
+    moved = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=codes.device)
     whole = len(levels) > 1 and bool((levels.diff() == 1).all())
     low, high = float(levels[0]), float(levels[-1])
     for start in range(0, d_in, BLOCK):
         stop = min(start + BLOCK, d_in)
         _walk[(triton.cdiv(d_out, ROWS),)](
-            work, gradient, moved, changed, scale, hessian, levels, group_of,
+            work, slopes, moved, changed, scale, hessian, levels, group_of,
             d_out, d_in, start, stop - start, scale.shape[1], len(levels), low, high,
             WHOLE=whole, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
-        gradient[:, stop:].addmm_(moved[:, : stop - start], hessian[start:stop, stop:])
+        slopes.addmm_(moved[:, : stop - start], hessian[start:stop])
     if work is not codes:
         codes.copy_(work)
+    if slopes is not gradient:
+        gradient.copy_(slopes)
     return changed

@@ -12,7 +12,7 @@ from peelcli.quant.levels import level_table
 from peelcli.quant.schemes import Scheme
 
 SCALE_RULES = ("absmean", "absmax", "mse")
-_CHUNK = 2**20  # elements at a time: the search makes many passes, which should stay in the cache
+_CHUNK = 2**18  # elements at a time: the search makes many passes, which should stay in the cache
 _CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
 _REFINEMENTS = 3
 _FEW_LEVELS = 32  # with no more, every level is tried as the one that the largest weight lies on

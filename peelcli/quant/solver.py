@@ -9,19 +9,22 @@ and a row that rounding to nearest serves better is rounded to nearest.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.descent import coordinate_descent_
-from peelcli.kernels.eager import rescale_, round_with_feedback, rounding, weight_of
+from peelcli.kernels.eager import round_with_feedback, rounding, spread, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.levels import codes_of, level_table, levels_of
+from peelcli.quant.rows import Rows
 from peelcli.quant.schemes import Scheme
 
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
 MAX_SWEEPS = 20
+_DOUBT = 1.02  # losses that close may stand the other way round in double precision
 STARTS = (
     1.0,
     0.8,
@@ -95,92 +98,63 @@ def solve(
     goal, hessian = target[:, order], hessian[order][:, order].contiguous()
     levels = level_table(scheme, goal)
 
-    many = goal.repeat(len(starts), 1)  # rows are independent, so that all starts go side by side
-    scale = torch.cat([nearest * start for start in starts])
+    scale = torch.cat(
+        [nearest * start for start in starts]
+    )  # rows are independent: all starts go side by side
     zeros = None if zero is None else zero.repeat(len(starts), 1)
-    codes = round_with_feedback(scale, zeros, many, hessian, levels, group_of)
+    codes = round_with_feedback(scale, zeros, goal.repeat(len(starts), 1), hessian, levels, group_of)
     if known is not None:
         codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
         scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
-        many = torch.cat([many, goal])
         zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
-    if whole:
-        _descend_whole_(codes, scale, zeros, many, hessian, levels, group_of, max_sweeps, len(goal))
-    else:
-        _descend_(codes, scale, zeros, many, hessian, levels, group_of, max_sweeps)
+    pull = (goal @ hessian).repeat(len(codes) // len(goal), 1)
+    gradient = (weight_of(codes, scale, zeros, group_of) @ hessian).sub_(pull)
+    rows = Rows(codes, scale, zeros, gradient, pull)
+    rows.descend_(hessian, levels, group_of, max_sweeps, together=len(goal) if whole else 1)
+
+    found = [_Candidate(*parts) for parts in zip(*(t.split(len(goal)) for t in rows.moving()), strict=True)]
+    rounded = _rounded(goal, nearest, zero, levels, group_of)
+    error = weight_of(rounded, nearest, zero, group_of) - goal
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
-    codes = torch.cat([codes, _rounded(goal, nearest, zero, levels, group_of)])
-    scale = torch.cat([scale, nearest])
-    many = torch.cat([many, goal])
-    zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
-    loss = quadratic_loss(weight_of(codes, scale, zeros, group_of), many, hessian)
-    loss = loss.view(-1, len(goal))
-    best = loss.sum(1).argmin().expand(len(goal)) if whole else loss.argmin(0)
-    rows = best * len(goal) + torch.arange(len(goal), device=goal.device)
-    return codes_of(codes[rows][:, order.argsort()], scheme), scale[rows[:1]] if whole else scale[rows]
+    found.append(_Candidate(rounded, nearest, error @ hessian))
+    best = _least(
+        [(weight_of(f.codes, f.scale, zero, group_of) - goal, f.gradient) for f in found], hessian, whole
+    )
+    codes, scale = codes_of(found[0].codes, scheme), found[0].scale.clone()
+    for n, other in enumerate(found[1:], 1):
+        if bool((taken := best == n).any()):
+            codes[taken], scale[taken] = codes_of(other.codes[taken], scheme), other.scale[taken]
+    return codes[:, order.argsort()], scale[:1] if whole else scale
 
 
-def _descend_(
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    target: Tensor,
-    hessian: Tensor,
-    levels: Tensor,
-    group_of: Tensor,
-    max_sweeps: int,
-) -> None:
-    """Scales and codes in turn until no code changes; rows that have come to rest are left out."""
-    active = torch.arange(len(target), device=target.device)
-    for _ in range(max_sweeps):
-        some, steps, goal = codes[active], scale[active], target[active]
-        zeros = None if zero_point is None else zero_point[active]
-        rescale_(_shifted(some, zeros, group_of), steps, None, goal, hessian, group_of)
-        changed = coordinate_descent_(some, steps, zeros, goal, hessian, levels, group_of)
-        codes[active], scale[active] = some, steps
-        active = active[changed > 0]
-        if len(active) == 0:
-            break
-    rescale_(_shifted(codes, zero_point, group_of), scale, None, target, hessian, group_of)
+class _Candidate(NamedTuple):
+    codes: Tensor
+    scale: Tensor
+    gradient: Tensor
 
 
-def _shifted(codes: Tensor, zero_point: Tensor | None, group_of: Tensor) -> Tensor:
-    """Codes less their zero points, which are not to move when the scales do."""
-    return codes if zero_point is None else codes - zero_point[:, group_of]
+def _least(candidates: list[tuple[Tensor, Tensor]], hessian: Tensor, whole: bool) -> Tensor:
+    """Which candidate costs each row least (d_out,), or all rows where the whole shares one.
 
-
-def _descend_whole_(
-    codes: Tensor,
-    scale: Tensor,
-    zero_point: Tensor | None,
-    target: Tensor,
-    hessian: Tensor,
-    levels: Tensor,
-    group_of: Tensor,
-    max_sweeps: int,
-    num_rows: int,
-) -> None:
-    """As `_descend_`, each `num_rows` rows sharing a scale; they come to rest together."""
-    for sweep in range(max_sweeps + 1):
-        shifted = _shifted(codes, zero_point, group_of)
-        energy = (shifted @ hessian * shifted).sum(-1).view(-1, num_rows).sum(1)
-        match = (shifted @ hessian * target).sum(-1).view(-1, num_rows).sum(1)
-        best = match / energy.clamp_min(torch.finfo(energy.dtype).tiny)
-        best = torch.where(energy > 0, best, scale[::num_rows, 0])
-        scale.copy_(best.repeat_interleave(num_rows).unsqueeze(-1))
-        if (
-            sweep == max_sweeps
-            or not coordinate_descent_(codes, scale, zero_point, target, hessian, levels, group_of).any()
-        ):
-            break
+    candidates: error w − t and its gradient error · H, both (d_out, d_in) in single precision; what that leaves in
+    doubt is reckoned in double precision.
+    """
+    loss = torch.stack([(error * gradient).sum(-1) for error, gradient in candidates]).double()
+    doubtful = ~((loss <= loss.amin(0) * _DOUBT).sum(0) == 1) | whole  # NaN is in doubt, too
+    if bool(doubtful.any()):
+        exact = hessian.double()
+        for own, (error, _) in zip(loss, candidates, strict=True):
+            some = error[doubtful].double()
+            own[doubtful] = (some @ exact * some).sum(-1)
+    return loss.sum(1).argmin().expand(loss.shape[1]) if whole else loss.argmin(0)
 
 
 def _rounded(
     target: Tensor, scale: Tensor, zero_point: Tensor | None, levels: Tensor, group_of: Tensor
 ) -> Tensor:
-    step = scale[:, group_of]
-    ratio = target / torch.where(step == 0, torch.inf, step)
-    return rounding(levels)(ratio if zero_point is None else ratio + zero_point[:, group_of])
+    step = spread(torch.where(scale == 0, torch.inf, scale), group_of)
+    ratio = target / step
+    return rounding(levels)(ratio if zero_point is None else ratio.add_(spread(zero_point, group_of)))
 
 
 def _groups(d_in: int, group_size: int | None, device: torch.device) -> Tensor:

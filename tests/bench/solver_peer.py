@@ -76,6 +76,7 @@ def hqq(weight: Tensor, hessian: Tensor, bits: str, group: int | None) -> Tensor
 METHODS: dict[str, Method] = {
     "nearest": nearest,
     "solver": solver,
+    "solver-0": lambda *a: solver(*a, starts=(1.0,), max_sweeps=0),
     "solver-1": lambda *a: solver(*a, starts=(1.0,)),
     "gptq": gptq,
     "gptq-mse": lambda *a: gptq(*a, mse=True),

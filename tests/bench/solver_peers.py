@@ -20,13 +20,14 @@ from pathlib import Path
 
 from results import ROOT, STORIES, parser, publish, run_child, table
 
-METHODS = ("nearest", "gptq", "gptq-mse", "hqq", "autoround", "solver-1", "solver")
+METHODS = ("nearest", "gptq", "gptq-mse", "hqq", "autoround", "solver-0", "solver-1", "solver")
 ABOUT = {
     "nearest": "round to nearest, steps of least squared error",
     "gptq": "llm-compressor's GPTQ, order by activation, its min-max steps",
     "gptq-mse": "the same with steps of least squared error",
     "hqq": "HQQ, without data, with zero points",
     "autoround": "AutoRound, which leaves maps unquantised whose width is no multiple of 32 (of stories: the MLPs')",
+    "solver-0": "this solver from one step size, rounding with feedback and the best scale alone",
     "solver-1": "this solver from one step size",
     "solver": "this solver",
 }

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peelcli.kernels.eager import coordinate_descent_, rescale_, round_with_feedback, weight_of
+from peelcli.kernels.eager import (
+    coordinate_descent_,
+    feedback,
+    gradient_of,
+    rescale_,
+    round_with_feedback,
+    weight_of,
+)
 
 LEVELS = {
     "binary": (-1.0, 1.0),
@@ -59,12 +66,21 @@ def loss(p: Problem, codes: Tensor | None = None) -> Tensor:
     return torch.einsum("ri,ij,rj->r", error, p.hessian, error)
 
 
+def gradient(p: Problem) -> Tensor:
+    return gradient_of(p.codes, p.scale, p.zero_point, p.target, p.hessian, p.group_of)
+
+
 def sweep_(p: Problem) -> Tensor:
-    return coordinate_descent_(*p)
+    kept = gradient(p)
+    changed = coordinate_descent_(p.codes, p.scale, kept, p.hessian, p.levels, p.group_of)
+    torch.testing.assert_close(kept, gradient(p))
+    return changed
 
 
 def rescale_all_(p: Problem) -> None:
-    rescale_(p.codes, p.scale, p.zero_point, p.target, p.hessian, p.group_of)
+    kept = gradient(p)
+    rescale_(p.codes, p.scale, p.zero_point, kept, p.hessian, p.group_of)
+    torch.testing.assert_close(kept, gradient(p))
 
 
 @settings(max_examples=40, deadline=None)
@@ -123,11 +139,11 @@ def test_rounding_without_correlation_is_rounding_to_nearest(name: str) -> None:
 
 def test_feedback_pays_where_inputs_are_correlated() -> None:
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(400, 96, generator=generator) @ torch.randn(96, 96, generator=generator)
+    x = (torch.randn(400, 96, generator=generator) @ torch.randn(96, 96, generator=generator)).double()
     hessian = x.T @ x / len(x)
-    target = torch.randn(32, 96, generator=generator)
-    scale, group_of = torch.full((32, 1), 0.8), torch.zeros(96, dtype=torch.int64)
-    levels = torch.tensor(LEVELS["int2"])
+    target = torch.randn(32, 96, generator=generator).double()
+    scale, group_of = torch.full((32, 1), 0.8, dtype=torch.float64), torch.zeros(96, dtype=torch.int64)
+    levels = torch.tensor(LEVELS["int2"], dtype=torch.float64)
 
     def left(codes: Tensor) -> float:
         return float(loss(Problem(codes, scale, None, target, hessian, levels, group_of)).sum())
@@ -135,22 +151,40 @@ def test_feedback_pays_where_inputs_are_correlated() -> None:
     plain = left((target / 0.8).round().clamp(-2, 1))
     fed_back = round_with_feedback(scale, None, target, hessian, levels, group_of)
     assert left(fed_back) < 0.85 * plain
-    coordinate_descent_(fed_back, scale, None, target, hessian, levels, group_of)
+    sweep_(Problem(fed_back, scale, None, target, hessian, levels, group_of))
     assert left(fed_back) < 0.6 * plain
+
+
+def test_rounding_with_feedback_is_gptq() -> None:
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 70, generator=generator, dtype=torch.float64)
+    x = x @ torch.randn(70, 70, generator=generator, dtype=torch.float64)
+    hessian = x.T @ x / len(x)
+    target = torch.randn(6, 70, generator=generator, dtype=torch.float64)
+    levels, group_of = torch.tensor(LEVELS["int4"], dtype=torch.float64), torch.zeros(70, dtype=torch.int64)
+    scale = torch.full((6, 1), 0.3, dtype=torch.float64)
+    codes = round_with_feedback(scale, None, target, hessian, levels, group_of)
+    # The paper's own form (algorithm 1): errors are spread by the Cholesky factor of the inverse.
+    factor = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+    left = target.clone()
+    for j in range(70):
+        expected = (left[:, j] / 0.3).round().clamp(-8, 7)
+        assert torch.equal(codes[:, j], expected)
+        left[:, j:] -= ((left[:, j] - 0.3 * expected) / factor[j, j]).outer(factor[j, j:])
+    upper = feedback(hessian)
+    assert torch.equal(upper, upper.triu())
+    # Up to the lengths of its columns it is the factor that it says it is.
+    lengths = torch.linalg.solve_triangular(
+        upper, torch.linalg.solve_triangular(upper, hessian, upper=True).T, upper=True
+    )
+    torch.testing.assert_close(lengths, torch.diag(lengths.diagonal()))
 
 
 def test_a_scale_of_zero_and_a_column_without_curvature_change_nothing() -> None:
     codes = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
     levels, group_of = torch.tensor([-1.0, 0.0, 1.0]), torch.zeros(2, dtype=torch.int64)
     target = torch.tensor([[3.0, 3.0], [-3.0, 3.0]])
-    changed = coordinate_descent_(
-        codes,
-        torch.tensor([[0.0], [1.0]]),
-        None,
-        target,
-        torch.diag(torch.tensor([1.0, 0.0])),
-        levels,
-        group_of,
-    )
+    scale, hessian = torch.tensor([[0.0], [1.0]]), torch.diag(torch.tensor([1.0, 0.0]))
+    changed = sweep_(Problem(codes, scale, None, target, hessian, levels, group_of))
     assert changed.tolist() == [0, 1]
     assert codes.tolist() == [[1.0, -1.0], [-1.0, -1.0]]
