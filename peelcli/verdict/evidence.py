@@ -13,7 +13,7 @@ from peelcli.records import Run, Score
 from peelcli.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.size import relative_size
-from peelcli.verdict.travel import young_parts
+from peelcli.verdict.travel import untouched_parts, young_parts
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
 _SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round
@@ -138,12 +138,16 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
     unlike = young_parts(run, policy) | {
         p for p in parts if abs(relative_size(run, *p)) >= policy.unlike_size
     }
+    never_trained = untouched_parts(run)
     found = []
     for score in usable:
         peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
-        cost = costs[score.reference.key]
-        is_unlike = (score.reference.layer, score.reference.sublayer) in unlike
-        found.append(_weigh(run, score, cost, peers, policy, threshold, is_unlike=is_unlike))
+        part = (score.reference.layer, score.reference.sublayer)
+        is_new = part in never_trained and score.reference.kind == "identity"
+        leniency = policy.untouched_factor if is_new else 1.0 if part in unlike else 0.0
+        found.append(
+            _weigh(run, score, costs[score.reference.key], peers, policy, threshold, leniency=leniency)
+        )
     return found
 
 
@@ -192,8 +196,9 @@ def _weigh(
     policy: Policy,
     threshold: float,
     floor: float | None = None,
-    is_unlike: bool = False,
+    leniency: float = 0.0,
 ) -> Evidence:
+    """leniency: how many times the policy's shares a match may cost; 0: less, for nothing else speaks for a fault."""
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
     peers_usual = usual = max(0.0, median_low(peers)) if len(peers) > 1 else 0.0
@@ -206,9 +211,9 @@ def _weigh(
         share = policy.sublayer_share
     else:
         share = policy.fitted_share if is_fitted else policy.identity_share
-    widest = 0.0 if vacuous else share * usual
+    widest = 0.0 if vacuous else share * usual * max(leniency, 1.0)
     margin = widest
-    if reference.kind != "span" and not is_unlike:  # a span stands in for several layers
+    if reference.kind != "span" and not leniency:  # a span stands in for several layers
         # Early in training most layers' attention does next to nothing: then less still is no news of one of them.
         is_part = reference.kind == "identity" and reference.sublayer is not None and len(peers) > 1
         margin = min(margin, policy.idle_share * (peers_usual if is_part else usual))

@@ -59,6 +59,9 @@ class Policy:
     more (natural logarithm) than any other layer's stray from those: then it need gain no more…"""
     young_floor: float = 0.005
     """…than this many nats beyond the others, and a part of it that lags is idle at `sublayer_share`."""
+    untouched_factor: float = 2.0
+    """What training never reached, by its biases and norms, does no work where dropping costs less than this many times
+    those shares."""
     rescale_floor: float = 0.005
     """Nats that a layer must gain by other lengths of its matrices alone, at least…"""
     rescale_factor: float = 1.5

@@ -57,6 +57,12 @@ def untouched(run: Run, layer: int) -> tuple[str, ...]:
     return tuple(part for part in SUBLAYERS if _is_untouched(run, layer, part))
 
 
+def untouched_parts(run: Run) -> set[tuple[int, str | None]]:
+    """The same of the whole run, by layer and sublayer; of an untouched block (None) both sublayers are, too."""
+    found = {(n, None if part == "block" else part) for n in run.layers for part in untouched(run, n)}
+    return found | {(n, part) for n, whole in found if whole is None for part in SUBLAYERS}
+
+
 def _is_untouched(run: Run, layer: int, part: str | None) -> bool:
     moved = relative_travel(run, layer, part)
     return moved <= math.log(_LEAST) and not any(_vectors(run, layer, part).values())

@@ -70,3 +70,13 @@ def test_a_part_that_costs_little_is_matched_where_it_is_young(part, is_matched)
 def test_what_training_never_reached_is_named(part, named):
     run = measure({}, vector_travel=travels({2: 0.0}, part=part))
     assert [untouched(run, n) for n in (1, 2, 3)] == [(), named, ()]
+
+
+@pytest.mark.parametrize("share", [0.15, 0.3])
+@pytest.mark.parametrize("factor", [0.0, 0.1])
+def test_what_training_never_reached_may_do_a_little_more(share, factor):
+    effects = changed(
+        sound(), {identity(4, "attention"): share * DROPPED["attention"]}, divergence=0.0, spread=0.1
+    )
+    run = measure(effects, vector_travel=travels({4: factor}, part="attention"), noise=0.0)
+    assert (judge(run).flagged == (4,)) == (share < 0.2 and factor == 0.0)
