@@ -33,11 +33,25 @@ from peelcli.references.rescale import (
 from peelcli.references.shards import SHARD
 from peelcli.scoring import head_batch, token_losses
 from peelcli.statedata import StateData
-from peelcli.verdict import Policy, blocks_do_harm, data_fit
+from peelcli.verdict import Policy, blocks_do_harm, data_fit, does_better_than
 
 KINDS = ("challenge", "rescale")
 
 Fitted = tuple[Witness, FitOutcome]
+
+
+@torch.no_grad()
+def blocks_harm(model: BlockwiseModel, acts: ActivationFile) -> bool:
+    """Whether the network is damaged: by its losses on `eval`, and those with no block between embedding and head."""
+    rows = acts.rows["eval"]
+    nll, unigram_ce, policy = acts.nll[rows].tolist(), acts.about["unigram_ce"], Policy()
+    if does_better_than(unigram_ce, nll, policy):
+        return False  # which spares a sound network the other pass
+    ids = acts.ids[rows]
+    step = head_batch(ids.shape[1], model.vocab_size)
+    parts = [ids[at : at + step] for at in range(0, len(ids), step)]
+    without = torch.cat([token_losses(model.logits(model.prepare(p).hidden, p), p)[0] for p in parts])
+    return blocks_do_harm(nll, without.tolist(), unigram_ce, policy)
 
 
 class EndToEnd:
@@ -48,28 +62,18 @@ class EndToEnd:
         self.model, self.acts, self.first, self.seed = model, acts, first, seed
         self.modules: dict[int, nn.Module] = {}
 
-    def why_not(self) -> str | None:
-        """The reason why nothing can be fitted like that, in words."""
+    def why_not(self, *, is_damaged: bool) -> str | None:
+        """The reason why nothing can be fitted like that, in words. is_damaged: of `blocks_harm`."""
         rows = self.acts.rows["eval"]
         nll = self.acts.nll[rows].tolist()
         is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
-        unigram_ce = self.acts.about["unigram_ce"]
-        if is_foreign and not blocks_do_harm(nll, self._nll_without_blocks(), unigram_ce, Policy()):
+        if is_foreign and not is_damaged:
             return "the text is foreign to this model, so that every layer could only gain by adapting to it"
         free = available_memory()
         needed = 4 * sum(self.model.block_nbytes(n) for n in range(1, self.model.num_layers + 1))
         if free is not None and needed > free:
             return f"they need the whole model in memory, about {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB are free"
         return None
-
-    @torch.no_grad()
-    def _nll_without_blocks(self) -> list[float]:
-        """The loss of each sequence of `eval` where the embedding goes to the head as it is."""
-        ids = self.acts.ids[self.acts.rows["eval"]]
-        step = head_batch(ids.shape[1], self.model.vocab_size)
-        parts = [ids[at : at + step] for at in range(0, len(ids), step)]
-        losses = [token_losses(self.model.logits(self.model.prepare(p).hidden, p), p)[0] for p in parts]
-        return torch.cat(losses).tolist()
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:

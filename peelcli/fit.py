@@ -25,7 +25,7 @@ from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.end_to_end import KINDS as END_TO_END
-from peelcli.end_to_end import EndToEnd
+from peelcli.end_to_end import EndToEnd, blocks_harm
 from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
@@ -118,6 +118,7 @@ class Fitter:
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
             exchangeable=_pairs(model),
+            is_damaged=blocks_harm(model, acts),
             ladder=LADDER if self.settings.ladder else (),
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
@@ -276,7 +277,7 @@ class Fitter:
         if not wanted:
             return
         fits = EndToEnd(self.model, self.acts, min(self.plan.layers), self.settings.seed)
-        reason = fits.why_not()
+        reason = fits.why_not(is_damaged=self.plan.is_damaged)
         if reason:
             kinds = " and ".join(dict.fromkeys(r.kind for r in wanted))
             self.skipped.append(f"{kinds} references: {reason}")

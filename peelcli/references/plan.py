@@ -28,6 +28,7 @@ class Plan:
     sublayers: frozenset[int]  # the layers whose attention and MLP can be told apart
     layer_bits: Mapping[int, float]  # bits per weight that each layer itself has
     exchangeable: frozenset[tuple[int, int]] = frozenset()  # pairs of layers to exchange, the first one first
+    is_damaged: bool = False  # its blocks together do harm: the text is read better without them
     ladder: tuple[str, ...] = ()  # further schemes for effective_bits
     origins: tuple[Origin, ...] = ()  # oldest first
     layer_hashes: Mapping[int, str] = field(

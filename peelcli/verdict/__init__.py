@@ -1,7 +1,7 @@
 """Verdicts: records in, verdicts out. Plain numbers and numpy; no torch, no HDF5."""
 
 from peelcli.verdict.comparison import is_alike, with_comparisons
-from peelcli.verdict.damage import blocks_do_harm
+from peelcli.verdict.damage import blocks_do_harm, does_better_than
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
@@ -14,6 +14,7 @@ __all__ = [
     "Policy",
     "blocks_do_harm",
     "data_fit",
+    "does_better_than",
     "is_alike",
     "judge",
     "note_identical",

@@ -86,8 +86,8 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
         notes.append(
             f"The network as a whole is damaged: its loss ({ce:.2f}) is worse than that of token frequencies alone "
             f"({run.unigram_ce:.2f}), and without any of its blocks it is better. Where one layer is wrecked, those "
-            "behind it do harm as well: mend the layer that is flagged, or none is, look at the first ones first; then "
-            "audit again."
+            "behind it do harm as well: mend the layer that is flagged; where none is, look at the first ones first; "
+            "then audit again."
         )
     elif fit == "foreign":
         notes.append(

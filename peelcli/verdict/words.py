@@ -172,11 +172,14 @@ def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
         unlike = f" Its weights are {abs(np.expm1(x.size)):.0%} {how} than those of the other layers."
     if x.travel is not None:
         unlike += f" Its biases and norms lie {np.exp(x.travel):.0%} as far from where training starts as the others'."
-    reason = (
-        f"Trained on alone it gains {x.gap.mean:.4f} nats: proof that the layer could be better. That is "
-        f"{more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain {x.usual:.4f} "
-        "in the median."
-    )
+    reason = f"Trained on alone it gains {x.gap.mean:.4f} nats: proof that the layer could be better. "
+    if more.mean > 0:
+        reason += (
+            f"That is {more.mean:.4f} ({more.low:+.4f} to {more.high:+.4f}) more than the other layers, which gain "
+            f"{x.usual:.4f} in the median."
+        )
+    else:  # in a damaged network, by what else tells of the layer
+        reason += f"The other layers gain {x.usual:.4f} in the median."
     return _in_excess(layer, x, reason + unlike, IMPROVE, facts)
 
 
@@ -193,6 +196,12 @@ def with_untouched(verdict: LayerVerdict, parts: Sequence[str]) -> LayerVerdict:
         for part in parts
     ]
     return replace(verdict, notes=(*verdict.notes, *notes))
+
+
+def at_the_turn(verdict: LayerVerdict) -> LayerVerdict:
+    """In a damaged network, the first layer that makes things worse."""
+    note = "It is the first layer behind which the network's own head reads the text worse than before it."
+    return replace(verdict, notes=(*verdict.notes, note))
 
 
 def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
@@ -317,7 +326,10 @@ def behind_a_wreck(layer: int, wrecked: int, facts: Facts) -> LayerVerdict:
     """In a damaged network nothing that is measured of the other layers holds."""
     if wrecked:
         return behind_another(layer, wrecked, facts)
-    why = "the network does worse than without its blocks, and no layer's repair alone tells which of them is wrecked"
+    why = (
+        "the network does worse than without its blocks, and neither a layer's repair nor what the head reads behind "
+        "it tells which of them is wrecked"
+    )
     return undecided(
         layer, why, "Compare the weights with those that were trained, the first layers first.", facts
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from simulated import CE, Effect, challenge, changed, direct, identity, measure, sizes, sound
 
-from peelcli.records import Reference, Run
+from peelcli.records import AuditResult, Reference, Run
 from peelcli.verdict import Policy, judge
 
 FREQUENCIES = CE - 0.8  # the wrecked network does that much worse than token frequencies
@@ -68,6 +68,32 @@ def test_then_a_layer_whose_weights_alone_are_of_another_size_is(factor):
     assert result.layers[0].score >= 1 > max(v.score for v in result.layers[1:])
     assert judge(wrecked(gains, factors={1: factor, 3: factor})).flagged == ()
     assert judge(wrecked({**gains, 1: 0.0}, factors={1: factor})).flagged == ()
+
+
+# What leaving out all blocks from layer k on adds to the loss: k = 1 is the whole stack.
+WRECKED_FIRST = {1: -0.9, 2: -0.3, 3: -0.4, 4: -0.5, 5: -0.6}
+WRECKED_THIRD = {1: -0.9, 2: -1.0, 3: -1.1, 4: -0.2, 5: -0.3}
+
+
+@pytest.mark.parametrize(("until", "layer"), [(WRECKED_FIRST, 1), (WRECKED_THIRD, 3)])
+def test_then_the_first_layer_behind_which_the_head_reads_worse_is(until, layer):
+    gains = {n: 2 * gain for n, gain in {**LIKE, 1: 0.8}.items()}
+    trained_on = changed(sound(ladder=False), {challenge(n): -g for n, g in gains.items()}, spread=0.5)
+    read_early = trained_on | {
+        Reference("identity", n, 5): Effect(cost, spread=0.5) for n, cost in until.items()
+    }
+
+    def judged(effects: dict[Reference, Effect], without: Reference | None = None) -> AuditResult:
+        run = measure(effects, unigram_ce=FREQUENCIES, weight_rms=sizes({}))
+        return judge(replace(run, scores=tuple(s for s in run.scores if s.reference != without)))
+
+    result = judged(read_early)
+    assert result.flagged == (layer,)
+    assert any("reads the text worse" in note for note in result.layers[layer - 1].notes)
+    assert result.layers[layer - 1].score >= 1 > max(v.score for v in result.layers if v.layer != layer)
+    # Not where that depth was not read, nor where the layer's repair does not mend the network.
+    assert judged(read_early, Reference("identity", 2, 5)).flagged == ()
+    assert judged(changed(read_early, {challenge(layer): -0.5}, spread=0.5)).flagged == ()
 
 
 def test_without_challenges_no_layer_is_blamed():
