@@ -24,8 +24,8 @@ MEANINGS = {
     f"{NO_MORE}",
 }
 CHALLENGED = (
-    "trained on alone, with the rest of the network held fixed, the layer gains clearly more than the other "
-    "layers do"
+    "proof that these weights can be improved on: trained on alone, with the rest of the network held fixed, the "
+    "layer does better, and by what it gains or by what else is known of it the fault is its own"
 )
 NETWORK_FLAGS = {
     "untrained": "on this text the network does no better than the token frequencies alone",
