@@ -1,14 +1,18 @@
-"""Attention of heads too narrow for the processor: as many zeros beside each as fill a vector register.
+"""Attention of heads too narrow for the processor: zeros that fill a vector register, and only what the mask leaves.
 
 torch's kernel on x86 works on 16 numbers at once. On heads of 8 it takes 1.3 to 1.7 times as long as on 16
 (measured forwards and backwards, on sequences of 128 to 256 tokens); heads of 12 or more gain nothing by zeros, which
-change no product: the result is what it was, to rounding.
+change no product: the result is what it was, to rounding. Nor does that kernel leave out, of up to 512 tokens, what a
+causal mask hides: a quarter of the queries at a time, with the keys up to its end, takes three quarters of the time.
 """
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -19,6 +23,8 @@ from peelcli.checkpoint.structure import head_dim
 _NAME = "peel_widened_sdpa"
 _LANES = 16
 _NARROW = 12  # heads below are widened
+_PIECES, _LEAST_PIECE = 4, 32  # of the queries, and tokens of one
+_NOT_PLAIN = ("is_causal", "position_bias", "cache", "sliding_window")  # more than a causal mask may be meant
 
 
 def widen_narrow_heads(model: Any, device: str) -> None:
@@ -40,8 +46,27 @@ def _widened(
     **more: Any,
 ) -> tuple[Tensor, None]:
     """As transformers' `sdpa_attention_forward`, which it calls; (n_seq, n_heads, seq_len, head_dim) each."""
-    width = value.shape[-1]
+    width, num = value.shape[-1], query.shape[-2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (nn.functional.pad(t, (0, -t.shape[-1] % _LANES)) for t in (query, key, value))
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+    is_plain = attention_mask is None and all(more.get(name) is None for name in _NOT_PLAIN)
+    is_causal = is_plain and getattr(module, "is_causal", True) and num == key.shape[-2]
+    piece = max(_LEAST_PIECE, math.ceil(num / _PIECES)) if is_causal else num
+    found = []
+    for start in range(0, num, piece):
+        stop = min(start + piece, num)
+        mask = _causal_mask(start, stop, query.dtype) if start else attention_mask
+        parts = (
+            (query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :])
+            if is_causal
+            else (query, key, value)
+        )
+        found.append(sdpa_attention_forward(module, *parts, mask, scaling=scaling, **more)[0])
+    out = torch.cat(found, dim=1) if len(found) > 1 else found[0]  # (n_seq, seq_len, n_heads, head_dim)
     return out[..., :width], None
+
+
+@lru_cache(maxsize=32)  # a few lengths, in pieces
+def _causal_mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
+    """What is added to the scores (stop − start, stop) of queries from `start` on: −∞ where a key comes later."""
+    return torch.full((stop - start, stop), -torch.inf, dtype=dtype).triu(start + 1)

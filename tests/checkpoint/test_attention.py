@@ -16,15 +16,16 @@ def opened(directory: Path, work: Path) -> BlockwiseModel:
     return BlockwiseModel(directory, dtype=torch.float32, device="cpu", offload_dir=work / "off")
 
 
+@pytest.mark.parametrize("length", [12, 133])  # whole, and in pieces of which the last is shorter
 @pytest.mark.parametrize(("heads", "kv_heads", "is_narrow"), [(4, 4, True), (4, 2, True), (2, 1, False)])
 def test_losses_and_gradients_are_those_of_the_plain_attention(
-    heads: int, kv_heads: int, is_narrow: bool, save_model: Callable[..., Path], tmp_path: Path
+    heads: int, kv_heads: int, is_narrow: bool, length: int, save_model: Callable[..., Path], tmp_path: Path
 ) -> None:
     settings = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": 32 // heads}
-    directory = save_model(hidden_size=32, **settings)
+    directory = save_model(hidden_size=32, max_position_embeddings=256, **settings)
     model = opened(directory, tmp_path)
     assert (model.model.config._attn_implementation != "sdpa") == is_narrow
-    ids = torch.randint(3, 90, (2, 12), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(3, 90, (2, length), generator=torch.Generator().manual_seed(0))
     embedded = model.prepare(ids).hidden.clone().requires_grad_()
     out = embedded
     for layer in range(1, model.num_layers + 1):
