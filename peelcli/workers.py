@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -35,7 +36,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool
         return
     waiting: deque[Future[R]] = deque()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = _pool(threads)
     try:
         for item in items:
             waiting.append(pool.submit(alone, item))
@@ -44,5 +45,13 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        for future in waiting:
+            future.cancel()
+        wait(waiting)
         torch.set_num_threads(threads)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """So many threads, which stay: a gradient step of a small block takes but ten times as long as to start them."""
+    return ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -29,6 +30,13 @@ def test_results_come_in_order_and_without_gradients(at_once: bool) -> None:
 def test_each_piece_is_computed_by_one_thread() -> None:
     assert set(in_parallel(lambda _: torch.get_num_threads(), range(6), at_once=True)) == {1}
     assert torch.get_num_threads() == 2
+
+
+def test_threads_stay_from_call_to_call() -> None:
+    def ident(_: int) -> int:
+        return threading.get_ident()
+
+    assert len({i for _ in range(5) for i in in_parallel(ident, range(6), at_once=True)}) <= 2
 
 
 def test_items_are_drawn_as_they_are_needed() -> None:
