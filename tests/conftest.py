@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ if not torch.cuda.is_available():
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
+
+T = TypeVar("T")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -52,6 +55,15 @@ def build_model(family: str, seed: int = 0, **overrides: object) -> torch.nn.Mod
     config = getattr(transformers, name)(**{**special, **settings, "initializer_range": 0.2, **overrides})
     torch.manual_seed(seed)
     return transformers.AutoModelForCausalLM.from_config(config).eval()
+
+
+def driven(steps: Generator[Any, None, T]) -> T:
+    """What the steps end with."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import build_model
+from conftest import build_model, driven
 
 from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
@@ -42,11 +42,7 @@ def audited(tmp_path: Path, wrecked: int | None) -> AuditResult:
     steps = audit_steps(
         tmp_path / "checkpoint", extract, settings, Workspace(tmp_path / "work", tmp_path / "checkpoint")
     )
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return judge(end.value.run)
+    return judge(driven(steps).run)
 
 
 def early_heads(result: AuditResult) -> set[int]:

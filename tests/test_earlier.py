@@ -6,13 +6,13 @@ import weakref
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import build_model
+from conftest import build_model, driven
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
@@ -31,18 +31,9 @@ from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll, replay_steps
 from peelcli.workspace import Workspace
 
-T = TypeVar("T")
 SEQ_LEN = 16
 FIT = FitConfig(references=("rollback",), ladder=False, paths=("none",), threads=1)
 WITH_IDENTITY = replace(FIT, references=("identity", "rollback"))
-
-
-def driven(steps: Generator[Any, None, T]) -> T:
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
 
 
 def moved(model: torch.nn.Module, seed: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import driven
 from test_scoring import extracted
 
 from peelcli import fitstore
@@ -38,11 +39,7 @@ def task_for(parts: Path, num_layers: int = 3, *, start: str = "warm", key: str 
 
 def peeled(model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: Asked) -> Paths:
     steps = peel_steps(model, acts, task, asked)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value[0]
+    return driven(steps)[0]
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import driven
 
 from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
@@ -59,11 +60,7 @@ def audited(
     )
     settings = FitConfig(**{"references": ("identity",), "ladder": False, "threads": 1, **fit})
     steps = audit_steps(directory, extract, settings, Workspace(tmp_path / "work", directory))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return judge(end.value.run)
+    return judge(driven(steps).run)
 
 
 def test_the_sound_checkpoint_is_not_flagged(shared: Path, tmp_path: Path) -> None:
@@ -156,11 +153,7 @@ def series_audited(shared: Path, tmp_path: Path, stale_from: int | None) -> Audi
     settings = FitConfig(references=("identity", "rollback"), ladder=False, paths=("none",), threads=1)
     earlier = [run[step] for step in (200, 300)]
     steps = audit_steps(newest, extract, settings, Workspace(tmp_path / "work", newest), earlier)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return judge(end.value.run)
+    return judge(driven(steps).run)
 
 
 @pytest.mark.parametrize(
