@@ -49,21 +49,20 @@ def _widened(
     width, num = value.shape[-1], query.shape[-2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (nn.functional.pad(t, (0, -t.shape[-1] % _LANES)) for t in (query, key, value))
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **more)[0]
+
     is_plain = attention_mask is None and all(more.get(name) is None for name in _NOT_PLAIN)
-    is_causal = is_plain and getattr(module, "is_causal", True) and num == key.shape[-2]
-    piece = max(_LEAST_PIECE, math.ceil(num / _PIECES)) if is_causal else num
+    if not (is_plain and getattr(module, "is_causal", True) and num == key.shape[-2]):
+        return attend(query, key, value, attention_mask)[..., :width], None
+    piece = max(_LEAST_PIECE, math.ceil(num / _PIECES))
     found = []
     for start in range(0, num, piece):
         stop = min(start + piece, num)
-        mask = _causal_mask(start, stop, query.dtype) if start else attention_mask
-        parts = (
-            (query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :])
-            if is_causal
-            else (query, key, value)
-        )
-        found.append(sdpa_attention_forward(module, *parts, mask, scaling=scaling, **more)[0])
-    out = torch.cat(found, dim=1) if len(found) > 1 else found[0]  # (n_seq, seq_len, n_heads, head_dim)
-    return out[..., :width], None
+        mask = _causal_mask(start, stop, query.dtype) if start else None
+        found.append(attend(query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :], mask))
+    return torch.cat(found, dim=1)[..., :width], None  # (n_seq, seq_len, n_heads, head_dim)
 
 
 @lru_cache(maxsize=32)  # a few lengths, in pieces

@@ -27,10 +27,6 @@ class Rows(NamedTuple):
         """Codes less their zero points, which are not to move when the scales do."""
         return self.codes if self.zero_point is None else self.codes - spread(self.zero_point, group_of)
 
-    def moving(self) -> tuple[Tensor, Tensor, Tensor]:
-        """What descent changes: codes, scales and the gradient."""
-        return self.codes, self.scale, self.gradient
-
     def descend_(self, hessian: Tensor, levels: Tensor, group_of: Tensor, sweeps: int, together: int) -> None:
         """Scales and codes in turn until no code changes; rows that have come to rest are left out.
 

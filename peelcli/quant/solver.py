@@ -9,13 +9,13 @@ and a row that rounding to nearest serves better is rounded to nearest.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.eager import round_with_feedback, rounding, spread, weight_of
+from peelcli.kernels.eager import gradient_of, round_with_feedback, rounding, spread, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.levels import codes_of, level_table, levels_of
@@ -98,52 +98,47 @@ def solve(
     goal, hessian = target[:, order], hessian[order][:, order].contiguous()
     levels = level_table(scheme, goal)
 
-    scale = torch.cat(
-        [nearest * start for start in starts]
-    )  # rows are independent: all starts go side by side
+    # Rows are independent: all starts go side by side.
+    scale = torch.cat([nearest * start for start in starts])
     zeros = None if zero is None else zero.repeat(len(starts), 1)
-    codes = round_with_feedback(scale, zeros, goal.repeat(len(starts), 1), hessian, levels, group_of)
+    many = goal.repeat(len(starts), 1)
+    codes = round_with_feedback(scale, zeros, many, hessian, levels, group_of)
     if known is not None:
         codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
         scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
+        many = torch.cat([many, goal])
         zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
-    pull = (goal @ hessian).repeat(len(codes) // len(goal), 1)
-    gradient = (weight_of(codes, scale, zeros, group_of) @ hessian).sub_(pull)
-    rows = Rows(codes, scale, zeros, gradient, pull)
+    pull = (goal @ hessian).repeat(len(many) // len(goal), 1)
+    rows = Rows(codes, scale, zeros, gradient_of(codes, scale, zeros, many, hessian, group_of), pull)
     rows.descend_(hessian, levels, group_of, max_sweeps, together=len(goal) if whole else 1)
 
-    found = [_Candidate(*parts) for parts in zip(*(t.split(len(goal)) for t in rows.moving()), strict=True)]
-    rounded = _rounded(goal, nearest, zero, levels, group_of)
-    error = weight_of(rounded, nearest, zero, group_of) - goal
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
-    found.append(_Candidate(rounded, nearest, error @ hessian))
-    best = _least(
-        [(weight_of(f.codes, f.scale, zero, group_of) - goal, f.gradient) for f in found], hessian, whole
-    )
-    codes, scale = codes_of(found[0].codes, scheme), found[0].scale.clone()
-    for n, other in enumerate(found[1:], 1):
+    found = [
+        *zip(rows.codes.split(len(goal)), rows.scale.split(len(goal)), strict=True),
+        (_rounded(goal, nearest, zero, levels, group_of), nearest),
+    ]
+    errors = [weight_of(*candidate, zero, group_of) - goal for candidate in found]
+    gradients = [*rows.gradient.split(len(goal)), errors[-1] @ hessian]
+    best = _least(errors, gradients, hessian, whole)
+    codes, scale = codes_of(found[0][0], scheme), found[0][1].clone()
+    for n, (others, steps_of_others) in enumerate(found[1:], 1):
         if bool((taken := best == n).any()):
-            codes[taken], scale[taken] = codes_of(other.codes[taken], scheme), other.scale[taken]
+            codes[taken], scale[taken] = codes_of(others[taken], scheme), steps_of_others[taken]
     return codes[:, order.argsort()], scale[:1] if whole else scale
 
 
-class _Candidate(NamedTuple):
-    codes: Tensor
-    scale: Tensor
-    gradient: Tensor
-
-
-def _least(candidates: list[tuple[Tensor, Tensor]], hessian: Tensor, whole: bool) -> Tensor:
+def _least(errors: Sequence[Tensor], gradients: Sequence[Tensor], hessian: Tensor, whole: bool) -> Tensor:
     """Which candidate costs each row least (d_out,), or all rows where the whole shares one.
 
-    candidates: error w − t and its gradient error · H, both (d_out, d_in) in single precision; what that leaves in
-    doubt is reckoned in double precision.
+    Of each candidate the error w − t and its gradient, error · H, both (d_out, d_in) in single precision; what that
+    leaves in doubt is reckoned in double precision.
     """
-    loss = torch.stack([(error * gradient).sum(-1) for error, gradient in candidates]).double()
+    pairs = zip(errors, gradients, strict=True)
+    loss = torch.stack([(error * gradient).sum(-1) for error, gradient in pairs]).double()
     doubtful = ~((loss <= loss.amin(0) * _DOUBT).sum(0) == 1) | whole  # NaN is in doubt, too
     if bool(doubtful.any()):
         exact = hessian.double()
-        for own, (error, _) in zip(loss, candidates, strict=True):
+        for own, error in zip(loss, errors, strict=True):
             some = error[doubtful].double()
             own[doubtful] = (some @ exact * some).sum(-1)
     return loss.sum(1).argmin().expand(loss.shape[1]) if whole else loss.argmin(0)

@@ -51,10 +51,8 @@ def judge_damaged(
     run: Run, policy: Policy, excess: Mapping[int, Excess], facts_of: Callable[[int], words.Facts]
 ) -> list[LayerVerdict]:
     """Where one layer is wrecked, what drops or fits another measures the wreck: the challenge alone tells which."""
-    blamed = _blamed(run, policy, excess)
-    turn = 0 if blamed else _turning_point(run, policy)
-    if turn in excess and _mends(run, policy, excess[turn].score):
-        blamed = turn
+    by_itself = _blamed(run, policy, excess)
+    blamed = by_itself or _first_to_harm(run, policy, excess)
     gains = {n: x.gap.mean for n, x in excess.items()}
     out = []
     for layer in run.layers:
@@ -65,7 +63,7 @@ def judge_damaged(
         facts = replace(facts_of(layer), score=score)
         if layer == blamed:
             verdict = words.challenged(layer, excess[layer], facts)
-            out.append(words.at_the_turn(verdict) if layer == turn else verdict)
+            out.append(verdict if by_itself else words.at_the_turn(verdict))
         else:
             out.append(words.behind_a_wreck(layer, blamed, facts))
     return out
@@ -80,6 +78,12 @@ def _blamed(run: Run, policy: Policy, excess: Mapping[int, Excess]) -> int:
     if len(excess) < 2:
         return 0
     return _best_repair(run, policy, [x.score for x in excess.values()]) or _unlike(policy, excess)
+
+
+def _first_to_harm(run: Run, policy: Policy, excess: Mapping[int, Excess]) -> int:
+    """The layer at the turning point, if its repair mends the network; else 0."""
+    layer = _turning_point(run, policy)
+    return layer if layer in excess and _mends(run, policy, excess[layer].score) else 0
 
 
 def _turning_point(run: Run, policy: Policy) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 
 from peelcli.records import NetworkVerdict, Reference, Run
 from peelcli.statistics import paired_interval
-from peelcli.verdict.damage import blocks_do_harm, is_damaged, stack_of
+from peelcli.verdict.damage import blocks_do_harm, does_better_than, is_damaged, stack_of
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.words import origin
 from peelcli.verdict.zones import judge_paths, path_notes
@@ -56,7 +56,7 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
     return bool(
         cost.high < policy.untrained_gap
-        and float(np.mean(run.nll_eval)) > run.unigram_ce - policy.untrained_gap
+        and not does_better_than(run.unigram_ce, run.nll_eval, policy)
         and least > run.unigram_ce - 2 * policy.untrained_gap
     )
 
