@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from peelcli.activations import ActivationFile
+from peelcli.batching import block_batch
 from peelcli.calibration import Calibration, build_calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
@@ -40,7 +41,6 @@ from peelcli.precision import from_settings, to_settings
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run, run_from
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
-from peelcli.scoring import block_batch
 from peelcli.workspace import Workspace, digest, require_outside, signature
 
 # Settings that change where or how fast something is computed, never what.
@@ -160,7 +160,7 @@ def extract_steps(
         config={"extract": relevant(settings), "trained_scheme": to_settings(opened.trained)},
         stored=stored_states(model.num_layers, layers),
         store_dtype=about["dtype"] if settings.store_dtype == "auto" else settings.store_dtype,
-        batch_size=settings.batch_size or block_batch(calibration.seq_len),
+        batch_size=settings.batch_size or block_batch(calibration.seq_len, model.device),
         resume=settings.resume and not settings.overwrite,
     )
     yield from extract(model, calibration, task)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.activations import ActivationFile
+from peelcli.batching import head_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.machine import available_memory
 from peelcli.modelblock import ModelBlock
@@ -31,8 +32,8 @@ from peelcli.references.rescale import (
     slopes,
 )
 from peelcli.references.shards import SHARD
-from peelcli.scoring import head_batch, token_losses
-from peelcli.statedata import StateData
+from peelcli.scoring import token_losses
+from peelcli.statedata import HeldStates, StateData
 from peelcli.verdict import Policy, blocks_do_harm, data_fit, does_better_than
 
 KINDS = ("challenge", "rescale")
@@ -48,7 +49,7 @@ def blocks_harm(model: BlockwiseModel, acts: ActivationFile) -> bool:
     if does_better_than(unigram_ce, nll, policy):
         return False  # which spares a sound network the other pass
     ids = acts.ids[rows]
-    step = head_batch(ids.shape[1], model.vocab_size)
+    step = head_batch(ids.shape[1], model.vocab_size, model.device)
     parts = [ids[at : at + step] for at in range(0, len(ids), step)]
     without = torch.cat([token_losses(model.logits(model.prepare(p).hidden, p), p)[0] for p in parts])
     return blocks_do_harm(nll, without.tolist(), unigram_ce, policy)
@@ -61,6 +62,7 @@ class EndToEnd:
         """`acts` must have been extracted from `model`, with the states that enter layer `first`."""
         self.model, self.acts, self.first, self.seed = model, acts, first, seed
         self.modules: dict[int, nn.Module] = {}
+        self._held = HeldStates(acts, model.device, model.dtype)
 
     def why_not(self, *, is_damaged: bool) -> str | None:
         """The reason why nothing can be fitted like that, in words. is_damaged: of `blocks_harm`."""
@@ -85,6 +87,7 @@ class EndToEnd:
                 yield
             finally:
                 self.modules.clear()
+                self._held.clear()
 
     @property
     def _at_once(self) -> bool:
@@ -92,7 +95,7 @@ class EndToEnd:
         return each and self.model.heads_at_once(self.acts.ids[:SHARD].numel())
 
     def _data(self, part: str, layer: int) -> StateData:
-        return StateData(self.acts, part, layer - 1, layer - 1, self.model.device, self.model.dtype)
+        return StateData(self._held, part, layer - 1, layer - 1)
 
     def _loss_behind(self, block: ModelBlock) -> Loss:
         """The mean next-token loss of a batch with other weights in the block."""

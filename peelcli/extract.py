@@ -6,7 +6,7 @@ Layer by layer: each block is read once, run over all sequences, and let go. A g
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from peelcli.activations import ActivationWriter
+from peelcli.batching import free_memory, head_batch
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointError
 from peelcli.progress import Progress
-from peelcli.scoring import head_batch, predictive_entropy, token_losses
+from peelcli.scoring import predictive_entropy, token_losses
 
 STORE_NBYTES = 2**24  # of states that are written at once
 
@@ -77,7 +78,7 @@ def _layers(
     last = model.num_layers
     total = last + 2
     # The states of one layer, (n_seq, seq_len, d_model), moved on in place: memory does not grow with depth.
-    hidden = torch.empty(*ids.shape, width, dtype=model.dtype)
+    hidden = _room_for((*ids.shape, width), model)
     first = _go_on_from(writer, hidden, task, last)
     for layer in range(first, last + 1):
         yield Progress("extract", layer, total, f"layer {layer}" if layer else "embedding")
@@ -85,14 +86,13 @@ def _layers(
         if layer == 0:
             for at in range(0, len(ids), task.batch_size):
                 rows = slice(at, at + task.batch_size)
-                hidden[rows] = model.prepare(ids[rows]).hidden.cpu()
+                hidden[rows] = model.prepare(ids[rows]).hidden
         else:
             with model.block(layer) as module:
                 for at in range(0, len(ids), task.batch_size):
                     rows = slice(at, at + task.batch_size)
-                    hidden[rows] = model.run_block(
-                        layer, module, hidden[rows].to(model.device), ids[rows]
-                    ).cpu()
+                    moved = model.run_block(layer, module, hidden[rows].to(model.device), ids[rows])
+                    hidden[rows] = moved.to(hidden.device)
         # Both ends are NaN where any value is; unlike isfinite, this needs no memory of its own.
         if not all(map(math.isfinite, map(float, hidden.aminmax()))):
             raise NonFiniteStatesError(layer)
@@ -103,6 +103,13 @@ def _layers(
     nll, entropy = _losses(model, hidden, ids)
     writer.finish(nll, entropy)
     yield Progress("extract", total, total, "loss")
+
+
+def _room_for(shape: Sequence[int], model: BlockwiseModel) -> Tensor:
+    """An empty tensor for the states of a layer: where the model runs if a quarter of the memory there suffices."""
+    nbytes = math.prod(shape) * torch.empty(0, dtype=model.dtype).element_size()
+    device = model.device if nbytes <= free_memory(model.device) // 4 else "cpu"
+    return torch.empty(*shape, dtype=model.dtype, device=device)
 
 
 class NonFiniteStatesError(CheckpointError):
@@ -142,7 +149,7 @@ def _go_on_from(writer: ActivationWriter, hidden: Tensor, task: Extraction, last
 
 def _losses(model: BlockwiseModel, hidden: Tensor, ids: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """NLL and predictive entropy of the trained model, (n_seq,) each."""
-    step = head_batch(ids.shape[1], model.vocab_size)
+    step = head_batch(ids.shape[1], model.vocab_size, model.device)
     parts = []
     for at in range(0, len(ids), step):
         rows = slice(at, at + step)

@@ -20,6 +20,7 @@ from torch import nn
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile, require_space
+from peelcli.batching import block_batch, fit_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
@@ -41,12 +42,12 @@ from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import fit_regression
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
-from peelcli.scoring import Candidate, Losses, block_batch
-from peelcli.statedata import StateData
+from peelcli.scoring import Candidate, Losses
+from peelcli.statedata import HeldStates, StateData
 from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
-FIT_BATCH = 4  # sequences a step
+CHALLENGE_BATCH = 4  # sequences a step
 LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
 # In a scheme: large steps and little momentum, for a gradient changes at once when a code does.
 LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
@@ -130,6 +131,7 @@ class Fitter:
         self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
         self._outcomes: dict[Reference, FitOutcome] = {}
         self._residual: dict[int, frozenset[str]] = {}
+        self._held = HeldStates(acts, model.device, model.dtype)
         self.asked = self._asked()
         self._began = 0.0
 
@@ -149,7 +151,7 @@ class Fitter:
             candidates,
             self.parts_dir,
             key=self._key,
-            batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1]),
+            batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1], self.model.device),
             screen=self.settings.screen,
         )
         peeled = yield from self._peel_paths()
@@ -167,7 +169,7 @@ class Fitter:
         def witness(layer: int) -> Witness:
             if reference.kind == "exchange":
                 return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
-            return fitstore.load_witness(self._parts[reference.key], reference)
+            return fitstore.load_witness(self._parts[reference.key], reference, self.model.device)
 
         loads = None if reference.kind == "identity" else witness
         is_ladder = reference.kind == "direct" and reference.scheme != self.plan.scheme
@@ -214,6 +216,7 @@ class Fitter:
                     results = dict(zip(fitted, self._fit_all(fitted, layer, module), strict=True))
                 fitstore.write_part(path, self._key, results)
             self._take(path)
+        self._held.clear()
         yield Progress("fit", len(self.plan.layers), len(self.plan.layers), "all layers")
 
     def _take(self, path: Path) -> None:
@@ -256,7 +259,7 @@ class Fitter:
             rate = self.settings.learning_rate or LOW_BIT_RATE
             budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
-        finish = Finish(block, residual, fit, FIT_BATCH, briefly=steps < BRIEF_STEPS)
+        finish = Finish(block, residual, fit, budget.batch_size, briefly=steps < BRIEF_STEPS)
         size = reference.group_size
         rule = StepRule(self.granularity)
         if scheme.name == self.plan.scheme:  # the ladder only orders schemes
@@ -265,10 +268,11 @@ class Fitter:
 
     def _budget(self, kind: str, steps: int, start: str) -> Budget:
         rate = self.settings.learning_rate or LEARNING_RATE[kind]
-        return Budget(steps, rate, FIT_BATCH, self.settings.seed, start)
+        batch = CHALLENGE_BATCH if kind == "challenge" else fit_batch(self.model.device)
+        return Budget(steps, rate, batch, self.settings.seed, start)
 
     def _data(self, part: str, layer: int, target: int) -> StateData:
-        return StateData(self.acts, part, layer - 1, target, self.model.device, self.model.dtype)
+        return StateData(self._held, part, layer - 1, target)
 
     # -- references fitted by the loss of the whole network -----------------------------------------------------------
 

@@ -76,7 +76,8 @@ class ModelBlock:
             finally:
                 handle.remove()
         x, given = seen
-        signs = torch.randint(0, 2, out.shape, generator=torch.Generator().manual_seed(0)).to(out) * 2 - 1
+        generator = torch.Generator(out.device).manual_seed(0)
+        signs = torch.randint(0, 2, out.shape, generator=generator, device=out.device).to(out) * 2 - 1
         (change,) = torch.autograd.grad(out, given, (targets - out).detach(), retain_graph=True)
         (probe,) = torch.autograd.grad(out, given, signs)
         flat = (t.reshape(-1, t.shape[-1]) for t in (x.detach(), change, probe))

@@ -19,7 +19,7 @@ from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.extract import stored_states
-from peelcli.fit import ALL_PAIRS, FIT_BATCH, LADDER
+from peelcli.fit import ALL_PAIRS, CHALLENGE_BATCH, LADDER
 from peelcli.machine import available_memory
 from peelcli.measuring import PART
 from peelcli.progress import Progress
@@ -100,7 +100,7 @@ def plan_steps(
     has_room = 4 * itemsize * inside <= (available_memory() or 0)
     challenge, rescale = (has_room and kind in fit.references for kind in END_TO_END)
     memory += 4 * itemsize * inside if challenge or rescale else 0
-    batch = FIT_BATCH * seq_len
+    batch = CHALLENGE_BATCH * seq_len
     # The direct solver, which finishes a fit, costs about as much as 16 steps.
     steps = (fit.direct_steps + 16) * (3 + 2 + (5 / 3 if fit.ladder else 0))
     flops = 2.0 * inside * tokens + 6.0 * block * batch * steps * len(layers)

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from peelcli import fitstore
+from peelcli.batching import head_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.progress import Progress
 from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
 from peelcli.references.interface import Witness
-from peelcli.scoring import head_batch, token_losses
+from peelcli.scoring import token_losses
 
 ABSOLUTE, RELATIVE = 1e-3, 0.02  # nats, and share of the gap, that another machine's rounding may make
 
@@ -82,7 +83,7 @@ def path_mean_nll(
 
 
 def _loss(model: BlockwiseModel, hidden: Tensor, ids: Tensor, head: Tensor | None) -> float:
-    step = head_batch(ids.shape[1], model.vocab_size)
+    step = head_batch(ids.shape[1], model.vocab_size, model.device)
     losses = []
     for at in range(0, len(ids), step):
         rows = slice(at, at + step)

@@ -2,7 +2,8 @@
 
 Layer by layer, each candidate that has begun is moved on through the trained block, and the candidates that begin
 there are put in place. Their states lie in a scratch file, so that memory does not grow with their number; the file
-of one layer is whole before that of the layer below is overwritten, so that a killed sweep goes on from there.
+of one layer is whole before that of the layer below is overwritten, so that a killed sweep goes on from there. On an
+accelerator they stay in its memory, so many candidates at a time as fit.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from peelcli.activations import ActivationFile, require_space
+from peelcli.batching import free_memory, head_batch
+from peelcli.carried import Carried, InFiles, OnDevice
 from peelcli.checkpoint.model import BlockwiseModel, put_in_place, same_weights, silence
 from peelcli.progress import Progress
 from peelcli.records import Reference
@@ -64,19 +67,6 @@ def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
 def predictive_entropy(log_p: Tensor) -> Tensor:
     """Mean entropy of each sequence's predictions (n_seq,) from log-probabilities (n_seq, seq_len−1, vocab)."""
     return -(log_p.exp() * log_p).sum(-1).double().mean(1)
-
-
-def block_batch(seq_len: int) -> int:
-    """Sequences that go through a block at once: about a thousand tokens, whose activations stay in the cache."""
-    return max(1, 1024 // seq_len)
-
-
-def head_batch(seq_len: int, vocab_size: int) -> int:
-    """Sequences whose logits are held at once: about 8 MB in float32, and as much for each of a few steps over them.
-
-    More is slower (64 MB take three times as long): the allocator asks the system for such tensors anew each time.
-    """
-    return max(1, 2**21 // max(1, seq_len * vocab_size))
 
 
 def _slice(rows: range) -> slice:
@@ -132,6 +122,9 @@ class Sweep:
         self.n_select = acts.rows["select"].stop - acts.rows["select"].start
         self.ids = acts.ids[self.rows]
         self.losses = Losses()
+        self._now: list[Candidate] = []  # those that are carried at present
+        self._on_device = False
+        self._carried: Carried
         self._held: dict[int, Tensor] = {}  # O_l of all rows, by layer: what begins at one layer shares them
         width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
         self._shape = (self.ids.shape[1], width)
@@ -140,29 +133,58 @@ class Sweep:
     @property
     def scratch_nbytes(self) -> int:
         """Disk that the scratch files take at their largest: two layers of all candidates."""
-        return 2 * sum(len(self._rows(c)) for c in self.candidates) * self._row_nbytes
+        return 2 * self._nbytes(self.candidates)
+
+    def _nbytes(self, candidates: Sequence[Candidate]) -> int:
+        return sum(len(self._rows(c)) for c in candidates) * self._row_nbytes
 
     @torch.no_grad()
     def run(self) -> Iterator[Progress]:
         """Go through the layers, then measure; yields after each layer."""
         self.scratch.mkdir(parents=True, exist_ok=True)
+        end = self.model.num_layers + 1
+        for group in self._groups():
+            self._now = group
+            done = self._start()
+            first = min((c.reference.layer for c in self._now), default=1)
+            for layer in range(max(done + 1, first), end):
+                yield Progress(self.stage, layer - 1, end, f"layer {layer}")
+                self._advance(layer)
+            yield Progress(self.stage, end - 1, end, "loss")
+            self._measure()
+            self._clear()
+        yield Progress(self.stage, end, end, "loss")
+
+    def _groups(self) -> list[list[Candidate]]:
+        """The candidates, in so many groups that the states of each fit on the accelerator; else all in one.
+
+        Those that begin in late layers stay together, whose sweep is short.
+        """
+        room = free_memory(self.model.device) // 2
+        largest = max((self._nbytes([c]) for c in self.candidates), default=0)
+        self._on_device = 0 < largest <= room
+        if not self._on_device:
+            return [self.candidates]
+        groups: list[list[Candidate]] = [[]]
+        for candidate in self.candidates:
+            if self._nbytes([*groups[-1], candidate]) > room:
+                groups.append([])
+            groups[-1].append(candidate)
+        return groups
+
+    def _start(self) -> int:
+        """Make room for the states of the group; returns the last layer that an interrupted sweep of it finished."""
+        if self._on_device:
+            num_rows = sum(len(self._rows(c)) for c in self._now)
+            self._carried = OnDevice(num_rows, self._shape, self.model.dtype, self.model.device)
+            return 0
+        self._carried = InFiles(self.scratch, self.stage, self._shape, self.model.dtype)
         done = self._resume()
-        first = min((c.reference.layer for c in self.candidates), default=1)
         if not done:
             require_space(self.scratch, self.scratch_nbytes, "the scratch file of the sweep")
-        for layer in range(max(done + 1, first), self.model.num_layers + 1):
-            yield Progress(self.stage, layer - 1, self.model.num_layers + 1, f"layer {layer}")
-            self._advance(layer)
-        yield Progress(self.stage, self.model.num_layers, self.model.num_layers + 1, "loss")
-        self._measure()
-        self._clear()
-        yield Progress(self.stage, self.model.num_layers + 1, self.model.num_layers + 1, "loss")
+        return done
 
     # -- the states of one layer ----------------------------------------------------------------------------------
-
-    def _path(self, layer: int) -> Path:
-        """Two files in turn: while one is overwritten the states of the layer below stay whole in the other."""
-        return self.scratch / f"sweep-{self.stage}-{layer % 2}.states"
 
     @property
     def _index(self) -> Path:
@@ -180,27 +202,25 @@ class Sweep:
         return int(record["layer"])
 
     def _advance(self, layer: int) -> None:
-        begun = [c for c in self.candidates if c.reference.layer < layer]
-        starting = [c for c in self.candidates if c.reference.layer == layer]
+        begun = [c for c in self._now if c.reference.layer < layer]
+        starting = [c for c in self._now if c.reference.layer == layer]
         self._held.clear()
         try:
-            self._path(layer).touch()
-            with self._path(layer).open("r+b") as out, self.model.block(layer) as module:
-                if begun:
-                    with self._path(layer - 1).open("rb") as states:
-                        self._carry(begun, layer, module, states, out)
-                self._begin(starting, layer, module, out)
-            record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
-            partial = self._index.with_suffix(".partial")
-            partial.write_text(json.dumps(record), encoding="utf-8")
-            partial.replace(self._index)
+            with self._carried.turn(layer), self.model.block(layer) as module:
+                self._carry(begun, layer, module)
+                self._begin(starting, layer, module)
+            if not self._on_device:
+                record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
+                partial = self._index.with_suffix(".partial")
+                partial.write_text(json.dumps(record), encoding="utf-8")
+                partial.replace(self._index)
         except OSError:
             self._clear()  # a full disk: give back what was taken of it
             raise
 
     def _clear(self) -> None:
-        for leftover in self.scratch.glob(f"sweep-{self.stage}-*"):
-            leftover.unlink()
+        self._carried.clear()
+        self._index.unlink(missing_ok=True)
 
     def _rows(self, candidate: Candidate) -> range:
         """The sequences that a candidate is measured on, counted from the first of `select`."""
@@ -213,16 +233,14 @@ class Sweep:
         for at in range(0, len(rows), self.batch_size):
             yield rows[at : at + self.batch_size]
 
-    def _carry(
-        self, begun: Sequence[Candidate], layer: int, module: nn.Module, states: BinaryIO, out: BinaryIO
-    ) -> None:
+    def _carry(self, begun: Sequence[Candidate], layer: int, module: nn.Module) -> None:
         """Move candidates' states through the trained block; a span that reaches further is passed on as it is."""
         changed = {c: self._in_place(c, layer, module) for c in begun if c.reference.stands_at(layer)}
 
         def stored() -> Iterator[tuple[Candidate, range, Tensor]]:
             for candidate in begun:
                 for rows in self._batches(candidate):
-                    yield candidate, rows, self._read(states, len(rows))
+                    yield candidate, rows, self._carried.read(len(rows))
 
         def moved(item: tuple[Candidate, range, Tensor]) -> Tensor:
             candidate, rows, hidden = item
@@ -232,9 +250,9 @@ class Sweep:
             return self.model.run_block(layer, block, hidden.to(self.model.device), self.ids[_slice(rows)])
 
         for hidden in in_parallel(moved, stored(), at_once=self.model.runs_at_once(layer)):
-            self._write(out, hidden)
+            self._carried.write(hidden)
 
-    def _begin(self, starting: Sequence[Candidate], layer: int, module: nn.Module, out: BinaryIO) -> None:
+    def _begin(self, starting: Sequence[Candidate], layer: int, module: nn.Module) -> None:
         """Put candidates in place of their layer and note how much of the update each leaves unexplained."""
 
         def placed() -> Iterator[_Placed]:
@@ -261,7 +279,7 @@ class Sweep:
         sums = {candidate.reference.key: [0.0, 0.0] for candidate in starting}
         at_once = self.model.runs_at_once(layer)
         for item, hidden, error, update in in_parallel(moved, placed(), at_once=at_once):
-            self._write(out, hidden)
+            self._carried.write(hidden)
             so_far = sums[item.candidate.reference.key]
             so_far[0], so_far[1] = so_far[0] + error, so_far[1] + update
         aiming = [
@@ -284,63 +302,55 @@ class Sweep:
 
     def _trained(self, layer: int, rows: range) -> Tensor:
         """O_layer of `rows`, counted from the first sequence of `select`."""
-        if self.n_rows * self._row_nbytes > _HELD_NBYTES:
+        if self.n_rows * self._row_nbytes > _HELD_NBYTES and not self._on_device:
             absolute = slice(rows.start + self.rows.start, rows[-1] + 1 + self.rows.start, rows.step)
             states = self.acts.states(layer, absolute)
         else:
             if layer not in self._held:
-                self._held[layer] = self.acts.states(layer, self.rows)
+                states = self.acts.states(layer, self.rows)
+                self._held[layer] = states.to(self.model.device) if self._on_device else states
             states = self._held[layer][_slice(rows)]
         return states.to(self.model.device, self.model.dtype)
-
-    def _read(self, file: BinaryIO, count: int) -> Tensor:
-        raw = bytearray(file.read(count * self._row_nbytes))
-        return torch.frombuffer(raw, dtype=self.model.dtype).view(count, *self._shape)
-
-    def _write(self, file: BinaryIO, hidden: Tensor) -> None:
-        file.write(hidden.detach().cpu().contiguous().view(torch.uint8).numpy().data)
 
     # -- the loss -------------------------------------------------------------------------------------------------
 
     def _measure(self) -> None:
         """NLL of every candidate and its divergence from the trained model, sequence by sequence."""
-        for candidate in self.candidates:
+        for candidate in self._now:
             count = len(self._rows(candidate))
             self.losses.nll[candidate.reference.key] = np.zeros(count)
             self.losses.kl[candidate.reference.key] = np.zeros(count)
-        if not self.candidates:
+        if not self._now:
             return
-        step = head_batch(self.ids.shape[1], self.model.vocab_size)
-        with self._path(self.model.num_layers).open("rb") as states:
+        device, last = self.model.device, self.model.num_layers
+        step = head_batch(self.ids.shape[1], self.model.vocab_size, device)
 
-            def reached() -> Iterator[_Reached]:
-                for at in range(0, self.n_rows, step):
-                    chunk = range(at, min(at + step, self.n_rows))
-                    ids = self.ids[_slice(chunk)]
-                    trained = self._trained(self.model.num_layers, chunk)
-                    _, log_p = token_losses(self.model.logits(trained, ids), ids)
-                    p = log_p.exp()
-                    first = 0  # row of the file at which a candidate's begin
-                    for candidate in self.candidates:
-                        every = self._rows(candidate)
-                        place = slice(bisect_left(every, chunk.start), bisect_left(every, chunk.stop))
-                        rows = every[place]
-                        if rows:
-                            states.seek((first + place.start) * self._row_nbytes)
-                            hidden = self._read(states, len(rows)).to(self.model.device)
-                            inside = slice(rows.start - at, rows.stop - at, rows.step)
-                            yield _Reached(
-                                candidate, place, self.ids[_slice(rows)], hidden, p[inside], log_p[inside]
-                            )
-                        first += len(every)
+        def reached() -> Iterator[_Reached]:
+            for at in range(0, self.n_rows, step):
+                chunk = range(at, min(at + step, self.n_rows))
+                ids = self.ids[_slice(chunk)]
+                trained = self._trained(last, chunk)
+                _, log_p = token_losses(self.model.logits(trained, ids), ids)
+                p = log_p.exp()
+                first = 0  # row at which a candidate's states begin
+                for candidate in self._now:
+                    every = self._rows(candidate)
+                    place = slice(bisect_left(every, chunk.start), bisect_left(every, chunk.stop))
+                    rows = every[place]
+                    if rows:
+                        hidden = self._carried.at(last, first + place.start, len(rows)).to(device)
+                        inside = slice(rows.start - at, rows.stop - at, rows.step)
+                        own = self.ids[_slice(rows)]
+                        yield _Reached(candidate, place, own, hidden, p[inside], log_p[inside])
+                    first += len(every)
 
-            def measured(item: _Reached) -> tuple[_Reached, Tensor, Tensor]:
-                nll, log_q = token_losses(self.model.logits(item.hidden, item.ids), item.ids)
-                kl = -log_q.sub_(item.log_p).mul_(item.p).sum(-1)  # in place: as much memory again is slow
-                return item, nll.cpu(), kl.double().mean(1).cpu()
+        def measured(item: _Reached) -> tuple[_Reached, Tensor, Tensor]:
+            nll, log_q = token_losses(self.model.logits(item.hidden, item.ids), item.ids)
+            kl = -log_q.sub_(item.log_p).mul_(item.p).sum(-1)  # in place: as much memory again is slow
+            return item, nll.cpu(), kl.double().mean(1).cpu()
 
-            at_once = self.model.heads_at_once(step * self.ids.shape[1])
-            for item, nll, kl in in_parallel(measured, reached(), at_once=at_once):
-                key = item.candidate.reference.key
-                self.losses.nll[key][item.place] = nll.numpy()
-                self.losses.kl[key][item.place] = kl.numpy()
+        at_once = self.model.heads_at_once(step * self.ids.shape[1])
+        for item, nll, kl in in_parallel(measured, reached(), at_once=at_once):
+            key = item.candidate.reference.key
+            self.losses.nll[key][item.place] = nll.numpy()
+            self.losses.kl[key][item.place] = kl.numpy()

@@ -3,53 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from threading import Lock
 
 import torch
 from torch import Tensor
 
 from peelcli.activations import ActivationFile
+from peelcli.batching import free_memory, is_accelerator
 from peelcli.references.interface import Batch
 
-_CACHE_NBYTES = 2**28  # states up to 256 MB a layer are held in memory while the layer is fitted
+_HELD_NBYTES = 2**28  # states up to 256 MB of a layer and part are held on a processor…
+_LAYERS = 4  # …of so many layers and parts at once; an accelerator holds a quarter of what is free
+
+
+class HeldStates:
+    """The states of the layers that were asked for last, on `device` in `dtype`; may be asked by several threads."""
+
+    def __init__(self, acts: ActivationFile, device: torch.device, dtype: torch.dtype) -> None:
+        """Nothing is read yet."""
+        self.acts, self.device, self.dtype = acts, device, dtype
+        self._most = free_memory(device) // 4 if is_accelerator(device) else _LAYERS * _HELD_NBYTES
+        self._kept: dict[tuple[str, int], Tensor] = {}
+        self._lock = Lock()
+
+    def rows(self, part: str, layer: int, rows: Sequence[int]) -> Tensor:
+        """O_layer (n, seq_len, d_model) of some sequences, counted from the start of the part."""
+        whole = self._whole(part, layer)
+        if whole is not None:
+            return picked(whole, rows)
+        start = self.acts.rows[part].start
+        return torch.cat([self._read(layer, slice(start + r, start + r + 1)) for r in rows])
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._kept.clear()
+
+    def _read(self, layer: int, rows: slice) -> Tensor:
+        return self.acts.states(layer, rows).to(self.device, self.dtype)
+
+    def _whole(self, part: str, layer: int) -> Tensor | None:
+        """The states of all sequences of a part; None where they are too large to be held."""
+        with self._lock:
+            kept = self._kept.pop((part, layer), None)
+            if kept is None:
+                rows = self.acts.rows[part]
+                one = self._read(layer, slice(rows.start, rows.start + 1))
+                nbytes = one.numel() * one.element_size() * (rows.stop - rows.start)
+                if nbytes > self._most // _LAYERS:
+                    return None
+                while self._kept and self.nbytes + nbytes > self._most:
+                    del self._kept[next(iter(self._kept))]  # the one asked for least lately
+                kept = self._read(layer, rows)
+            self._kept[part, layer] = kept
+            return kept
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that are held."""
+        return sum(t.numel() * t.element_size() for t in self._kept.values())
 
 
 class StateData:
-    """Inputs, and targets O_target, of the sequences of `part`, on `device` in `dtype`."""
+    """Inputs, and targets O_target, of the sequences of `part`, where and as `held` has them."""
 
-    def __init__(
-        self,
-        acts: ActivationFile,
-        part: str,
-        inputs: int | Tensor,
-        target: int,
-        device: torch.device,
-        dtype: torch.dtype,
-    ) -> None:
+    def __init__(self, held: HeldStates, part: str, inputs: int | Tensor, target: int) -> None:
         """`part` is fit, select or eval. inputs: O_inputs, or states of the sequences of all parts."""
-        self._acts, self._rows = acts, acts.rows[part]
+        self._held, self._part = held, part
+        self._rows = held.acts.rows[part]
         self._inputs, self._target = inputs, target
-        self._device, self._dtype = device, dtype
-        self._kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         """How many sequences there are."""
         return self._rows.stop - self._rows.start
 
-    def _states(self, layer: int, rows: Sequence[int]) -> Tensor:
-        if layer not in self._kept:
-            probe = self._acts.states(layer, slice(self._rows.start, self._rows.start + 1))
-            if probe.numel() * probe.element_size() * len(self) > _CACHE_NBYTES:
-                start = self._rows.start
-                parts = [self._acts.states(layer, slice(start + r, start + r + 1)) for r in rows]
-                return torch.cat(parts).to(self._device, self._dtype)
-            self._kept[layer] = self._acts.states(layer, self._rows)
-        return self._kept[layer][list(rows)].to(self._device, self._dtype)
-
     def batch(self, rows: Sequence[int]) -> Batch:
         """The sequences `rows`, counted from the start of the part."""
-        ids = self._acts.ids[self._rows][list(rows)]
+        held = self._held
         if isinstance(self._inputs, Tensor):
-            inputs = self._inputs[self._rows][list(rows)].to(self._device, self._dtype)
+            inputs = picked(self._inputs[self._rows], rows).to(held.device, held.dtype)
         else:
-            inputs = self._states(self._inputs, rows)
-        return Batch(ids, inputs, self._states(self._target, rows))
+            inputs = held.rows(self._part, self._inputs, rows)
+        ids = picked(held.acts.ids[self._rows], rows)
+        return Batch(ids, inputs, held.rows(self._part, self._target, rows))
+
+
+def picked(values: Tensor, rows: Sequence[int]) -> Tensor:
+    """Some rows of a tensor; neighbours without a copy."""
+    if isinstance(rows, range) and rows.step == 1:
+        return values[rows.start : rows.stop]
+    return values[list(rows)]

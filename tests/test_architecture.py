@@ -50,7 +50,18 @@ FLOORS = (
     },
     {"config"},
     {"h5files"},
-    {"records", "errors", "progress", "machine", "sink", "workers", "revive", "metrics"},
+    {
+        "records",
+        "errors",
+        "progress",
+        "machine",
+        "sink",
+        "workers",
+        "revive",
+        "metrics",
+        "batching",
+        "carried",
+    },
 )
 # What a room may import from its house and from outside; a room that is not named here is free of this line.
 HOUSE_ONLY = {

@@ -12,7 +12,7 @@ import torch
 import transformers
 from conftest import build_model
 
-from peelcli import fitstore
+from peelcli import fitstore, scoring
 from peelcli.activations import ActivationFile
 from peelcli.calibration import Calibration, Split
 from peelcli.checkpoint.files import open_checkpoint
@@ -193,6 +193,34 @@ def sampled(directory: Path, count: int, seq_len: int = 16) -> np.ndarray:
             p = model(input_ids=ids, use_cache=False).logits[:, -1].softmax(-1)
             ids = torch.cat([ids, torch.multinomial(p, 1)], 1)
     return ids.numpy()
+
+
+@pytest.mark.parametrize("room", [3, 1000])  # states of so many candidates fit: several groups, and one
+def test_states_that_stay_on_the_device_have_the_losses_of_those_in_files(
+    room: int, save_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, path = extracted(save_model(), tmp_path)
+    acts = ActivationFile(path)
+    parts = [Reference("identity", n, n, part) for n in (1, 2, 3) for part in (None, "attention", "mlp")]
+    references = [*parts, Reference("identity", 1, 3), Reference("identity", 2, 3)]
+    candidates = [Candidate(r, None, 1 + n % 2) for n, r in enumerate(references)]
+    found = []
+    for free in (
+        0,
+        2 * room * Sweep(model, acts, candidates[:1], tmp_path, key="", batch_size=3).scratch_nbytes,
+    ):
+        monkeypatch.setattr(scoring, "free_memory", lambda _, free=free: free)
+        sweep = Sweep(model, acts, candidates, tmp_path / "scratch", key="", batch_size=3)
+        began = [event.detail for event in sweep.run()].count("loss")
+        found.append(sweep.losses)
+        assert not any((tmp_path / "scratch").iterdir())
+    assert began == (2 if room > len(candidates) else 3)  # one event at the end, and one for each group
+    for figures in ("nll", "kl"):
+        files, device = (getattr(losses, figures) for losses in found)
+        assert files.keys() == device.keys()
+        assert all(np.array_equal(files[key], device[key]) for key in files)
+    assert found[0].fvu_eval == found[1].fvu_eval
+    acts.close()
 
 
 @pytest.mark.parametrize(("n_eval", "stride"), [(16, 2), (33, 4)])

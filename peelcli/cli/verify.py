@@ -44,9 +44,9 @@ def verify(
     """Replay the witnesses of what is flagged, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
+    from peelcli.batching import block_batch
     from peelcli.fittedrun import read_fit
     from peelcli.replay import replay_steps
-    from peelcli.scoring import block_batch
 
     run = read_fit(fit)
     (result,) = judge_runs([run], ReportConfig())
@@ -65,7 +65,7 @@ def verify(
     _, model = console.drive(
         open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
-    for replay in console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len))):
+    for replay in console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len, model.device))):
         console.result(
             f"{replay.name}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"

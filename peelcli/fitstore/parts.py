@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import h5py
+import torch
 
 from peelcli.errors import ArtefactError
 from peelcli.fitstore.witness import read_witness, replacing, write_witness
@@ -47,12 +48,12 @@ def read_part(path: Path) -> dict[Reference, FitOutcome]:
         return {reference_of(one): outcome_of(one) for one in file["references"].values()}
 
 
-def load_witness(path: Path, reference: Reference) -> Witness:
-    """The weights of one reference, from a part or from a finished fit."""
+def load_witness(path: Path, reference: Reference, device: torch.device | str = "cpu") -> Witness:
+    """The weights of one reference, from a part or from a finished fit, on `device`."""
     with h5py.File(path, "r") as file:
         name = f"references/{reference.key}"
         if name not in file:
             raise ArtefactError(
                 f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
             )
-        return read_witness(file[name])
+        return read_witness(file[name], device)

@@ -53,32 +53,34 @@ def write_witness(group: h5py.Group, witness: Witness) -> None:
             group_size=matrix.group_size or 0,
             transposed=matrix.transposed,
         )
-        one.create_dataset("packed", data=pack(matrix.codes, scheme_named(matrix.scheme)).numpy())
-        one.create_dataset("scale", data=matrix.scale.float().numpy())
+        one.create_dataset("packed", data=pack(matrix.codes, scheme_named(matrix.scheme)).cpu().numpy())
+        one.create_dataset("scale", data=matrix.scale.float().cpu().numpy())
         if matrix.zero_point is not None:
-            one.create_dataset("zero_point", data=matrix.zero_point.to(torch.int8).numpy())
+            one.create_dataset("zero_point", data=matrix.zero_point.to(torch.int8).cpu().numpy())
     for name, value in witness.plain.items():
         one = weights.create_group(str(len(weights)))
         one.attrs["name"] = name
         _put_plain(one, value)
 
 
-def read_witness(group: h5py.Group) -> Witness:
-    """The weights of a reference, as `write_witness` stored them."""
+def read_witness(group: h5py.Group, device: torch.device | str = "cpu") -> Witness:
+    """The weights of a reference, as `write_witness` stored them, on `device`."""
     quantized: dict[str, QuantizedMatrix] = {}
     plain: dict[str, Tensor] = {}
     try:
         for one in group["weights"].values():
             name = str(one.attrs["name"])
             if "plain" in one:
-                value = torch.from_numpy(one["plain"][...])
+                value = torch.from_numpy(one["plain"][...]).to(device)
                 plain[name] = value.view(torch.bfloat16) if one.attrs["torch_dtype"] == "bfloat16" else value
                 continue
             scheme = scheme_named(str(one.attrs["scheme"]))
             shape = tuple(int(n) for n in one.attrs["shape"])
-            codes = unpack(torch.from_numpy(one["packed"][...]), scheme, shape)
-            scale = torch.from_numpy(one["scale"][...])
-            zero_point = torch.from_numpy(one["zero_point"][...]).float() if "zero_point" in one else None
+            codes = unpack(torch.from_numpy(one["packed"][...]).to(device), scheme, shape)
+            scale = torch.from_numpy(one["scale"][...]).to(device)
+            zero_point = None
+            if "zero_point" in one:
+                zero_point = torch.from_numpy(one["zero_point"][...]).float().to(device)
             size, transposed = int(one.attrs["group_size"]) or None, bool(one.attrs["transposed"])
             quantized[name] = QuantizedMatrix(codes, scale, scheme.name, size, transposed, zero_point)
     except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:

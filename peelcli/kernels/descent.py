@@ -1,4 +1,4 @@
-"""Coordinate descent over the columns of a low-bit weight, in the version that serves the call."""
+"""Walks over the columns of a low-bit weight, descent and rounding with feedback, in the version that serves a call."""
 
 from __future__ import annotations
 
@@ -22,3 +22,19 @@ def coordinate_descent_(
 
         return triton_descent.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)
     return eager.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)
+
+
+def round_with_feedback(
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+) -> Tensor:
+    """As `eager.round_with_feedback`, on a GPU by a kernel where all is float32."""
+    if triton_serves(scale, zero_point, target, hessian, levels, dtypes=("float32",)):
+        from peelcli.kernels import triton_descent
+
+        return triton_descent.round_with_feedback(scale, zero_point, target, hessian, levels, group_of)
+    return eager.round_with_feedback(scale, zero_point, target, hessian, levels, group_of)

@@ -1,7 +1,7 @@
-"""`eager.coordinate_descent_` for CUDA: a block of columns in one kernel, what it does to the others in one product.
+"""Descent and rounding with feedback for CUDA: a block of columns in a kernel, what it does to the rest in a product.
 
 A program holds some rows of a block of columns in registers and walks through its columns; rows do not depend on each
-other. The eager version launches a dozen operations a column.
+other. The eager versions launch up to a dozen operations a column.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from peelcli.kernels.eager import feedback
 
 BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
 ROWS = 32
@@ -84,6 +86,83 @@ def _walk(
     tl.store(changed + rows, seen + count, mask=rows < d_out)
 
 
+@triton.jit
+def _feed(
+    codes, goal, wanted, errors, scale, zero_point, coupling, levels, group_of,
+    d_out, d_in, start, width, num_groups, num_levels, low, high,
+    WHOLE: tl.constexpr, SHIFTED: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A block of columns from `start` on, for ROWS rows: codes, and the errors (d_out, BLOCK) left to the rest."""
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.arange(0, BLOCK)
+    inside = (rows < d_out)[:, None] & (columns < width)[None, :]
+    at = rows[:, None].to(tl.int64) * d_in + start + columns[None, :]
+    want = tl.load(wanted + at, mask=inside, other=0.0)  # (ROWS, BLOCK)
+    right = tl.load(goal + at, mask=inside, other=0.0)
+    group = tl.load(group_of + start + columns, mask=columns < width, other=0)
+    place = rows[:, None].to(tl.int64) * num_groups + group[None, :]
+    step = tl.load(scale + place, mask=inside, other=0.0)
+    zero = tl.zeros((ROWS, BLOCK), tl.float32)
+    if SHIFTED:
+        zero = tl.load(zero_point + place, mask=inside, other=0.0)
+    taken = tl.zeros((ROWS, BLOCK), tl.float32)
+    left = tl.zeros((ROWS, BLOCK), tl.float32)
+    for j in range(width):
+        here = (columns == j)[None, :]
+        want_j = tl.sum(tl.where(here, want, 0.0), axis=1)
+        step_j = tl.sum(tl.where(here, step, 0.0), axis=1)
+        zero_j = tl.sum(tl.where(here, zero, 0.0), axis=1)
+        right_j = tl.sum(tl.where(here, right, 0.0), axis=1)
+        after = (columns > j) & (columns < width)
+        spread = tl.load(
+            coupling + (start + j).to(tl.int64) * d_in + start + columns, mask=after, other=0.0
+        )  # (BLOCK,)
+        ratio = tl.where(step_j != 0.0, want_j * (1.0 / tl.where(step_j != 0.0, step_j, 1.0)), 0.0) + zero_j
+        code = _nearest_whole(ratio, low, high) if WHOLE else _nearest_listed(ratio, levels, num_levels)
+        error = right_j - (code - zero_j) * step_j
+        taken = tl.where(here, code[:, None], taken)
+        left = tl.where(here, error[:, None], left)
+        want += error[:, None] * spread[None, :]
+    tl.store(codes + at, taken, mask=inside)
+    tl.store(
+        errors + rows[:, None].to(tl.int64) * BLOCK + columns[None, :], left, mask=(rows < d_out)[:, None]
+    )
+
+
+def round_with_feedback(
+    scale: Tensor,
+    zero_point: Tensor | None,
+    target: Tensor,
+    hessian: Tensor,
+    levels: Tensor,
+    group_of: Tensor,
+) -> Tensor:
+    """As `eager.round_with_feedback`; float32 but for the factor of the hessian."""
+    d_out, d_in = target.shape
+    coupling, scale, goal = feedback(hessian).contiguous(), scale.contiguous(), target.contiguous()
+    zeros = scale if zero_point is None else zero_point.contiguous()
+    wanted, codes = goal.clone(), torch.empty_like(goal)
+    errors = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=target.device)
+    whole, low, high = _range(levels)
+    for start in range(0, d_in, BLOCK):
+        stop = min(start + BLOCK, d_in)
+        _feed[(triton.cdiv(d_out, ROWS),)](
+            codes, goal, wanted, errors, scale, zeros, coupling, levels, group_of,
+            d_out, d_in, start, stop - start, scale.shape[1], len(levels), low, high,
+            WHOLE=whole, SHIFTED=zero_point is not None, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
+        )  # fmt: skip
+        if stop < d_in:
+            wanted[:, stop:].addmm_(errors[:, : stop - start], coupling[start:stop, stop:])
+    return codes
+
+
+def _range(levels: Tensor) -> tuple[bool, float, float]:
+    """Whether the levels are whole numbers one apart, the lowest and the highest."""
+    listed = levels.tolist()
+    whole = len(listed) > 1 and all(high - low == 1 for low, high in zip(listed, listed[1:], strict=False))
+    return whole, listed[0], listed[-1]
+
+
 def coordinate_descent_(
     codes: Tensor,
     scale: Tensor,
@@ -98,8 +177,7 @@ def coordinate_descent_(
     work, slopes = codes.contiguous(), gradient.contiguous()
     changed = torch.zeros(d_out, dtype=torch.int64, device=codes.device)
     moved = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=codes.device)
-    whole = len(levels) > 1 and bool((levels.diff() == 1).all())
-    low, high = float(levels[0]), float(levels[-1])
+    whole, low, high = _range(levels)
     for start in range(0, d_in, BLOCK):
         stop = min(start + BLOCK, d_in)
         _walk[(triton.cdiv(d_out, ROWS),)](

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
+from peelcli.batching import block_batch, free_memory, head_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
@@ -28,14 +29,16 @@ from peelcli.references.block_path import BlockStarts, fit_block, residual_maps,
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
 from peelcli.references.shards import SHARD
-from peelcli.scoring import block_batch, head_batch, token_losses
-from peelcli.statedata import StateData
+from peelcli.scoring import token_losses
+from peelcli.statedata import HeldStates, StateData
 from peelcli.workers import in_parallel
 
 # Step sizes, relative to the RMS of a weight and to the size of the head's inputs.
 BLOCK_RATE, HEAD_RATE = 0.03, 0.02
 BLOCK_BATCH, HEAD_BATCH = 4, 8  # sequences a step
 HELD_NBYTES = 2**28  # states up to 256 MB are held in memory, larger ones in a scratch file
+ROOM_FOR = 8  # times the states must fit into what is free of an accelerator to be held there
+LEFT_OVER_ROWS = 8  # sequences that are compared in double precision at once
 
 
 class States(NamedTuple):
@@ -79,7 +82,7 @@ class _HeadData:
 
     @torch.no_grad()
     def losses(self, head: Tensor | None) -> Tensor:
-        step = head_batch(self.ids.shape[1], self.model.vocab_size)
+        step = head_batch(self.ids.shape[1], self.model.vocab_size, self.model.device)
 
         def of(rows: slice) -> Tensor:
             hidden, ids = self.hidden[rows].to(self.model.device), self.ids[rows]
@@ -108,6 +111,7 @@ class BlockFit:
         self._unexplained: dict[TargetMap, float] = {}
         self._outcomes: dict[TargetMap, FitOutcome] = {}
         self._first: Tensor | None = None
+        self._held = HeldStates(acts, model.device, model.dtype)
 
     @property
     def num_fits(self) -> int:
@@ -182,7 +186,7 @@ class BlockFit:
         self, layer: int, target: int, prepared: Inputs, module: nn.Module, *, steps: int
     ) -> tuple[Witness, FitOutcome]:
         block = ModelBlock(self.model, layer, module)
-        batch = block_batch(self.acts.ids.shape[1])
+        batch = block_batch(self.acts.ids.shape[1], self.model.device)
         if layer not in prepared.starts:
             if layer not in self._residual:
                 few = self.acts.ids[:2]
@@ -193,21 +197,18 @@ class BlockFit:
                 self._residual[layer], weights, batch, at_once=block.runs_at_once
             )
         scheme, group_size = self.task.schemes[layer - 1]
-        fit, select = (
-            StateData(self.acts, p, prepared.states.values, target, self.model.device, self.model.dtype)
-            for p in ("fit", "select")
-        )
+        fit, select = (StateData(self._held, p, prepared.states.values, target) for p in ("fit", "select"))
         budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
         return fit_block(block, prepared.starts[layer], scheme, group_size, fit, select, budget)
 
     @torch.no_grad()
     def _run(self, block: ModelBlock, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         out = self._empty(block.layer)
-        step = block_batch(hidden.shape[1])
+        step = block_batch(hidden.shape[1], self.model.device)
 
         def moved(rows: slice) -> tuple[slice, Tensor]:
             inputs = hidden[rows].to(self.model.device)
-            return rows, block(inputs, self.acts.ids[rows], weights).cpu()
+            return rows, block(inputs, self.acts.ids[rows], weights).to(out.device)
 
         every = (slice(at, at + step) for at in range(0, len(hidden), step))
         for rows, values in in_parallel(moved, every, at_once=block.runs_at_once):
@@ -218,10 +219,11 @@ class BlockFit:
         """‖Z − O_t‖² / ‖O_t − mean‖² on `eval`."""
         rows = self.acts.rows["eval"]
         error = power = 0.0
-        total = torch.zeros(values.shape[-1], dtype=torch.float64)
-        for at in range(rows.start, rows.stop):
-            wanted = self.acts.states(target, slice(at, at + 1)).double()
-            error += float((values[at].double() - wanted).square().sum())
+        total = torch.zeros(values.shape[-1], dtype=torch.float64, device=values.device)
+        for at in range(rows.start, rows.stop, LEFT_OVER_ROWS):
+            some = slice(at, min(at + LEFT_OVER_ROWS, rows.stop))
+            wanted = self.acts.states(target, some).to(values.device).double()
+            error += float((values[some].double() - wanted).square().sum())
             power += float(wanted.square().sum())
             total += wanted.sum((0, 1))
         count = (rows.stop - rows.start) * values.shape[1]
@@ -242,6 +244,8 @@ class BlockFit:
         shape = (*self.acts.ids.shape, width)
         like = torch.empty(0, dtype=self.model.dtype)
         numel = shape[0] * shape[1] * shape[2]
+        if numel * like.element_size() * ROOM_FOR <= free_memory(self.model.device):
+            return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
         if numel * like.element_size() <= HELD_NBYTES:
             return torch.empty(shape, dtype=self.model.dtype)
         path = self.task.parts_dir / f"states-{slot}.bin"

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from peelcli.activations import ActivationFile
+from peelcli.batching import block_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitstore import PathParts
 from peelcli.paths import (
@@ -34,7 +35,7 @@ from peelcli.paths.search import Segment
 from peelcli.peeling.block_fit import BlockFit, PeelTask, States
 from peelcli.progress import Progress
 from peelcli.records import Paths, Reference
-from peelcli.scoring import Candidate, Sweep, block_batch
+from peelcli.scoring import Candidate, Sweep
 
 # Blocks that a search may fit in peeling what it has found, for each segment that it has scored.
 FITS_PER_SEGMENT = 1.5
@@ -172,7 +173,7 @@ class _Stage:
             Candidate(reference, lambda _, r=reference, p=part: self.fit.load(p, r))  # type: ignore[misc]
             for reference, part in parts.values()
         ]
-        batch = block_batch(self.acts.ids.shape[1])
+        batch = block_batch(self.acts.ids.shape[1], self.model.device)
         key = f"{self.task.key}segments"
         sweep = Sweep(self.model, self.acts, candidates, self.task.parts_dir, key=key, batch_size=batch)
         for event in sweep.run():

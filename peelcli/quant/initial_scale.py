@@ -12,7 +12,8 @@ from peelcli.quant.levels import level_table
 from peelcli.quant.schemes import Scheme
 
 SCALE_RULES = ("absmean", "absmax", "mse")
-_CHUNK = 2**18  # elements at a time: the search makes many passes, which should stay in the cache
+_CHUNK = 2**18  # elements at a time: the search makes many passes, which should stay in the cache…
+_LARGE_CHUNK = 2**26  # …or keep an accelerator busy
 _CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
 _REFINEMENTS = 3
 _FEW_LEVELS = 32  # with no more, every level is tried as the one that the largest weight lies on
@@ -34,7 +35,7 @@ def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None)
     if scheme.is_free:
         return torch.ones(shape, dtype=dtype, device=weight.device)
     groups, widths = split_groups(weight.detach(), group_size)
-    rows = max(1, _CHUNK // groups.shape[1])
+    rows = max(1, (_LARGE_CHUNK if weight.is_cuda else _CHUNK) // groups.shape[1])
     steps = [
         _step(part.to(dtype), width, scheme)
         for part, width in zip(groups.split(rows), widths.split(rows), strict=True)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.eager import gradient_of, round_with_feedback, rounding, spread, weight_of
+from peelcli.kernels.descent import round_with_feedback
+from peelcli.kernels.eager import gradient_of, rounding, spread, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.levels import codes_of, level_table, levels_of

@@ -76,7 +76,8 @@ def residual_maps(block: Block, hidden: Tensor, ids: Tensor) -> tuple[LinearMap,
     for m in reversed(block.maps):
         if m.weight.ndim != 2 or len(m.oriented()) != hidden.shape[-1]:
             continue
-        trial = torch.randn(m.weight.shape, generator=torch.Generator().manual_seed(0)).to(m.weight)
+        generator = torch.Generator(m.weight.device).manual_seed(0)
+        trial = torch.randn(m.weight.shape, generator=generator, device=m.weight.device).to(m.weight)
         out, x = block.features(hidden, ids, silent | {m.name: trial}, m.name)
         without = block(hidden, ids, silent | {m.name: torch.zeros_like(trial)})
         if x.shape[:-1] != out.shape[:-1]:

@@ -70,17 +70,18 @@ def fit_challenge(
         start_parameters([m for m in maps if grids.get(m.name) == grid], *grid, "warm", budget.seed)
         for grid in dict.fromkeys(g for g in grids.values() if g is not None)
     ]
-    plain = {k: v.detach().clone().requires_grad_() for k, v in trained.items() if k not in grids}
+    # In half precision most steps would round to none.
+    plain = {k: v.detach().float().clone().requires_grad_() for k, v in trained.items() if k not in grids}
 
     def weights() -> dict[str, Tensor]:
-        found = dict(plain)
+        found = {k: v.to(trained[k].dtype) for k, v in plain.items()}
         for quantized in on_grids:
             found |= quantized.weights()
         return found
 
     def witness() -> Witness:
         matrices = {n: m for quantized in on_grids for n, m in quantized.witness().quantized.items()}
-        return Witness(matrices, {k: v.detach().clone().cpu() for k, v in plain.items()})
+        return Witness(matrices, {k: v.detach().to(trained[k].dtype, copy=True) for k, v in plain.items()})
 
     def on_select() -> float:
         return mean_loss(loss, weights(), select, budget.batch_size, CHECKED, at_once=budget.at_once)
@@ -89,7 +90,7 @@ def fit_challenge(
     for quantized in on_grids:
         groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.latent.values()]
         groups += [{"params": [p], "lr": _rate(p, budget)} for p in quantized.scale.values()]
-    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98))
+    optimizer = torch.optim.Adam(groups, betas=(0.9, 0.98), fused=any(v.is_cuda for v in trained.values()))
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, budget.steps // CHECKS)

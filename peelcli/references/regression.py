@@ -69,12 +69,12 @@ class _Parameters:
         scale, zero_point = self.scale[m.name].detach(), self.zero_point[m.name]
         codes = quantize(self.latent[m.name], scale, self.scheme, self.group_size, zero_point)
         return QuantizedMatrix(
-            codes.cpu(),
-            scale.clone().cpu(),
+            codes,
+            scale.clone(),
             self.scheme.name,
             self.group_size,
             m.transposed,
-            None if zero_point is None else zero_point.cpu(),
+            zero_point,
         )
 
 
@@ -162,7 +162,7 @@ def fit_regression(
                     "lr": budget.scale_rate * budget.learning_rate * max(mean_scale, 1e-12),
                 }
             )
-    optimizer = torch.optim.Adam(groups, betas=budget.betas)
+    optimizer = torch.optim.Adam(groups, betas=budget.betas, fused=maps[0].weight.is_cuda)
     rates = [group["lr"] for group in optimizer.param_groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, math.ceil(budget.steps / CHECKS))

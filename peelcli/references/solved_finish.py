@@ -120,5 +120,5 @@ class Finish:
             granularity=old.granularity,
             steps=None if old.zero_point is None else (old.scale, old.zero_point),
         )
-        solved = replace(old, codes=codes.cpu(), scale=scale.cpu())
+        solved = replace(old, codes=codes, scale=scale)
         return Witness({**witness.quantized, m.name: solved}, witness.plain)

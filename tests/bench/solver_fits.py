@@ -35,14 +35,15 @@ from peelcli.references import regression
 from peelcli.references.block_path import residual_maps
 from peelcli.references.interface import Budget
 from peelcli.references.solved_finish import Finish
-from peelcli.statedata import StateData
+from peelcli.statedata import HeldStates, StateData
 
 torch.set_num_threads(1)
 work, scheme = Path({work!r}), scheme_named({scheme!r})
 acts = ActivationFile(work / "acts.h5")
 model = BlockwiseModel(Path({stories!r}), dtype=torch.float32, device="cpu", offload_dir=work / "offload")
+held = HeldStates(acts, model.device, model.dtype)
 for layer in {layers}:
-    data = [StateData(acts, part, layer - 1, layer, model.device, model.dtype) for part in ("fit", "select", "eval")]
+    data = [StateData(held, part, layer - 1, layer) for part in ("fit", "select", "eval")]
     for d in data:
         d.batch([0])
     with model.block(layer) as module:

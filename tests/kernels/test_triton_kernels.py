@@ -92,6 +92,28 @@ def test_descent(
     assert int(changed.sum()) > d_out
 
 
+@pytest.mark.parametrize("name", [*LOW_BIT, "codebook"])
+@pytest.mark.parametrize(("d_out", "d_in", "size", "zeros"), [(3, 11, None, False), (6, 9, 4, True)])
+def test_rounding_with_feedback(
+    name: str, d_out: int, d_in: int, size: int | None, zeros: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if DEVICE == "cpu":
+        monkeypatch.setattr(triton_descent, "ROWS", 4)
+        for version in (eager, triton_descent):
+            monkeypatch.setattr(version, "BLOCK", 4)
+    made = problem(d_out, d_in, size, levels_of(name), zeros, seed=d_in)
+    made["hessian"] = made["hessian"] + 0.1 * torch.eye(d_in, device=DEVICE)  # type: ignore[operator]
+    names = ("scale", "zero_point", "target", "hessian", "levels", "group_of")
+    expected, found = (
+        version.round_with_feedback(*(made[name] for name in names))  # type: ignore[arg-type]
+        for version in (eager, triton_descent)
+    )
+    assert bool(torch.isin(found, made["levels"]).all())  # type: ignore[arg-type]
+    if DEVICE == "cpu":
+        assert torch.equal(found, expected)
+    torch.testing.assert_close(loss(made, found), loss(made, expected), rtol=2e-2, atol=1e-4)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("shape", "size"), RAGGED)
 @pytest.mark.parametrize("name", LOW_BIT)

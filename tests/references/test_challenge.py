@@ -80,3 +80,23 @@ def test_a_matrix_on_a_grid_of_another_kind_stays_as_it_is() -> None:
     assert not witness.quantized
     assert set(witness.plain) == {"b"}
     assert on_select(trained | witness.plain) < on_select(trained)
+
+
+def test_in_half_precision_small_steps_add_up() -> None:
+    trained = {
+        "w": (SHIFT + 0.1).bfloat16(),
+        "b": torch.ones(6).bfloat16(),
+    }  # a step is a tenth of a last bit
+    witness, _ = fit_challenge(
+        loss_in_half, trained, [], {}, Noise(1), Noise(2), Budget(400, 0.0005, 4, 0, "warm")
+    )
+    fitted = witness.weights(trained["w"])
+    assert fitted["w"].dtype == torch.bfloat16
+    assert on_select({k: v.float() for k, v in fitted.items()}) < 0.8 * on_select(
+        {k: v.float() for k, v in trained.items()}
+    )
+
+
+def loss_in_half(weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
+    assert all(w.dtype == torch.bfloat16 for w in weights.values())
+    return loss({k: v.float() for k, v in weights.items()}, batch)
