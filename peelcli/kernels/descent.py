@@ -28,13 +28,13 @@ def round_with_feedback(
     scale: Tensor,
     zero_point: Tensor | None,
     target: Tensor,
-    hessian: Tensor,
+    factor: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
     """As `eager.round_with_feedback`, on a GPU by a kernel where all is float32."""
-    if triton_serves(scale, zero_point, target, hessian, levels, dtypes=("float32",)):
+    if triton_serves(scale, zero_point, target, factor, levels, dtypes=("float32",)):
         from peelcli.kernels import triton_descent
 
-        return triton_descent.round_with_feedback(scale, zero_point, target, hessian, levels, group_of)
-    return eager.round_with_feedback(scale, zero_point, target, hessian, levels, group_of)
+        return triton_descent.round_with_feedback(scale, zero_point, target, factor, levels, group_of)
+    return eager.round_with_feedback(scale, zero_point, target, factor, levels, group_of)

@@ -145,20 +145,19 @@ def round_with_feedback(
     scale: Tensor,
     zero_point: Tensor | None,
     target: Tensor,
-    hessian: Tensor,
+    factor: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
     """Codes (d_out, d_in): each column rounded in turn, its error made good by the columns still to come.
 
-    The codes of GPTQ (Frantar et al., arXiv 2210.17323) without the inverse of H: with H = R Rᵀ, R upper triangular,
-    f is the squared length of (w − t) R, whose component k depends on the columns up to k alone; so each column is
-    rounded next to where it makes its own component zero. `hessian` must be positive definite;
-    torch.linalg.LinAlgError where it is not.
+    The codes of GPTQ (Frantar et al., arXiv 2210.17323) without the inverse of H: with H = R Rᵀ, `factor` R of
+    `upper_factor`, f is the squared length of (w − t) R, whose component k depends on the columns up to k alone; so
+    each column is rounded next to where it makes its own component zero.
     """
     d_in = target.shape[1]
     nearest = rounding(levels)
-    coupling = feedback(hessian)
+    coupling = factor / factor.diagonal()
     codes = torch.empty_like(target)
     goals = target.T.contiguous()  # a column of the weight is a row in memory
     wanted = goals.clone()
@@ -181,8 +180,9 @@ def round_with_feedback(
     return codes
 
 
-def feedback(hessian: Tensor) -> Tensor:
-    """R with each column divided by its diagonal (d_in, d_in); H = R Rᵀ, R upper triangular. In double precision."""
-    lower = torch.linalg.cholesky(hessian.flip(0, 1).double())
-    upper = lower.to(hessian.dtype).flip(0, 1)
-    return upper.div_(upper.diagonal().clone())
+def upper_factor(hessian: Tensor) -> Tensor:
+    """R (d_in, d_in), upper triangular, with H = R Rᵀ; found in double precision.
+
+    `hessian` must be positive definite; torch.linalg.LinAlgError where it is not.
+    """
+    return torch.linalg.cholesky(hessian.flip(0, 1).double()).to(hessian.dtype).flip(0, 1)

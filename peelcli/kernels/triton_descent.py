@@ -11,8 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peelcli.kernels.eager import feedback
-
 BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
 ROWS = 32
 
@@ -133,13 +131,14 @@ def round_with_feedback(
     scale: Tensor,
     zero_point: Tensor | None,
     target: Tensor,
-    hessian: Tensor,
+    factor: Tensor,
     levels: Tensor,
     group_of: Tensor,
 ) -> Tensor:
-    """As `eager.round_with_feedback`; float32 but for the factor of the hessian."""
+    """As `eager.round_with_feedback`; float32 throughout."""
     d_out, d_in = target.shape
-    coupling, scale, goal = feedback(hessian).contiguous(), scale.contiguous(), target.contiguous()
+    coupling = (factor / factor.diagonal()).contiguous()
+    scale, goal = scale.contiguous(), target.contiguous()
     zeros = scale if zero_point is None else zero_point.contiguous()
     wanted, codes = goal.clone(), torch.empty_like(goal)
     errors = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=target.device)

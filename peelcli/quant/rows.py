@@ -14,14 +14,15 @@ from peelcli.kernels.eager import rescale_, spread
 class Rows(NamedTuple):
     """Rows that may lie anywhere; shapes and loss as in `kernels.eager`. Descent changes all but zero points and pull.
 
-    gradient: (w − t) H. pull: t H. Both (d_out, d_in), kept because a product with H costs more than all else.
+    gradient: (w − t) H. pull: t H, of rows with one scale each. Both (d_out, d_in), kept because a product with H costs
+    more than all else.
     """
 
     codes: Tensor
     scale: Tensor
     zero_point: Tensor | None
     gradient: Tensor
-    pull: Tensor
+    pull: Tensor | None
 
     def shifted(self, group_of: Tensor) -> Tensor:
         """Codes less their zero points, which are not to move when the scales do."""
@@ -49,7 +50,7 @@ class Rows(NamedTuple):
 
     def rescale_(self, hessian: Tensor, group_of: Tensor, together: int) -> None:
         """Each scale to the value that costs least while all else stays; with several to a row, in turn."""
-        if self.scale.shape[1] > 1:
+        if self.pull is None:
             rescale_(self.shifted(group_of), self.scale, None, self.gradient, hessian, group_of)
             return
         # Of w = scale · c with one scale, c H is known without a product: w H is gradient + pull.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peelcli.errors import UsageError
 from peelcli.kernels.descent import round_with_feedback
-from peelcli.kernels.eager import gradient_of, rounding, spread, weight_of
+from peelcli.kernels.eager import gradient_of, rounding, spread, upper_factor, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import start_scale
 from peelcli.quant.levels import codes_of, level_table, levels_of
@@ -26,11 +26,10 @@ from peelcli.quant.schemes import Scheme
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
 MAX_SWEEPS = 20
 _DOUBT = 1.02  # losses that close may stand the other way round in double precision
-STARTS = (
-    1.0,
-    0.8,
-    1.25,
-)  # step sizes to begin with, relative to the one with the least squared error of the weights
+STARTS = (1.0, 0.8, 1.25)  # step sizes to begin with, relative to the one that `_start` calls for
+# What errors add to what a column is to give makes it spread wider than the weights, which tells where levels are few.
+_WIDER, _FEW_LEVELS = 1.05, 4
+_STRIP = 256  # columns at a time
 
 
 def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
@@ -100,16 +99,18 @@ def solve(
     levels = level_table(scheme, goal)
 
     # Rows are independent: all starts go side by side.
-    scale = torch.cat([nearest * start for start in starts])
+    wider = _WIDER if zero is None and len(scheme.levels) <= _FEW_LEVELS else 1.0
+    factor = upper_factor(hessian)
+    scale = torch.cat([nearest * (start * wider) for start in starts])
     zeros = None if zero is None else zero.repeat(len(starts), 1)
     many = goal.repeat(len(starts), 1)
-    codes = round_with_feedback(scale, zeros, many, hessian, levels, group_of)
+    codes = round_with_feedback(scale, zeros, many, factor, levels, group_of)
     if known is not None:
         codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
         scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
         many = torch.cat([many, goal])
         zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])
-    pull = (goal @ hessian).repeat(len(many) // len(goal), 1)
+    pull = None if scale.shape[1] > 1 else (goal @ hessian).repeat(len(many) // len(goal), 1)
     rows = Rows(codes, scale, zeros, gradient_of(codes, scale, zeros, many, hessian, group_of), pull)
     rows.descend_(hessian, levels, group_of, max_sweeps, together=len(goal) if whole else 1)
 
@@ -119,8 +120,11 @@ def solve(
         (_rounded(goal, nearest, zero, levels, group_of), nearest),
     ]
     errors = [weight_of(*candidate, zero, group_of) - goal for candidate in found]
-    gradients = [*rows.gradient.split(len(goal)), errors[-1] @ hessian]
-    best = _least(errors, gradients, hessian, whole)
+    pairs = zip(errors[:-1], rows.gradient.split(len(goal)), strict=True)
+    loss = torch.stack([(error * gradient).sum(-1) for error, gradient in pairs]).double()
+    limit = loss.amin(0) * _DOUBT
+    rounded = _loss_up_to(errors[-1], factor, limit)
+    best = _least(torch.cat([loss, rounded[None]]), errors, hessian, whole)
     codes, scale = codes_of(found[0][0], scheme), found[0][1].clone()
     for n, (others, steps_of_others) in enumerate(found[1:], 1):
         if bool((taken := best == n).any()):
@@ -128,14 +132,27 @@ def solve(
     return codes[:, order.argsort()], scale[:1] if whole else scale
 
 
-def _least(errors: Sequence[Tensor], gradients: Sequence[Tensor], hessian: Tensor, whole: bool) -> Tensor:
+def _loss_up_to(error: Tensor, factor: Tensor, limit: Tensor) -> Tensor:
+    """What an error w − t (d_out, d_in) costs each row (d_out,); less than that where all rows are past their limit.
+
+    The squared length of error · R, whose components need only the columns up to their own: the first are cheap, and
+    mostly enough.
+    """
+    loss = torch.zeros_like(limit)
+    for start in range(0, len(factor), _STRIP):
+        stop = min(start + _STRIP, len(factor))
+        loss += (error[:, :stop] @ factor[:stop, start:stop]).square().sum(-1)
+        if bool((loss > limit).all()):
+            break
+    return loss
+
+
+def _least(loss: Tensor, errors: Sequence[Tensor], hessian: Tensor, whole: bool) -> Tensor:
     """Which candidate costs each row least (d_out,), or all rows where the whole shares one.
 
-    Of each candidate the error w − t and its gradient, error · H, both (d_out, d_in) in single precision; what that
-    leaves in doubt is reckoned in double precision.
+    loss (n_candidates, d_out): as single precision has it; what that leaves in doubt is reckoned in double precision
+    from the errors w − t, (d_out, d_in) each.
     """
-    pairs = zip(errors, gradients, strict=True)
-    loss = torch.stack([(error * gradient).sum(-1) for error, gradient in pairs]).double()
     doubtful = ~((loss <= loss.amin(0) * _DOUBT).sum(0) == 1) | whole  # NaN is in doubt, too
     if bool(doubtful.any()):
         exact = hessian.double()

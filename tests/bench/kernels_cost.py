@@ -90,15 +90,15 @@ def measure(rows: int, columns: int) -> str:
             for version in (eager, triton_descent)
         ]
         row(f"descent, one sweep, {name}, groups of 128", *times)
-        args = (scale, None, weight, hessian + torch.eye(columns, device="cuda") * 0.01, levels, group_of)
+        factor = eager.upper_factor(hessian + torch.eye(columns, device="cuda"))
+        args = (scale, None, weight, factor, levels, group_of)
         times = [
             seconds(lambda v=version, a=args: v.round_with_feedback(*a), repeats=2)
             for version in (eager, triton_descent)
         ]
-        row(f"rounding with feedback, factorisation included, {name}", *times)
-    factor = torch.eye(columns, device="cuda") + 0.001 * hessian.triu(
-        1
-    )  # any will do: its values cost nothing
+        row(f"rounding with feedback, {name}", *times)
+    # Any upper triangle will do: its values cost nothing.
+    factor = torch.eye(columns, device="cuda") + 0.001 * hessian.triu(1)
     step = initial_scale(weight, SCHEMES["int4"])
     loop = seconds(lambda: gptq_loop(weight, step, factor), repeats=2)
     found.append(("GPTQ's loop, int4, one scale a row", f"{loop * 1e3:.2f}", "", ""))

@@ -103,7 +103,8 @@ def test_rounding_with_feedback(
             monkeypatch.setattr(version, "BLOCK", 4)
     made = problem(d_out, d_in, size, levels_of(name), zeros, seed=d_in)
     made["hessian"] = made["hessian"] + 0.1 * torch.eye(d_in, device=DEVICE)  # type: ignore[operator]
-    names = ("scale", "zero_point", "target", "hessian", "levels", "group_of")
+    made["factor"] = eager.upper_factor(made["hessian"])
+    names = ("scale", "zero_point", "target", "factor", "levels", "group_of")
     expected, found = (
         version.round_with_feedback(*(made[name] for name in names))  # type: ignore[arg-type]
         for version in (eager, triton_descent)
