@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from peelcli.activations import ActivationFile
-from peelcli.batching import free_memory, is_accelerator
+from peelcli.batching import free_memory
 from peelcli.references.interface import Batch
 
 _HELD_NBYTES = 2**28  # states up to 256 MB of a layer and part are held on a processor…
-_LAYERS = 4  # …of so many layers and parts at once; an accelerator holds a quarter of what is free
+_LAYERS = 4  # …of so many layers and parts at once; a GPU holds a quarter of what is free
 
 
 class HeldStates:
@@ -22,7 +22,7 @@ class HeldStates:
     def __init__(self, acts: ActivationFile, device: torch.device, dtype: torch.dtype) -> None:
         """Nothing is read yet."""
         self.acts, self.device, self.dtype = acts, device, dtype
-        self._most = free_memory(device) // 4 if is_accelerator(device) else _LAYERS * _HELD_NBYTES
+        self._most = free_memory(device) // 4 or _LAYERS * _HELD_NBYTES
         self._kept: dict[tuple[str, int], Tensor] = {}
         self._lock = Lock()
 
