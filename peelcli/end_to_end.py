@@ -178,4 +178,4 @@ class EndToEnd:
             return mean_loss(loss, weights, select, SHARD, TRIED, at_once=self._at_once)
 
         factors = best_length(on_select, step)
-        return kept(trained, pieces, factors, seconds + time.perf_counter() - began)
+        return kept(pieces, factors, seconds + time.perf_counter() - began)

@@ -59,7 +59,8 @@ def graft(
     else:
         witness = fitstore.load_witness(fit, reference)
         like = torch.empty(0, dtype=torch.float32)
-        for relative, value in witness.weights(like).items():
+        trained = model.read_weights(reference.layer) if witness.scaled else None
+        for relative, value in witness.weights(like, trained).items():
             put(reference.layer, relative, _constant(value))
         for layer in range(reference.layer + 1, reference.target + 1):
             for relative in _contributing(model, layer, SUBLAYERS):

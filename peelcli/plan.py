@@ -22,10 +22,16 @@ from peelcli.extract import stored_states
 from peelcli.fit import ALL_PAIRS, CHALLENGE_BATCH, LADDER
 from peelcli.machine import available_memory
 from peelcli.measuring import PART
+from peelcli.paths import count_fits
+from peelcli.peeling import asked_maps
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
 _IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read
+_LOW_BIT_NBYTES = (
+    1.0  # a weight takes in `direct` and `span` references of 1.6 bits: whole, in parts, and twice as spans
+)
+_LADDER_NBYTES = 2.5  # and in the further schemes of the ladder, some 19 bits in all
 _EFFICIENCY = 0.3  # of the rate of a large matrix product, reached by small blocks with attention
 
 
@@ -92,14 +98,18 @@ def plan_steps(
     pairs = len(layers) * (len(layers) - 1) // 2 if num_layers <= ALL_PAIRS else len(layers) - 1
     candidates = math.ceil(len(layers) * (12 + ladder + older)) + pairs
     scratch = 2 * candidates * measured * width * itemsize
-    # Older blocks are kept as parts, and then in the fit.
-    kept = 2 * older * itemsize * inside * len(layers) // num_layers
     unpacked = itemsize * sum(numel.values()) if packing is not None else 0
     # A fit holds latent weights, gradients and two moments; a batch's logits and a layer's states come on top.
     memory = _IMPORTS + itemsize * outside + 6 * 4 * block + tokens * width * itemsize + 4 * 2**26
     has_room = 4 * itemsize * inside <= (available_memory() or 0)
     challenge, rescale = (has_room and kind in fit.references for kind in END_TO_END)
     memory += 4 * itemsize * inside if challenge or rescale else 0
+    # What is fitted is kept as parts, and then in the fit. Of the peeled paths the best and one more are.
+    asked = asked_maps(fit.paths, num_layers).maps if len(layers) == num_layers else ()
+    low_bit = (_LADDER_NBYTES if fit.ladder else 0.0) + _LOW_BIT_NBYTES if "direct" in fit.references else 0.0
+    each = itemsize * (older + challenge) + low_bit
+    kept = round(2 * each * inside * len(layers) / num_layers)
+    kept += itemsize * block * (count_fits(asked) + min(len(asked), 2) * num_layers)
     batch = CHALLENGE_BATCH * seq_len
     # The direct solver, which finishes a fit, costs about as much as 16 steps.
     steps = (fit.direct_steps + 16) * (3 + 2 + (5 / 3 if fit.ladder else 0))

@@ -57,7 +57,8 @@ def mean_nll(
             if here and put is not None and put.kind == "exchange":
                 weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
             else:
-                weights = witness.weights(next(module.parameters())) if here else None
+                trained = dict(module.named_parameters())
+                weights = witness.weights(next(module.parameters()), trained) if here else None
             dropped = put.dropped if here and put is not None else ()
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)

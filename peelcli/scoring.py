@@ -294,7 +294,8 @@ class Sweep:
             return None
         block = same_weights(module)
         if candidate.witness:
-            put_in_place(block, candidate.witness(layer).weights(next(module.parameters())))
+            trained = dict(module.named_parameters())
+            put_in_place(block, candidate.witness(layer).weights(next(module.parameters()), trained))
         for sublayer in self.model.sublayers(layer):
             if sublayer.name in reference.dropped:
                 silence(block, sublayer)

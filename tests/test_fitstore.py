@@ -14,7 +14,7 @@ from peelcli.fitstore.witness import read_witness, replacing, write_witness
 from peelcli.quant.fake_quantize import quantize
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.steps import StepRule, start_steps
-from peelcli.references.interface import QuantizedMatrix, Witness
+from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
 
@@ -45,14 +45,18 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     codes = quantize(weight, scale, scheme, group_size, zero)
     matrix = QuantizedMatrix(codes, scale, name, group_size, transposed, zero)
     with replacing(path) as file:
-        write_witness(file.create_group("one"), Witness({"m": matrix}, {"norm": weight[..., 0].bfloat16()}))
+        scaling = Scaling(weight.flatten()[:4], 1)
+        witness = Witness({"m": matrix}, {"norm": weight[..., 0].bfloat16()}, {"own": scaling})
+        write_witness(file.create_group("one"), witness)
     with h5py.File(path) as file:
         found = read_witness(file["one"])
         nbytes = file["one/weights/0/packed"].nbytes
     like = torch.empty(0)
     assert found.quantized["m"].granularity == granularity
     assert torch.equal(found.quantized["m"].codes, codes)
-    assert torch.equal(found.weights(like)["m"], matrix.weight(like))
+    own = {"own": torch.randn(3, 8)}
+    assert torch.equal(found.weights(like, own)["m"], matrix.weight(like))
+    assert torch.equal(found.weights(like, own)["own"], scaling.weight(own["own"]))
     assert torch.equal(found.plain["norm"], weight[..., 0].bfloat16())
     bits = 8 / 5 if name == "ternary" else scheme.num_bits
     assert nbytes < codes.numel() * bits / 8 + 1

@@ -5,7 +5,8 @@
     /references/<key>/weights/<i>         attributes `name`, `shape`, `scheme`, `group_size`, `transposed`;
         packed, scale                     codes at their true size (uint8) and steps (float32),
         zero_point                        codes of weight 0 (int8), where the scheme is not symmetric, or
-        plain                             the parameter as it is (schemes fp, kind challenge)
+        plain                             the parameter as it is (schemes fp, kind challenge), or
+        factors                           of equal parts of the checkpoint's matrix along attribute `dim` (kind rescale)
     /ids_eval                             (n_eval, seq_len) int32
     /paths                                the peeled paths, laid out in `paths`
     /trained/nll_select, nll_eval, entropy_eval        (n_seq,) of the checkpoint itself

@@ -14,7 +14,7 @@ from torch import Tensor
 from peelcli.errors import ArtefactError
 from peelcli.quant.packing import pack, unpack
 from peelcli.quant.schemes import scheme_named
-from peelcli.references.interface import QuantizedMatrix, Witness
+from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
 from peelcli.sink import Sink
 
 
@@ -57,6 +57,10 @@ def write_witness(group: h5py.Group, witness: Witness) -> None:
         one.create_dataset("scale", data=matrix.scale.float().cpu().numpy())
         if matrix.zero_point is not None:
             one.create_dataset("zero_point", data=matrix.zero_point.to(torch.int8).cpu().numpy())
+    for name, scaling in witness.scaled.items():
+        one = weights.create_group(str(len(weights)))
+        one.attrs.update(name=name, dim=scaling.dim)
+        one.create_dataset("factors", data=scaling.factors.detach().float().cpu().numpy())
     for name, value in witness.plain.items():
         one = weights.create_group(str(len(weights)))
         one.attrs["name"] = name
@@ -67,12 +71,17 @@ def read_witness(group: h5py.Group, device: torch.device | str = "cpu") -> Witne
     """The weights of a reference, as `write_witness` stored them, on `device`."""
     quantized: dict[str, QuantizedMatrix] = {}
     plain: dict[str, Tensor] = {}
+    scaled: dict[str, Scaling] = {}
     try:
         for one in group["weights"].values():
             name = str(one.attrs["name"])
             if "plain" in one:
                 value = torch.from_numpy(one["plain"][...]).to(device)
                 plain[name] = value.view(torch.bfloat16) if one.attrs["torch_dtype"] == "bfloat16" else value
+                continue
+            if "factors" in one:
+                factors = torch.from_numpy(one["factors"][...]).reshape(-1)
+                scaled[name] = Scaling(factors, int(one.attrs["dim"]))
                 continue
             scheme = scheme_named(str(one.attrs["scheme"]))
             shape = tuple(int(n) for n in one.attrs["shape"])
@@ -87,4 +96,4 @@ def read_witness(group: h5py.Group, device: torch.device | str = "cpu") -> Witne
         raise ArtefactError(
             f"{group.file.filename}: the weights of {group.name} are damaged ({error}); fit again."
         ) from error
-    return Witness(quantized, plain)
+    return Witness(quantized, plain, scaled)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from peelcli.errors import ArtefactError
 from peelcli.quant.fake_quantize import dequantize
 from peelcli.quant.schemes import scheme_named
 
@@ -89,19 +90,52 @@ class QuantizedMatrix:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """A matrix of the checkpoint itself at another length: a factor for each of equal parts along `dim`, as stored."""
+
+    factors: Tensor  # (count,)
+    dim: int = 0
+
+    def weight(self, trained: Tensor) -> Tensor:
+        """The matrix, each part times its factor."""
+        count = len(self.factors)
+        shape = [1] * trained.ndim
+        shape[self.dim] = -1 if count > 1 else 1
+        each = self.factors.to(trained).repeat_interleave(
+            trained.shape[self.dim] // count if count > 1 else 1
+        )
+        return trained * each.view(shape)
+
+
+@dataclass(frozen=True)
 class Witness:
     """The weights of a fitted reference: anyone can put them into the checkpoint and measure again.
 
-    `quantized` are in a scheme; `plain` (schemes `fp` and kind `challenge`) replace parameters as they are.
+    `quantized` are in a scheme; `plain` (schemes `fp` and kind `challenge`) replace parameters as they are; `scaled`
+    (kind `rescale`) are the checkpoint's own.
     """
 
     quantized: Mapping[str, QuantizedMatrix] = field(default_factory=dict)
     plain: Mapping[str, Tensor] = field(default_factory=dict)
+    scaled: Mapping[str, Scaling] = field(default_factory=dict)
 
-    def weights(self, like: Tensor) -> dict[str, Tensor]:
-        """Parameter name → value, in `like`'s dtype and on its device."""
-        plain = {name: value.to(like) for name, value in self.plain.items()}
-        return plain | {name: matrix.weight(like) for name, matrix in self.quantized.items()}
+    def weights(self, like: Tensor, trained: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Parameter name → value, in `like`'s dtype and on its device.
+
+        trained: the block's own parameters, by the same names. Raises ArtefactError where `scaled` does not fit them.
+        """
+        found = {name: value.to(like) for name, value in self.plain.items()}
+        found |= {name: matrix.weight(like) for name, matrix in self.quantized.items()}
+        for name, scaling in self.scaled.items():
+            own = None if trained is None else trained.get(name)
+            count = len(scaling.factors)
+            if own is None or not 0 <= scaling.dim < own.ndim or not count or own.shape[scaling.dim] % count:
+                raise ArtefactError(
+                    f"the factors of {name!r} fit no matrix of this block: the fit belongs to another checkpoint, or "
+                    "was changed; fit again"
+                )
+            found[name] = scaling.weight(own.detach()).to(like)
+        return found
 
 
 @dataclass(frozen=True)

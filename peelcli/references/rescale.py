@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.records import SUBLAYERS, FitOutcome, Reference
-from peelcli.references.interface import Batch, Data, LinearMap, Witness
+from peelcli.references.interface import Batch, Data, LinearMap, Scaling, Witness
 from peelcli.references.plan import Plan
 from peelcli.workers import in_parallel
 
@@ -44,15 +44,6 @@ class Pieces:
     name: str
     count: int = 1
     dim: int = 0
-
-    def scaled(self, weight: Tensor, factors: Tensor) -> Tensor:
-        """The weight, each piece times its factor; factors (count,)."""
-        shape = [1] * weight.ndim
-        shape[self.dim] = -1 if self.count > 1 else 1
-        each = factors.to(weight).repeat_interleave(
-            weight.shape[self.dim] // self.count if self.count > 1 else 1
-        )
-        return weight * each.view(shape)
 
 
 @dataclass(frozen=True)
@@ -150,17 +141,17 @@ def best_length(loss: Callable[[Tensor], float], step: Tensor) -> Tensor:
 
 def rescaled(weights: Mapping[str, Tensor], pieces: Sequence[Pieces], factors: Tensor) -> dict[str, Tensor]:
     """The matrices in pieces, each piece times its factor."""
+    return {name: s.weight(weights[name]) for name, s in _scalings(pieces, factors).items()}
+
+
+def _scalings(pieces: Sequence[Pieces], factors: Tensor) -> dict[str, Scaling]:
     each = factors.split([p.count for p in pieces])
-    return {p.name: p.scaled(weights[p.name], f) for p, f in zip(pieces, each, strict=True)}
+    return {p.name: Scaling(f, p.dim) for p, f in zip(pieces, each, strict=True)}
 
 
-def kept(
-    weights: Mapping[str, Tensor], pieces: Sequence[Pieces], factors: Tensor, seconds: float
-) -> tuple[Witness, FitOutcome]:
-    """What is kept of a fit: the rescaled matrices, and their factors in words."""
-    witness = Witness(
-        plain={name: w.detach().cpu() for name, w in rescaled(weights, pieces, factors).items()}
-    )
+def kept(pieces: Sequence[Pieces], factors: Tensor, seconds: float) -> tuple[Witness, FitOutcome]:
+    """What is kept of a fit: the factors, and the same in words."""
+    witness = Witness(scaled=_scalings(pieces, factors))
     return witness, FitOutcome("trained", 1, True, told(pieces, factors), None, None, round(seconds, 3))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -210,6 +211,9 @@ def test_a_dry_run_plans_and_does_nothing(llama: Audited, tmp_path: Path) -> Non
         assert word in done.out
     assert not list(work.rglob("*.h5*"))
     assert done.stages <= {"scan", "plan"}
+    planned = re.search(r"disk +([\d.]+) MB at most", done.out)
+    assert planned is not None
+    assert float(planned[1]) * 1e6 > sum(path.stat().st_size for path in llama.files.values())
 
 
 def test_discarded_activations_are_not_missed(llama: Audited, tmp_path: Path) -> None:

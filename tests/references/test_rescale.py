@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from peelcli.errors import ArtefactError
 from peelcli.references.interface import Batch, LinearMap
 from peelcli.references.rescale import (
     FARTHEST,
@@ -129,11 +130,18 @@ def test_without_a_head_dimension_every_matrix_is_whole() -> None:
 
 
 def test_the_witness_is_the_matrices_times_their_factors() -> None:
-    weights = {"q.weight": torch.ones(2, 3), "bias": torch.ones(3)}
-    witness, outcome = kept(weights, [Pieces("q.weight")], torch.tensor([0.5]), 1.0)
-    assert set(witness.plain) == {"q.weight"}
-    assert torch.equal(witness.plain["q.weight"], torch.full((2, 3), 0.5))
-    assert (outcome.start, outcome.reason) == ("trained", "q × 0.50")
+    block = {"q.weight": torch.ones(2, 3), "o.weight": torch.ones(3, 2), "bias": torch.ones(3)}
+    pieces = [Pieces("q.weight"), Pieces("o.weight", 2, 1)]
+    witness, outcome = kept(pieces, torch.tensor([0.5, 1.0, 2.0]), 1.0)
+    like = torch.empty(0, dtype=torch.float64)
+    found = witness.weights(like, block)
+    assert torch.equal(found["q.weight"], torch.full((2, 3), 0.5).double())
+    assert torch.equal(found["o.weight"], torch.tensor([[1.0, 2.0]] * 3).double())
+    assert set(found) == {"q.weight", "o.weight"}
+    for other in (None, {}, block | {"o.weight": torch.ones(3, 3)}, block | {"o.weight": torch.ones(2)}):
+        with pytest.raises(ArtefactError, match="fit no matrix of this block"):
+            witness.weights(like, other)
+    assert (outcome.start, outcome.reason) == ("trained", "o head 2 × 2.00, q × 0.50")
 
 
 def test_factors_are_told_the_farthest_first() -> None:
