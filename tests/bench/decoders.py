@@ -3,7 +3,8 @@
     python tests/bench/decoders.py --family llama --precision ternary --cache /somewhere
 
 Full precision, or ternary and binary by straight-through fake quantisation of the blocks' matrices (per output channel,
-scale mean |w|); what is saved of those holds the quantised weights. Same recipe, torch and threads: same files.
+scale mean |w|); what is saved of those holds the quantised weights. BitNet's are saved latent, as they are trained.
+Same recipe, torch and threads: same files.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pathlib import Path
 
 import torch
 import transformers
-from low_bit_training import low_bit
+from low_bit_training import bit_linear, low_bit
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 TEST_TOKENS = 10_000  # held out for the figures, and as many again to choose by
-FAMILIES, PRECISIONS = ("llama", "gpt2"), ("fp", "ternary", "binary")
+FAMILIES, PRECISIONS = ("llama", "gpt2", "bitnet"), ("fp", "ternary", "binary", "bitnet")
 SUBMODULES = {
     "block": ("",),
     "attention": ("self_attn", "attn", "input_layernorm", "ln_1"),
@@ -175,7 +176,9 @@ def build(recipe: Recipe, vocab_size: int) -> nn.Module:
             initializer_range=recipe.initial_spread,
         )
     else:
-        config = transformers.LlamaConfig(
+        # BitNet's blocks are Llama's with a norm before what each sublayer gives, and squares in its MLP.
+        kind = transformers.BitNetConfig if recipe.family == "bitnet" else transformers.LlamaConfig
+        config = kind(
             vocab_size=vocab_size,
             hidden_size=recipe.d_model,
             intermediate_size=8 * recipe.d_model // 3,
@@ -188,7 +191,8 @@ def build(recipe: Recipe, vocab_size: int) -> nn.Module:
             tie_word_embeddings=False,
             initializer_range=recipe.initial_spread,
         )
-    return transformers.AutoModelForCausalLM.from_config(config)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    return bit_linear(model) if recipe.precision == "bitnet" else model
 
 
 def snapshot(model: nn.Module, precision: str, fresh: nn.Module) -> nn.Module:

@@ -1,6 +1,7 @@
 """Training with ternary or binary weights: straight-through fake quantisation of the matrices of the blocks.
 
-One scale per output channel, mean |w|. Ternary: w/scale rounded and clipped to −1, 0, 1; binary: its sign.
+One scale per output channel, mean |w|. Ternary: w/scale rounded and clipped to −1, 0, 1; binary: its sign. BitNet:
+ternary, one scale per matrix, and inputs of 8 bits per token, by the modules that transformers itself runs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from transformers.integrations.bitnet import replace_with_bitnet_linear
 
 
 class Quantized(nn.Module):
@@ -33,7 +35,7 @@ class Quantized(nn.Module):
 def low_bit(blocks: nn.ModuleList, precision: str) -> Iterator[None]:
     """For the length of the context the matrices of the blocks are `precision`; at the end they hold what they were."""
     chosen: list[nn.Module] = []
-    if precision != "fp":
+    if precision in ("ternary", "binary"):
         conv = transformers.pytorch_utils.Conv1D
         chosen = [m for m in blocks.modules() if isinstance(m, (nn.Linear, conv))]
         for module in chosen:
@@ -44,3 +46,13 @@ def low_bit(blocks: nn.ModuleList, precision: str) -> Iterator[None]:
     finally:
         for module in chosen:
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=False)
+
+
+def bit_linear(model: transformers.PreTrainedModel) -> transformers.PreTrainedModel:
+    """The model with BitNet's maps in its blocks; they hold latent weights, and are saved and opened so."""
+    config = transformers.BitNetQuantConfig(linear_class="autobitlinear", quantization_mode="online")
+    latent = model.state_dict()
+    replace_with_bitnet_linear(model, ["lm_head"], config)
+    model.load_state_dict(latent, assign=True)
+    model.config.quantization_config = config
+    return model

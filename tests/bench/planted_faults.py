@@ -2,11 +2,11 @@
 
     python tests/bench/planted_faults.py --cache DIR [--split NAME] [--bases NAME …] [--workers 2] [--models-only] …
 
-Three decoders a split, Llama- and GPT-2-style, full precision, ternary and binary: healthy, early, audited on foreign
-text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the plant's name
-(planted/truth.py). Models, truths and audits are kept under --cache; what is there is not done again. Peers are needed
-here alone: weightwatcher, and llmcompressor for GPTQ's error, which is left out where it is not installed (it wants an
-older transformers: an environment of its own and --models-only add it to the cache).
+Two or three decoders a split, Llama-, GPT-2- and BitNet-style, full precision, ternary and binary: healthy, early,
+audited on foreign text, and with one layer hurt in training or afterwards. The truth is measured, not taken from the
+plant's name (planted/truth.py). Models, truths and audits are kept under --cache; what is there is not done again.
+Peers are needed here alone: weightwatcher, and llmcompressor for GPTQ's error, which is left out where it is not
+installed (it wants an older transformers: an environment of its own and --models-only add it to the cache).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def measure(case: Case, cache: Path, *, audit: bool) -> None:
     from planted.truth import truths_of
 
     torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")  # of what transformers compiles for BitNet, for large matrices
     transformers.utils.logging.disable_progress_bar()
     kept = cache / "cases" / f"{case.name}.json"
     record = json.loads(kept.read_text(encoding="utf-8")) if kept.exists() else {}

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,10 @@ from planted.cases import BASES, SPLITS, Base, Case, cases_of
 from planted.figures import auroc, report, rows_of
 from planted.plant import AFTER, checkpoint_of, held_out_ids, held_out_text, twin_of
 from planted.truth import dropped, truths_of
+
+from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.precision import precision_of
 
 TINY = Recipe(
     num_layers=3,
@@ -53,8 +57,10 @@ PLANTS = [
 def cache(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     if not (shared / TINY.corpus).exists():
         pytest.skip(f"needs ../shared/data/{TINY.corpus}")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, torch.compiler.set_stance("force_eager"):
         patch.setitem(BASES, "tiny", Base("tiny", "tune", TINY, TINY.corpus))
+        bitnet = replace(TINY, family="bitnet", precision="bitnet")
+        patch.setitem(BASES, "tiny-bitnet", Base("tiny-bitnet", "tune", bitnet, TINY.corpus))
         patch.setattr(detect, "settings_of", quick_settings)
         patch.setattr(truth, "RECOVERY_STEPS", 10)
         transformers.utils.logging.disable_progress_bar()
@@ -78,7 +84,9 @@ def test_every_fault_that_is_planted_afterwards_is_tried() -> None:
     assert {case.kind for case in PLANTS} == set(AFTER)
 
 
-@pytest.mark.parametrize("case", PLANTS, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case", [*PLANTS, *(replace(case, base="tiny-bitnet") for case in PLANTS)], ids=lambda case: case.name
+)
 def test_a_plant_hurts_what_it_names_and_nothing_else(case: Case, shared: Path, cache: Path) -> None:
     hurt, twin = (weights_of(find(case, shared, cache)) for find in (checkpoint_of, twin_of))
     changed = {name for name in twin if not torch.equal(hurt[name], twin[name])}
@@ -89,6 +97,18 @@ def test_a_plant_hurts_what_it_names_and_nothing_else(case: Case, shared: Path, 
     }
     assert changed
     assert changed <= allowed
+
+
+def test_what_is_planted_in_latent_weights_runs_in_their_class(shared: Path, cache: Path) -> None:
+    """Noise leaves the grid of a ternary network, and is rounded to it in BitNet's."""
+    home = checkpoint_of(Case("tiny-bitnet", "noise", (2,), "attention", 0.3), shared, cache)
+    running = precision_of(open_checkpoint(home)).running
+    model = BlockwiseModel(
+        home, dtype=torch.float32, device="cpu", offload_dir=cache / "work", running=running
+    )
+    matrices = [weight for weight in model.read_weights(2).values() if weight.ndim == 2]
+    assert [len(weight.unique()) for weight in matrices] == [3] * 7
+    assert running.activation is not None
 
 
 def test_a_frozen_layer_keeps_its_initial_weights_and_the_others_learn(shared: Path, cache: Path) -> None:

@@ -1,7 +1,8 @@
-"""What is planted: base models in three splits with other seeds, widths and layers, and the faults of each.
+"""What is planted: base models in splits with other seeds, widths and layers, and the faults of each.
 
 Thresholds are set on `tune`. `test` is for the figures, but what the rules look at was improved after it had been seen.
 `fresh` is drawn anew, with seeds, widths and depths that nobody has looked at, whenever a rule has changed since.
+`bitnet` is of another kind of network, which no rule was made for: weights and activations in few bits.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from decoders import Recipe
 
 STEPS, EARLY = 500, (50, 150, 300)  # 10%, 30%, 60% of the training
 VOCABULARY, TRAIN_TOKENS = 384, 300_000
-SPLITS = ("tune", "test", "fresh")
+SPLITS = ("tune", "test", "fresh", "bitnet")
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ def _base(name: str, split: str, foreign: str = "wikitext2_valid.txt", **recipe:
 
 # With GPT-2's own spread, 0.02, all layers but the first are hardly used after so few steps.
 _GPT2 = {"family": "gpt2", "initial_spread": 0.1, "learning_rate": 2e-3}
+# With the spread and rate of the Llamas it has learnt little after so few steps.
+_BITNET = {"family": "bitnet", "precision": "bitnet", "initial_spread": 0.05, "learning_rate": 5e-3}
 BASES = {
     base.name: base
     for base in (
@@ -79,6 +82,8 @@ BASES = {
         _base("llama6", "fresh", d_model=80, num_layers=6, seed=40),
         _base("gpt5b", "fresh", **_GPT2, d_model=96, num_layers=5, seed=41),
         _base("llama4t", "fresh", precision="ternary", d_model=96, num_layers=4, seed=42),
+        _base("llama4n", "bitnet", precision="bitnet", d_model=96, num_layers=4, seed=60),
+        _base("bitnet5", "bitnet", **_BITNET, d_model=96, num_layers=5, seed=61),
     )
 }
 # Faults in training: (kind, part, severity) by base; "stopped" at a share of the steps (0: frozen), "slow" by a factor.
@@ -125,6 +130,8 @@ IN_TRAINING: dict[str, tuple[tuple[str, str, float], ...]] = {
         ("stopped", "mlp", 0.1),
     ),
     "llama4t": (("stopped", "block", 0.3), ("slow", "block", 0.1), ("stopped", "attention", 0.1)),
+    "llama4n": (("stopped", "block", 0.1), ("slow", "block", 0.1), ("stopped", "attention", 0.0)),
+    "bitnet5": (("stopped", "block", 0.3), ("slow", "block", 0.3), ("stopped", "mlp", 0.1)),
 }
 AFTERWARDS: tuple[tuple[str, str, float], ...] = (
     ("new weights", "block", 0.0),
@@ -141,7 +148,7 @@ AFTERWARDS: tuple[tuple[str, str, float], ...] = (
     ("noise", "mlp", 0.7),
     ("heads shuffled", "attention", 0.0),
 )
-LLAMA_ONLY = (("rotary lost", "attention", 0.0),)
+ROTARY_ONLY = (("rotary lost", "attention", 0.0),)
 LOW_BIT_ONLY = (("scales off", "block", 2.0),)
 TERNARY_ONLY = (("fewer bits", "block", 1.0),)
 
@@ -153,9 +160,9 @@ def cases_of(base: Base) -> list[Case]:
     found += [Case(base.name, "early", severity=step / STEPS) for step in EARLY[1:]]
     found.append(Case(base.name, "healthy", foreign=True))
     after = list(AFTERWARDS)
-    after += LLAMA_ONLY if base.recipe.family == "llama" else ()
+    after += ROTARY_ONLY if base.recipe.family != "gpt2" else ()
     after += LOW_BIT_ONLY if base.recipe.precision != "fp" else ()
-    after += TERNARY_ONLY if base.recipe.precision == "ternary" else ()
+    after += TERNARY_ONLY if base.recipe.precision in ("ternary", "bitnet") else ()
     for number, (kind, part, severity) in enumerate((*IN_TRAINING.get(base.name, ()), *after)):
         layer = 1 + (number + base.recipe.seed) % depth
         layers = (layer, layer % depth + 1) if kind == "exchanged" else (layer,)

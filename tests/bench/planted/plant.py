@@ -146,12 +146,12 @@ def _heads_shuffled(model: nn.Module, case: Case, base: Base, shared: Path, cach
     """The heads of the output projection in another order than those of q, k and v."""
     heads = base.recipe.num_heads
     block = blocks_of(model)[case.layers[0] - 1]
-    is_llama = base.recipe.family == "llama"
-    weight = block.self_attn.o_proj.weight if is_llama else block.attn.c_proj.weight  # type: ignore[union-attr]
-    oriented = weight if is_llama else weight.T  # (d_model, heads · d_head)
+    is_gpt2 = base.recipe.family == "gpt2"
+    weight = block.attn.c_proj.weight if is_gpt2 else block.self_attn.o_proj.weight  # type: ignore[union-attr]
+    oriented = weight.T if is_gpt2 else weight  # (d_model, heads · d_head)
     split = oriented.reshape(oriented.shape[0], heads, -1)  # type: ignore[operator, index]
     turned = split.roll(1, dims=1).reshape(oriented.shape)
-    weight.copy_(turned if is_llama else turned.T)  # type: ignore[operator]
+    weight.copy_(turned.T if is_gpt2 else turned)  # type: ignore[operator]
 
 
 @torch.no_grad()
