@@ -15,6 +15,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.machine import available_memory
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import SCHEMES
+from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
 from peelcli.references.interface import Batch, Budget, Witness
@@ -58,9 +59,14 @@ def blocks_harm(model: BlockwiseModel, acts: ActivationFile) -> bool:
 class EndToEnd:
     """The network from the first audited layer to its loss, its blocks held in memory while one is within `open`."""
 
-    def __init__(self, model: BlockwiseModel, acts: ActivationFile, first: int, seed: int) -> None:
-        """`acts` must have been extracted from `model`, with the states that enter layer `first`."""
-        self.model, self.acts, self.first, self.seed = model, acts, first, seed
+    def __init__(
+        self, model: BlockwiseModel, acts: ActivationFile, first: int, seed: int, steps: StepRule
+    ) -> None:
+        """`acts` must have been extracted from `model`, with the states that enter layer `first`.
+
+        steps: which weights of the matrices that run in few bits share one.
+        """
+        self.model, self.acts, self.first, self.seed, self.steps = model, acts, first, seed, steps
         self.modules: dict[int, nn.Module] = {}
         self._held = HeldStates(acts, model.device, model.dtype)
 
@@ -119,7 +125,9 @@ class EndToEnd:
         fit, select = (self._data(p, layer) for p in ("fit", "select"))
         grids = self.acts.about["matrix_grids"][layer - 1]
         on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
-        return fit_challenge(loss, trained, block.maps, on_grid, fit, select, budget(self._at_once))
+        return fit_challenge(
+            loss, trained, block.maps, on_grid, fit, select, budget(self._at_once), self.steps
+        )
 
     def rescale(self, references: Sequence[Reference]) -> dict[Reference, Fitted]:
         """The matrices of each layer at other lengths."""

@@ -143,7 +143,7 @@ class FitConfig(MachineConfig):
         None,
         "Weights that share one step: those of a matrix, of a row, or of a group in a row.",
         choices=GRANULARITIES,
-        unset="group with a group size, else channel",
+        unset="group with a group size, else the checkpoint's where a reference has no fewer bits, or channel",
     )
     group_size: int | None = setting(
         None,

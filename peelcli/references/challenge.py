@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from peelcli.quant.schemes import Scheme
+from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.plan import Plan
@@ -58,16 +59,18 @@ def fit_challenge(
     fit: Data,
     select: Data,
     budget: Budget,
+    steps: StepRule | None = None,
 ) -> tuple[Witness, FitOutcome]:
     """Train one layer on; `loss(weights, batch)` is the mean next-token CE with those weights in place.
 
     trained: the layer's parameters. grids: of the matrices that run in few bits, the scheme (and group size) that they
     lie in, and stay in, through the straight-through estimator; None for one that lies on a grid of another kind (with
-    zero points, or a codebook): it stays as it is. All else is trained in full precision.
+    zero points, or a codebook): it stays as it is. All else is trained in full precision. steps: which weights share
+    one; of a group, where there is a group size, else of a channel.
     """
     began = time.perf_counter()
     on_grids = [
-        start_parameters([m for m in maps if grids.get(m.name) == grid], *grid, "warm", budget.seed)
+        start_parameters([m for m in maps if grids.get(m.name) == grid], *grid, "warm", budget.seed, steps)
         for grid in dict.fromkeys(g for g in grids.values() if g is not None)
     ]
     # In half precision most steps would round to none.

@@ -13,6 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import AUDIT, Done, peel, save_ids, save_tiny
 from transformers import AutoModelForCausalLM
 
+from peelcli.fitstore import load_witness
+from peelcli.fittedrun import read_fit
+
 TERNARY = math.log2(3)
 BRIEF = ("--references", "identity,direct,challenge", "--paths", "none")
 SCHEME = ("--trained-scheme", "ternary", "--trained-granularity", "channel")
@@ -145,6 +148,22 @@ def test_a_packed_series_with_rollback_verify_and_graft(tmp_path: Path) -> None:
     assert "inputs are no longer rounded" in grafted.err
     assert "quantization_config" not in json.loads((tmp_path / "g" / "config.json").read_text())
     AutoModelForCausalLM.from_pretrained(tmp_path / "g")
+
+
+@pytest.mark.parametrize("shared", ["tensor", "channel"])
+def test_references_have_no_more_steps_than_the_checkpoint(tmp_path: Path, shared: str) -> None:
+    """BitNet has one a matrix; with one a channel a reference of the same bits would be richer than the layer."""
+    latents = save_tiny(tmp_path / "latents")
+    options = ("--trained-scheme", "ternary", "--trained-granularity", shared)
+    done = audit(tmp_path, latents, *options, *BRIEF)
+    assert done.code == 0, done.err
+    (fit,) = (tmp_path / "home").rglob("fit-*.h5")
+    run = read_fit(fit)
+    assert run.granularity == shared
+    fitted = [s.reference for s in run.scores if s.reference.kind in ("direct", "challenge")]
+    witnesses = [load_witness(fit, reference) for reference in fitted]
+    assert {m.granularity for w in witnesses for m in w.quantized.values()} == {shared}
+    assert {reference.kind for reference in fitted} == {"direct", "challenge"}
 
 
 @pytest.mark.parametrize(
