@@ -348,6 +348,7 @@ class Fitter:
             head_steps=self.settings.head_steps,
             seed=self.settings.seed,
             resume=self.task.resume,
+            steps=StepRule(self.own_granularity),
         )
         return (yield from peel_steps(self.model, self.acts, task, self.asked))
 

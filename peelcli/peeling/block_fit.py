@@ -24,6 +24,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
 from peelcli.quant.schemes import Scheme
+from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head
@@ -67,6 +68,7 @@ class PeelTask:
     head_steps: int
     seed: int
     resume: bool = True
+    steps: StepRule | None = None  # which weights of a block share a step
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,9 @@ class BlockFit:
         scheme, group_size = self.task.schemes[layer - 1]
         fit, select = (StateData(self._held, p, prepared.states.values, target) for p in ("fit", "select"))
         budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
-        return fit_block(block, prepared.starts[layer], scheme, group_size, fit, select, budget)
+        return fit_block(
+            block, prepared.starts[layer], scheme, group_size, fit, select, budget, self.task.steps
+        )
 
     @torch.no_grad()
     def _run(self, block: ModelBlock, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

@@ -18,8 +18,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.schemes import Scheme
+from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.regression import CHECKED, batches, fit_regression, fvu
@@ -174,11 +175,15 @@ def fit_block(
     fit: Data,
     select: Data,
     budget: Budget,
+    steps: StepRule | None = None,
 ) -> tuple[Witness, FitOutcome]:
-    """The block of the scheme that comes closest to the targets on `select`, and how its fit went."""
+    """The block of the scheme that comes closest to the targets on `select`, and how its fit went.
+
+    steps: which weights share one; as `fit_regression` has it.
+    """
 
     def left(weights: Mapping[str, Tensor]) -> float:
-        in_scheme = {m.name: _in_scheme(m, weights[m.name], scheme, group_size) for m in block.maps}
+        in_scheme = {m.name: _in_scheme(m, weights[m.name], scheme, group_size, steps) for m in block.maps}
         return fvu(block, in_scheme, select, budget.batch_size, CHECKED, at_once=budget.at_once)
 
     error, weights = math.inf, starts.weights
@@ -190,16 +195,17 @@ def fit_block(
             if error < EXACT:
                 break
     maps = [replace(m, weight=weights[m.name]) for m in block.maps]
-    steps = 0 if error < EXACT else budget.steps
+    budget = replace(budget, steps=0 if error < EXACT else budget.steps, start="warm")
     with torch.enable_grad():
-        return fit_regression(
-            block, maps, scheme, group_size, fit, select, replace(budget, steps=steps, start="warm")
-        )
+        return fit_regression(block, maps, scheme, group_size, fit, select, budget, steps=steps)
 
 
-def _in_scheme(m: LinearMap, weight: Tensor, scheme: Scheme, group_size: int | None) -> Tensor:
+def _in_scheme(
+    m: LinearMap, weight: Tensor, scheme: Scheme, group_size: int | None, steps: StepRule | None = None
+) -> Tensor:
     if scheme.is_free:
         return weight
     oriented = replace(m, weight=weight).oriented().float()
-    value = fake_quantize(oriented, initial_scale(oriented, scheme, group_size), scheme, group_size)
+    scale, zero_point = start_steps(oriented, scheme, group_size, steps)
+    value = fake_quantize(oriented, scale, scheme, group_size, zero_point)
     return (value.transpose(-1, -2) if m.transposed else value).to(weight.dtype)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny import AUDIT, Done, peel, save_ids, save_tiny
 from transformers import AutoModelForCausalLM
 
-from peelcli.fitstore import load_witness
+from peelcli.fitstore import load_path, load_witness
 from peelcli.fittedrun import read_fit
 
 TERNARY = math.log2(3)
@@ -155,13 +155,14 @@ def test_references_have_no_more_steps_than_the_checkpoint(tmp_path: Path, share
     """BitNet has one a matrix; with one a channel a reference of the same bits would be richer than the layer."""
     latents = save_tiny(tmp_path / "latents")
     options = ("--trained-scheme", "ternary", "--trained-granularity", shared)
-    done = audit(tmp_path, latents, *options, *BRIEF)
+    done = audit(tmp_path, latents, *options, *BRIEF[:-1], "direct")
     assert done.code == 0, done.err
     (fit,) = (tmp_path / "home").rglob("fit-*.h5")
     run = read_fit(fit)
     assert run.granularity == shared
     fitted = [s.reference for s in run.scores if s.reference.kind in ("direct", "challenge")]
     witnesses = [load_witness(fit, reference) for reference in fitted]
+    witnesses += load_path(fit, range(1, run.num_layers + 1))[0]
     assert {m.granularity for w in witnesses for m in w.quantized.values()} == {shared}
     assert {reference.kind for reference in fitted} == {"direct", "challenge"}
 
