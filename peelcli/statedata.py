@@ -13,7 +13,10 @@ from peelcli.batching import free_memory
 from peelcli.references.interface import Batch
 
 _HELD_NBYTES = 2**28  # states up to 256 MB of a layer and part are held on a processor…
-_LAYERS = 4  # …of so many layers and parts at once; a GPU holds a quarter of what is free
+_LAYERS = 4  # …of so many at once; a GPU holds a quarter of what is free
+_ENTRIES = (
+    8  # layers and parts, at most: what a layer's fits ask for, inputs and targets up to three layers on
+)
 
 
 class HeldStates:
@@ -51,7 +54,7 @@ class HeldStates:
                 nbytes = one.numel() * one.element_size() * (rows.stop - rows.start)
                 if nbytes > self._most // _LAYERS:
                     return None
-                while self._kept and self.nbytes + nbytes > self._most:
+                while self._kept and (self.nbytes + nbytes > self._most or len(self._kept) >= _ENTRIES):
                     del self._kept[next(iter(self._kept))]  # the one asked for least lately
                 kept = self._read(layer, rows)
             self._kept[part, layer] = kept
