@@ -29,10 +29,13 @@ BLOCK = 64  # columns whose changes reach the others in one matrix product
 
 
 def rounding(levels: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from ratios of any shape to the level next to each; halves go to the even one of whole levels."""
+    """A function from ratios of any shape to the level next to each; halves go to the even one of whole levels.
+
+    It may write over the ratios.
+    """
     if len(levels) > 1 and bool((levels.diff() == 1).all()):
         low, high = float(levels[0]), float(levels[-1])
-        return lambda ratio: ratio.round().clamp_(low, high)
+        return lambda ratio: ratio.round_().clamp_(low, high)
     middles = (levels[1:] + levels[:-1]) / 2
     return lambda ratio: levels[torch.bucketize(ratio.contiguous(), middles)]
 
@@ -169,9 +172,8 @@ def round_with_feedback(
         zero = None if zero_point is None else zero_point[:, group_of[here]].T.contiguous()
         local, taken, error = coupling[here, here], torch.empty_like(want), torch.empty_like(want)
         for j in range(len(want)):
-            ratio = want[j] * inverse[j]
-            code = nearest(ratio if zero is None else ratio.add_(zero[j]))
-            taken[j] = code
+            ratio = torch.mul(want[j], inverse[j], out=taken[j])
+            code = taken[j] = nearest(ratio if zero is None else ratio.add_(zero[j]))
             value = code if zero is None else code - zero[j]
             torch.addcmul(goal[j], value, step[j], value=-1, out=error[j])
             want[j + 1 :].addr_(local[j, j + 1 :], error[j])

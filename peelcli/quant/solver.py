@@ -9,6 +9,7 @@ and a row that rounding to nearest serves better is rounded to nearest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,7 +30,7 @@ _DOUBT = 1.02  # losses that close may stand the other way round in double preci
 STARTS = (1.0, 0.8, 1.25)  # step sizes to begin with, relative to the one that `_start` calls for
 # What errors add to what a column is to give makes it spread wider than the weights, which tells where levels are few.
 _WIDER, _FEW_LEVELS = 1.05, 4
-_STRIP = 256  # columns at a time
+_STRIP = 128  # columns at a time
 
 
 def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
@@ -38,8 +39,11 @@ def damped(hessian: Tensor, damping: float = DAMPING) -> Tensor:
     All zero (no input ever reached the map) it becomes the identity.
     """
     mean = hessian.diagonal().mean()
-    eye = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    return hessian / mean + damping * eye if mean > 0 else eye
+    if not mean > 0:
+        return torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
+    found = hessian / mean
+    found.diagonal().add_(damping)
+    return found
 
 
 def least_squares_target(weight: Tensor, hessian: Tensor, missing: Tensor) -> Tensor:
@@ -83,7 +87,8 @@ def solve(
     if scheme.is_free:
         raise UsageError(f"solver: expected a scheme with codes, found {scheme.name}; its weights are free")
     d_in = target.shape[1]
-    if hessian.shape != (d_in, d_in) or not torch.isfinite(hessian).all():
+    # Both ends are NaN where any value is; that is cheaper than to look at every value.
+    if hessian.shape != (d_in, d_in) or not all(map(math.isfinite, map(float, hessian.aminmax()))):
         raise UsageError(
             f"solver: expected a finite hessian ({d_in}, {d_in}) for a weight {tuple(target.shape)}, found "
             f"{tuple(hessian.shape)}; the inputs are those of another map, or hold NaN or infinity"
