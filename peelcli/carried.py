@@ -45,7 +45,7 @@ class InFiles:
     def __init__(self, directory: Path, stage: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """shape: (seq_len, d_model). stage: goes into the files' names."""
         self._directory, self._stage, self._shape, self._dtype = directory, stage, shape, dtype
-        self._row_nbytes = shape[0] * shape[1] * torch.empty(0, dtype=dtype).element_size()
+        self._row_nbytes = shape[0] * shape[1] * dtype.itemsize
         self._source: BinaryIO | None = None
         self._target: BinaryIO | None = None
 

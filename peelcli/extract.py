@@ -107,7 +107,7 @@ def _layers(
 
 def _room_for(shape: Sequence[int], model: BlockwiseModel) -> Tensor:
     """An empty tensor for the states of a layer: where the model runs if a quarter of the memory there suffices."""
-    nbytes = math.prod(shape) * torch.empty(0, dtype=model.dtype).element_size()
+    nbytes = math.prod(shape) * model.dtype.itemsize
     device = model.device if nbytes <= free_memory(model.device) // 4 else "cpu"
     return torch.empty(*shape, dtype=model.dtype, device=device)
 

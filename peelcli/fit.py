@@ -67,13 +67,13 @@ def default_scheme(layer_bits: Sequence[float]) -> str:
     return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"
 
 
-def own_granularity(quantized: Mapping[str, Any] | None) -> str:
-    """`tensor` where each matrix that the checkpoint runs in few bits has one step, else `channel`.
+def own_steps(quantized: Mapping[str, Any] | None) -> StepRule:
+    """One step a matrix where each that the checkpoint runs in few bits has one, else one a channel.
 
     quantized: what its extraction says of them. With a step a channel a reference would be richer than the layer.
     """
     modules = quantized["modules"] if quantized else ()
-    return "tensor" if modules and all(m["granularity"] == "tensor" for m in modules) else "channel"
+    return StepRule("tensor" if modules and all(m["granularity"] == "tensor" for m in modules) else "channel")
 
 
 def _pairs(model: BlockwiseModel) -> frozenset[tuple[int, int]]:
@@ -133,10 +133,10 @@ class Fitter:
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
-        self.own_granularity = own_granularity(about["quantized"])
+        self.own_steps = own_steps(about["quantized"])
         asked, bits = s.granularity, scheme_named(self.plan.scheme).num_bits
         if s.group_size is None and any(self.plan.layer_bits[n] <= bits for n in layers):
-            asked = asked or self.own_granularity
+            asked = asked or self.own_steps.granularity
         self.granularity = granularity_of(asked, s.group_size)
         self.skipped: list[str] = list(about["skipped"])
         self.parts_dir = task.output.with_name(task.output.name + ".parts")
@@ -293,8 +293,8 @@ class Fitter:
         wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.kind in END_TO_END]
         if not wanted:
             return
-        steps = StepRule(self.own_granularity)
-        fits = EndToEnd(self.model, self.acts, min(self.plan.layers), self.settings.seed, steps)
+        first = min(self.plan.layers)
+        fits = EndToEnd(self.model, self.acts, first, self.settings.seed, self.own_steps)
         reason = fits.why_not(is_damaged=self.plan.is_damaged)
         if reason:
             kinds = " and ".join(dict.fromkeys(r.kind for r in wanted))
@@ -348,7 +348,7 @@ class Fitter:
             head_steps=self.settings.head_steps,
             seed=self.settings.seed,
             resume=self.task.resume,
-            steps=StepRule(self.own_granularity),
+            steps=self.own_steps,
         )
         return (yield from peel_steps(self.model, self.acts, task, self.asked))
 

@@ -28,10 +28,9 @@ from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
 _IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read
-_LOW_BIT_NBYTES = (
-    1.0  # a weight takes in `direct` and `span` references of 1.6 bits: whole, in parts, and twice as spans
-)
-_LADDER_NBYTES = 2.5  # and in the further schemes of the ladder, some 19 bits in all
+# A weight takes so much in `direct` and `span` references of 1.6 bits (whole, in parts, and twice as spans)…
+_LOW_BIT_NBYTES = 1.0
+_LADDER_NBYTES = 2.5  # …and in the further schemes of the ladder, some 19 bits in all
 _EFFICIENCY = 0.3  # of the rate of a large matrix product, reached by small blocks with attention
 
 

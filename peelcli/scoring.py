@@ -128,7 +128,7 @@ class Sweep:
         self._held: dict[int, Tensor] = {}  # O_l of all rows, by layer: what begins at one layer shares them
         width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
         self._shape = (self.ids.shape[1], width)
-        self._row_nbytes = self._shape[0] * width * torch.empty(0, dtype=model.dtype).element_size()
+        self._row_nbytes = self._shape[0] * width * model.dtype.itemsize
 
     @property
     def scratch_nbytes(self) -> int:
@@ -143,7 +143,10 @@ class Sweep:
         """Go through the layers, then measure; yields after each layer."""
         self.scratch.mkdir(parents=True, exist_ok=True)
         end = self.model.num_layers + 1
-        for group in self._groups():
+        room = free_memory(self.model.device) // 2
+        largest = max((self._nbytes([c]) for c in self.candidates), default=0)
+        self._on_device = 0 < largest <= room
+        for group in self._groups(room) if self._on_device else [self.candidates]:
             self._now = group
             done = self._start()
             first = min((c.reference.layer for c in self._now), default=1)
@@ -155,16 +158,11 @@ class Sweep:
             self._clear()
         yield Progress(self.stage, end, end, "loss")
 
-    def _groups(self) -> list[list[Candidate]]:
-        """The candidates, in so many groups that the states of each fit on the accelerator; else all in one.
+    def _groups(self, room: int) -> list[list[Candidate]]:
+        """The candidates, in so many groups that the states of each fit into `room` bytes.
 
         Those that begin in late layers stay together, whose sweep is short.
         """
-        room = free_memory(self.model.device) // 2
-        largest = max((self._nbytes([c]) for c in self.candidates), default=0)
-        self._on_device = 0 < largest <= room
-        if not self._on_device:
-            return [self.candidates]
         groups: list[list[Candidate]] = [[]]
         for candidate in self.candidates:
             if self._nbytes([*groups[-1], candidate]) > room:

@@ -10,6 +10,11 @@ from typing import Any, TypeVar
 import pytest
 import torch
 import transformers
+from torch import Tensor
+
+from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.precision import precision_of
 
 # Before anything imports Triton: without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():
@@ -64,6 +69,24 @@ def driven(steps: Generator[Any, None, T]) -> T:
             next(steps)
         except StopIteration as end:
             return end.value
+
+
+def opened(directory: Path, offload: Path, **trained: Any) -> BlockwiseModel:
+    """The checkpoint as peel runs it."""
+    precision = precision_of(open_checkpoint(directory), **trained)
+    return BlockwiseModel(
+        directory, dtype=torch.float32, device="cpu", offload_dir=offload, running=precision.running
+    )
+
+
+@torch.no_grad()
+def logits(model: BlockwiseModel, ids: Tensor) -> Tensor:
+    """Block by block, as every stage runs it."""
+    hidden = model.prepare(ids).hidden
+    for layer in range(1, model.num_layers + 1):
+        with model.block(layer) as module:
+            hidden = model.run_block(layer, module, hidden, ids)
+    return model.logits(hidden, ids)
 
 
 @pytest.fixture

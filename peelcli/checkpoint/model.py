@@ -156,7 +156,7 @@ class BlockwiseModel:
     def block_nbytes(self, layer: int) -> int:
         """Bytes of one block's weights in the dtype it runs in."""
         parameters = self._blocks[layer - 1].parameters()
-        return sum(p.numel() for p in parameters) * torch.empty(0, dtype=self.dtype).element_size()
+        return sum(p.numel() for p in parameters) * self.dtype.itemsize
 
     def runs_at_once(self, layer: int) -> bool:
         """Whether several batches may go through a block at once, a thread each, and gain by it.

@@ -99,7 +99,7 @@ def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, in
 
 def _require_room(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
     """Refuse beforehand what would fill the disk."""
-    nbytes = sum(plain_numel(files, packing).values()) * torch.empty(0, dtype=dtype).element_size()
+    nbytes = sum(plain_numel(files, packing).values()) * dtype.itemsize
     free = shutil.disk_usage(directory).free
     if nbytes > free:
         raise ResourceError(

@@ -20,7 +20,7 @@ nothing on the diagonal of the hessian.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -29,15 +29,17 @@ BLOCK = 64  # columns whose changes reach the others in one matrix product
 
 
 def rounding(levels: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function from ratios of any shape to the level next to each; halves go to the even one of whole levels.
-
-    It may write over the ratios.
-    """
-    if len(levels) > 1 and bool((levels.diff() == 1).all()):
-        low, high = float(levels[0]), float(levels[-1])
-        return lambda ratio: ratio.round_().clamp_(low, high)
+    """A function from ratios of any shape to the level next to each; halves go to the even one of whole levels."""
+    listed = levels.tolist()
+    if are_even(listed):
+        return lambda ratio: ratio.round().clamp_(listed[0], listed[-1])
     middles = (levels[1:] + levels[:-1]) / 2
     return lambda ratio: levels[torch.bucketize(ratio.contiguous(), middles)]
+
+
+def are_even(levels: Sequence[float]) -> bool:
+    """Whether ascending levels lie one apart, so that rounding finds them (no codebook, and not ±1)."""
+    return len(levels) > 1 and all(high - low == 1 for low, high in zip(levels, levels[1:], strict=False))
 
 
 def weight_of(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_of: Tensor) -> Tensor:
@@ -172,7 +174,7 @@ def round_with_feedback(
         zero = None if zero_point is None else zero_point[:, group_of[here]].T.contiguous()
         local, taken, error = coupling[here, here], torch.empty_like(want), torch.empty_like(want)
         for j in range(len(want)):
-            ratio = torch.mul(want[j], inverse[j], out=taken[j])
+            ratio = want[j] * inverse[j]
             code = taken[j] = nearest(ratio if zero is None else ratio.add_(zero[j]))
             value = code if zero is None else code - zero[j]
             torch.addcmul(goal[j], value, step[j], value=-1, out=error[j])

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from peelcli.kernels.eager import are_even
+
 BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
 ROWS = 32
 
@@ -142,24 +144,17 @@ def round_with_feedback(
     zeros = scale if zero_point is None else zero_point.contiguous()
     wanted, codes = goal.clone(), torch.empty_like(goal)
     errors = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=target.device)
-    whole, low, high = _range(levels)
+    listed = levels.tolist()
     for start in range(0, d_in, BLOCK):
         stop = min(start + BLOCK, d_in)
         _feed[(triton.cdiv(d_out, ROWS),)](
             codes, goal, wanted, errors, scale, zeros, coupling, levels, group_of,
-            d_out, d_in, start, stop - start, scale.shape[1], len(levels), low, high,
-            WHOLE=whole, SHIFTED=zero_point is not None, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
+            d_out, d_in, start, stop - start, scale.shape[1], len(listed), listed[0], listed[-1],
+            WHOLE=are_even(listed), SHIFTED=zero_point is not None, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
         if stop < d_in:
             wanted[:, stop:].addmm_(errors[:, : stop - start], coupling[start:stop, stop:])
     return codes
-
-
-def _range(levels: Tensor) -> tuple[bool, float, float]:
-    """Whether the levels are whole numbers one apart, the lowest and the highest."""
-    listed = levels.tolist()
-    whole = len(listed) > 1 and all(high - low == 1 for low, high in zip(listed, listed[1:], strict=False))
-    return whole, listed[0], listed[-1]
 
 
 def coordinate_descent_(
@@ -176,13 +171,13 @@ def coordinate_descent_(
     work, slopes = codes.contiguous(), gradient.contiguous()
     changed = torch.zeros(d_out, dtype=torch.int64, device=codes.device)
     moved = torch.zeros(d_out, BLOCK, dtype=torch.float32, device=codes.device)
-    whole, low, high = _range(levels)
+    listed = levels.tolist()
     for start in range(0, d_in, BLOCK):
         stop = min(start + BLOCK, d_in)
         _walk[(triton.cdiv(d_out, ROWS),)](
             work, slopes, moved, changed, scale, hessian, levels, group_of,
-            d_out, d_in, start, stop - start, scale.shape[1], len(levels), low, high,
-            WHOLE=whole, ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
+            d_out, d_in, start, stop - start, scale.shape[1], len(listed), listed[0], listed[-1],
+            WHOLE=are_even(listed), ROWS=ROWS, BLOCK=BLOCK, num_warps=4,
         )  # fmt: skip
         slopes.addmm_(moved[:, : stop - start], hessian[start:stop])
     if work is not codes:

@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from peelcli.kernels.eager import are_even
 from peelcli.kernels.triton_descent import _nearest_listed, _nearest_whole
 
 PIECE = 1024  # weights at a time
@@ -125,7 +126,6 @@ def fake_quantize(
     of their scale, that get a gradient.
     """
     size = weight.shape[-1] if group_size is None else group_size
-    even = all(high - low == 1 for low, high in zip(levels, levels[1:], strict=False))
-    kind = SIGN if levels == (-1, 1) else WHOLE if even else LISTED
+    kind = SIGN if levels == (-1, 1) else WHOLE if are_even(levels) else LISTED
     ends = (float(levels[0]), float(levels[-1]), *reach)
     return _FakeQuantize.apply(weight, scale, _table(levels, weight.device), size, ends, kind)

@@ -9,6 +9,7 @@ and a second walk finds what the first has fitted.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,11 +247,11 @@ class BlockFit:
         """Room for the states of all sequences; a path holds one of each layer, so a slot's file is used again."""
         width = self.acts.states(self.acts.stored[0], slice(0, 1)).shape[-1]
         shape = (*self.acts.ids.shape, width)
-        like = torch.empty(0, dtype=self.model.dtype)
-        numel = shape[0] * shape[1] * shape[2]
-        if numel * like.element_size() * ROOM_FOR <= free_memory(self.model.device):
+        numel = math.prod(shape)
+        nbytes = numel * self.model.dtype.itemsize
+        if nbytes * ROOM_FOR <= free_memory(self.model.device):
             return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
-        if numel * like.element_size() <= HELD_NBYTES:
+        if nbytes <= HELD_NBYTES:
             return torch.empty(shape, dtype=self.model.dtype)
         path = self.task.parts_dir / f"states-{slot}.bin"
         path.unlink(missing_ok=True)  # what still maps the old file keeps it

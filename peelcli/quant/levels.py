@@ -28,7 +28,7 @@ def nearest_levels(ratio: Tensor, scheme: Scheme) -> Tensor:
     """
     if scheme.name == "binary":
         return torch.where(ratio >= 0, 1.0, -1.0).to(ratio.dtype)
-    return rounding(level_table(scheme, ratio))(ratio.clone())
+    return rounding(level_table(scheme, ratio))(ratio)
 
 
 def codes_of(levels: Tensor, scheme: Scheme) -> Tensor:

@@ -27,7 +27,7 @@ from peelcli.quant.schemes import Scheme
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
 MAX_SWEEPS = 20
 _DOUBT = 1.02  # losses that close may stand the other way round in double precision
-STARTS = (1.0, 0.8, 1.25)  # step sizes to begin with, relative to the one that `_start` calls for
+STARTS = (1.0, 0.8, 1.25)  # step sizes to begin with, relative to those of least squared error of the weights
 # What errors add to what a column is to give makes it spread wider than the weights, which tells where levels are few.
 _WIDER, _FEW_LEVELS = 1.05, 4
 _STRIP = 128  # columns at a time

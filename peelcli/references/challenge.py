@@ -74,7 +74,8 @@ def fit_challenge(
         for grid in dict.fromkeys(g for g in grids.values() if g is not None)
     ]
     # In half precision most steps would round to none.
-    plain = {k: v.detach().float().clone().requires_grad_() for k, v in trained.items() if k not in grids}
+    free = {k: v.detach() for k, v in trained.items() if k not in grids}
+    plain = {k: v.to(torch.float32, copy=True).requires_grad_() for k, v in free.items()}
 
     def weights() -> dict[str, Tensor]:
         found = {k: v.to(trained[k].dtype) for k, v in plain.items()}

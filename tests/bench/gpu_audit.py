@@ -30,9 +30,10 @@ VOCAB_SIZE = 32000
 STEPS = (5, 35)  # of two fits: what they differ by is the time of the steps alone
 
 
-def make(directory: Path, shape: str, num_layers: int, device: str) -> None:
-    """A random checkpoint in bfloat16; in a child process, which may import torch."""
+def make(directory: Path, shape: str, num_layers: int, num_tokens: int, device: str) -> None:
+    """A random checkpoint in bfloat16, and tokens beside it; in a child process, which may import torch."""
     import torch
+    from models import save_tokens
     from transformers import LlamaConfig, LlamaForCausalLM
 
     _, width, inner, heads, kv_heads = SHAPES[shape]
@@ -52,6 +53,7 @@ def make(directory: Path, shape: str, num_layers: int, device: str) -> None:
         model = LlamaForCausalLM(config)
     model.get_output_embeddings().weight.data.mul_(0.1)
     model.save_pretrained(directory)
+    save_tokens(directory.with_name("ids.npy"), num_tokens, VOCAB_SIZE)
     print(sum(p.numel() for p in model.parameters()))
 
 
@@ -103,21 +105,19 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     return {"product": sorted(products)[6], "step": step, "fit": 6 * numel * tokens / step, "tokens": tokens}
 
 
-def audit(shape: str, num_layers: int, tokens: int, device: str) -> tuple[str, str]:
-    """A row of the table of audits, and the stages of it."""
+def audit(
+    shape: str, num_layers: int, tokens: int, device: str
+) -> tuple[tuple[object, ...], tuple[object, ...], dict[str, float]]:
+    """A row of the table of audits, one of the table of fits, and the seconds of each stage."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         here = [str(Path(__file__).resolve()), "--here"]
-        made = ["make", str(work / "model"), shape, str(num_layers), device]
+        made = ["make", str(work / "model"), shape, str(num_layers), str(2 * tokens), device]
         numel = int(run_child([*here, *made], threads=16).stdout.split()[-1])
-        script = f"import numpy as np; np.save({str(work / 'ids.npy')!r}, "
-        script += f"np.random.default_rng(0).integers(0, {VOCAB_SIZE}, {2 * tokens}).astype(np.int32))"
-        subprocess.run([sys.executable, "-c", script], check=True)
         command = ["-m", "peelcli", "audit", str(work / "model"), "--data", str(work / "ids.npy")]
         command += ["--tokens", str(tokens), "--device", device, "--output", str(work / "audit")]
         run = run_child(command, threads=16, allowed=(0, 1))
-        states = next((work / "audit").rglob("*.h5"))
-        states = next(p for p in (work / "audit").rglob("*.h5") if "act" in p.name) if states else states
+        states = next((work / "audit").rglob("acts-*.h5"))
         rate = json.loads(
             run_child([*here, "rate", str(work / "model"), str(states), device], threads=16).stdout
         )
@@ -128,10 +128,8 @@ def audit(shape: str, num_layers: int, tokens: int, device: str) -> tuple[str, s
     fit = (shape, int(rate["tokens"]), f"{rate['step'] * 1e3:.2f}", f"{rate['fit'] / 1e12:.0f}")
     fit += (f"{rate['product'] / 1e12:.0f}", f"{share:.2f}")
     seconds = stages(run.stderr, run.wall)
-    print(json.dumps({"row": row, "fit": fit, "stages": seconds}), flush=True)
-    if not run.stdout.strip():
-        raise SystemExit("the audit printed no report")
-    return json.dumps(row), json.dumps([fit, seconds])
+    print(row, fit, seconds, flush=True)  # the next shape may outlast a lease
+    return row, fit, seconds
 
 
 def main() -> None:
@@ -146,7 +144,7 @@ def main() -> None:
     if args.here:
         sys.path.insert(0, str(ROOT))
         if args.here[0] == "make":
-            make(Path(args.here[1]), args.here[2], int(args.here[3]), args.here[4])
+            make(Path(args.here[1]), args.here[2], int(args.here[3]), int(args.here[4]), args.here[5])
         else:
             print(json.dumps(fit_rate(Path(args.here[1]), Path(args.here[2]), args.here[3])))
         return
@@ -159,9 +157,8 @@ def main() -> None:
         card = args.device
     rows, fits, by_stage = [], [], {}
     for shape in args.shape:
-        row, rest = audit(shape, args.layers or SHAPES[shape][0], args.tokens, args.device)
-        rows.append(json.loads(row))
-        fit, by_stage[shape] = json.loads(rest)
+        row, fit, by_stage[shape] = audit(shape, args.layers or SHAPES[shape][0], args.tokens, args.device)
+        rows.append(row)
         fits.append(fit)
     header = ("shape", "layers", "parameters, 1e9", "tokens", "audit, s", "goal, s", "")
     text = (

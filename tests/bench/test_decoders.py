@@ -10,14 +10,12 @@ from pathlib import Path
 import decoders
 import pytest
 import torch
+from conftest import logits, opened
 from decoders import Recipe, text_of, tokenizer_of, tokens, train
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
-from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.precision import precision_of
 from peelcli.quant.grid import Grid, recognise_grid
 
 TINY = Recipe(
@@ -74,27 +72,15 @@ def test_checkpoints_open_and_lie_on_their_grid(
         assert recognise_grid(model.get_input_embeddings().weight) is None
 
 
-@torch.no_grad()
-def logits_in_peel(directory: Path, ids: torch.Tensor, work: Path) -> torch.Tensor:
-    """Block by block, in the precision that the checkpoint says."""
-    running = precision_of(open_checkpoint(directory)).running
-    model = BlockwiseModel(directory, dtype=torch.float32, device="cpu", offload_dir=work, running=running)
-    hidden = model.prepare(ids).hidden
-    for layer in range(1, model.num_layers + 1):
-        with model.block(layer) as module:
-            hidden = model.run_block(layer, module, hidden, ids)
-    return model.logits(hidden, ids)
-
-
 @pytest.mark.parametrize("family", ["llama", "bitnet"])
 def test_bitnet_trains_with_what_transformers_and_peel_run(family: str, tmp_path: Path, shared: Path) -> None:
     recipe = replace(TINY, family=family, precision="bitnet", steps=30, saved_steps=(30,), initial_spread=0.2)
     with torch.compiler.set_stance("force_eager"):
         directory = train(recipe, shared, tmp_path)[30]
-        opened = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+        plain = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
         ids = tokens(recipe, shared).test[: 312 * recipe.seq_len].view(-1, recipe.seq_len)
-        theirs = opened(ids).logits.detach()
-    ours = logits_in_peel(directory, ids, tmp_path / "work")
+        theirs = plain(ids).logits.detach()
+    ours = logits(opened(directory, tmp_path / "work"), ids)
     trained = json.loads((directory.parent / "LOSSES.json").read_text(encoding="utf-8"))["losses"]["30"][1]
     for found in (theirs, ours):
         loss = cross_entropy(found[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

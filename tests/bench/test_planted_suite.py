@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from conftest import opened
 from decoders import Recipe, blocks_of, build, part_of
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +23,6 @@ from planted.plant import AFTER, checkpoint_of, held_out_ids, held_out_text, twi
 from planted.truth import dropped, truths_of
 
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.precision import precision_of
 
 TINY = Recipe(
@@ -102,13 +102,10 @@ def test_a_plant_hurts_what_it_names_and_nothing_else(case: Case, shared: Path, 
 def test_what_is_planted_in_latent_weights_runs_in_their_class(shared: Path, cache: Path) -> None:
     """Noise leaves the grid of a ternary network, and is rounded to it in BitNet's."""
     home = checkpoint_of(Case("tiny-bitnet", "noise", (2,), "attention", 0.3), shared, cache)
-    running = precision_of(open_checkpoint(home)).running
-    model = BlockwiseModel(
-        home, dtype=torch.float32, device="cpu", offload_dir=cache / "work", running=running
-    )
+    model = opened(home, cache / "work")
     matrices = [weight for weight in model.read_weights(2).values() if weight.ndim == 2]
     assert [len(weight.unique()) for weight in matrices] == [3] * 7
-    assert running.activation is not None
+    assert precision_of(open_checkpoint(home)).running.activation is not None
 
 
 def test_a_frozen_layer_keeps_its_initial_weights_and_the_others_learn(shared: Path, cache: Path) -> None:

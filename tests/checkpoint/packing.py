@@ -10,13 +10,11 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import build_model
+from conftest import build_model, logits, opened
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.precision import precision_of
 
 Parts = dict[str, Tensor]  # what stands behind the module's name → tensor
 Pack = Callable[
@@ -59,24 +57,6 @@ def write(directory: Path, tensors: Parts, settings: Mapping[str, Any] | None, *
     if settings is not None:
         config["quantization_config"] = dict(settings)
     (directory / "config.json").write_text(json.dumps(config))
-
-
-def opened(directory: Path, offload: Path, **trained: Any) -> BlockwiseModel:
-    """The checkpoint as peel runs it."""
-    precision = precision_of(open_checkpoint(directory), **trained)
-    return BlockwiseModel(
-        directory, dtype=torch.float32, device="cpu", offload_dir=offload, running=precision.running
-    )
-
-
-@torch.no_grad()
-def logits(model: BlockwiseModel, ids: Tensor) -> Tensor:
-    """Block by block, as every stage runs it."""
-    hidden = model.prepare(ids).hidden
-    for layer in range(1, model.num_layers + 1):
-        with model.block(layer) as module:
-            hidden = model.run_block(layer, module, hidden, ids)
-    return model.logits(hidden, ids)
 
 
 IDS = torch.arange(24).view(2, 12) * 7 % 97

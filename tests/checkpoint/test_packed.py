@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import logits, opened
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packing import Pack, Parts, draw, logits, make, opened, require_same, steps, to_words, write
+from packing import Pack, Parts, draw, make, require_same, steps, to_words, write
 from safetensors.torch import load_file
 from torch import Tensor
 

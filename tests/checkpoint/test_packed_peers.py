@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import logits, opened
 from packing import (
     IDS,
     Made,
     Pack,
     Parts,
-    logits,
     make,
-    opened,
     reference_logits,
     require_same,
     to_words,
