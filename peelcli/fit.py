@@ -39,7 +39,7 @@ from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Budget, Witness
 from peelcli.references.plan import Origin, Plan
-from peelcli.references.regression import fit_regression
+from peelcli.references.regression import fit_regression, with_step_sizes
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
 from peelcli.scoring import Candidate, Losses
@@ -48,9 +48,7 @@ from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 CHALLENGE_BATCH = 4  # sequences a step
-LEARNING_RATE = {"direct": 0.03, "span": 0.03, "challenge": 0.01}  # relative to each weight's RMS
-# In a scheme: large steps and little momentum, for a gradient changes at once when a code does.
-LOW_BIT_RATE, LOW_BIT_BETAS, SCALE_RATE = 0.08, (0.5, 0.95), 0.5
+CHALLENGE_RATE = 0.01  # relative to each weight's RMS
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
@@ -267,22 +265,20 @@ class Fitter:
         if scheme.name != self.plan.scheme:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
-        budget = self._budget(reference.kind, steps, start)
-        if not scheme.is_free:
-            rate = self.settings.learning_rate or LOW_BIT_RATE
-            budget = replace(budget, learning_rate=rate, betas=LOW_BIT_BETAS, scale_rate=SCALE_RATE)
+        # What a layer is judged by first, and what its report quotes: a whole block of the run's scheme.
+        closely = reference.kind == "direct" and not reference.sublayer and scheme.name == self.plan.scheme
+        batch = fit_batch(self.model.device, closely=closely)
+        budget = with_step_sizes(Budget(steps, 0.0, batch, self.settings.seed, start), scheme)
+        if self.settings.learning_rate:
+            budget = replace(budget, learning_rate=self.settings.learning_rate)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
-        finish = Finish(block, residual, fit, budget.batch_size, briefly=steps < BRIEF_STEPS)
+        rounds = 0 if steps < BRIEF_STEPS else 1 + closely
+        finish = Finish(block, residual, fit, budget.batch_size, rounds=rounds)
         size = reference.group_size
         rule = StepRule(self.granularity)
         if scheme.name == self.plan.scheme:  # the ladder only orders schemes
             rule = StepRule(self.granularity, self.settings.scale, self.settings.symmetric)
         return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, rule)
-
-    def _budget(self, kind: str, steps: int, start: str) -> Budget:
-        rate = self.settings.learning_rate or LEARNING_RATE[kind]
-        batch = CHALLENGE_BATCH if kind == "challenge" else fit_batch(self.model.device)
-        return Budget(steps, rate, batch, self.settings.seed, start)
 
     def _data(self, part: str, layer: int, target: int) -> StateData:
         return StateData(self._held, part, layer - 1, target)
@@ -313,7 +309,9 @@ class Fitter:
 
     def _challenge_layers(self, fits: EndToEnd, references: Mapping[int, Reference]) -> Iterator[Progress]:
         def budget(at_once: bool) -> Budget:
-            return replace(self._budget("challenge", self.settings.challenge_steps, "warm"), at_once=at_once)
+            rate = self.settings.learning_rate or CHALLENGE_RATE
+            steps, seed = self.settings.challenge_steps, self.settings.seed
+            return Budget(steps, rate, CHALLENGE_BATCH, seed, "warm", at_once=at_once)
 
         for done, (layer, reference) in enumerate(references.items()):
             yield Progress("challenge", done, len(references), f"layer {layer}")

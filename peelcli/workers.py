@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from typing import TypeVar
 
@@ -49,6 +50,19 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool
             future.cancel()
         wait(waiting)
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def one_thread(*, alone: bool = True) -> Iterator[None]:
+    """For products of small matrices: to wake a second thread takes several times as long as such a product."""
+    threads = torch.get_num_threads()
+    if alone and threads > 1:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        if alone and threads > 1:
+            torch.set_num_threads(threads)
 
 
 @cache

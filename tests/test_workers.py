@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from peelcli.workers import in_parallel
+from peelcli.workers import in_parallel, one_thread
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +29,18 @@ def test_results_come_in_order_and_without_gradients(at_once: bool) -> None:
 
 def test_each_piece_is_computed_by_one_thread() -> None:
     assert set(in_parallel(lambda _: torch.get_num_threads(), range(6), at_once=True)) == {1}
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_one_thread_is_for_a_while_even_where_it_fails(alone: bool) -> None:
+    def failing() -> None:
+        with one_thread(alone=alone):
+            assert torch.get_num_threads() == (1 if alone else 2)
+            raise ValueError("as it would")
+
+    with pytest.raises(ValueError, match="as it would"):
+        failing()
     assert torch.get_num_threads() == 2
 
 

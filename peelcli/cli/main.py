@@ -6,6 +6,7 @@ Exit codes: 0 audited, nothing flagged · 1 flagged · 2 wrong usage · 3 could 
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import sys
 import traceback
@@ -80,7 +81,10 @@ def main() -> NoReturn:
     """Run the command line of the process and end it with the exit code."""
     if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="peel")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if "triton" not in sys.modules:  # it counts on being collected, and complains
+        gc.freeze()  # at its end Python would look for garbage in all that was imported, which takes a second
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str], app: typer.Typer = app) -> int:

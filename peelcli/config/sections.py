@@ -192,7 +192,7 @@ class FitConfig(MachineConfig):
         metavar="MAP",
         alone="none",
     )
-    path_steps: int = setting(20, "Optimiser steps for each block of a peeled path.", at_least=0)
+    path_steps: int = setting(15, "Optimiser steps for each block of a peeled path.", at_least=0)
     head_steps: int = setting(60, "Optimiser steps for the light head on top of a path.", at_least=0)
     budget: str | None = setting(
         None,

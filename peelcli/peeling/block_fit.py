@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +30,13 @@ from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
+from peelcli.references.regression import with_step_sizes
 from peelcli.references.shards import SHARD
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.workers import in_parallel
 
-# Step sizes, relative to the RMS of a weight and to the size of the head's inputs.
-BLOCK_RATE, HEAD_RATE = 0.03, 0.02
+HEAD_RATE = 0.02  # relative to the size of the head's inputs
 BLOCK_BATCH, HEAD_BATCH = 4, 8  # sequences a step
 HELD_NBYTES = 2**28  # states up to 256 MB are held in memory, larger ones in a scratch file
 ROOM_FOR = 8  # times the states must fit into what is free of an accelerator to be held there
@@ -201,7 +201,8 @@ class BlockFit:
             )
         scheme, group_size = self.task.schemes[layer - 1]
         fit, select = (StateData(self._held, p, prepared.states.values, target) for p in ("fit", "select"))
-        budget = Budget(steps, BLOCK_RATE, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
+        budget = Budget(steps, 0.0, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
+        budget = with_step_sizes(budget, scheme)
         return fit_block(
             block, prepared.starts[layer], scheme, group_size, fit, select, budget, self.task.steps
         )
@@ -263,11 +264,19 @@ class BlockFit:
         part = self.task.parts_dir / fitstore.part_name("map", states.prefix)
         key = f"{self.task.key}map{states.prefix}"
         if not (self.task.resume and fitstore.part_is_whole(part, key)):
-            data = self._head_data(states.values)
-            # The control is fitted as every path is, or a path of the trained blocks themselves would pass it by.
-            head, outcome = self._fit_head(data, [self._zero_head(), self._first_head()])
-            nll = {p: tuple(data[p].losses(head).tolist()) for p in ("select", "eval")}
-            score = PathScore(states.prefix, (*fits, outcome), unexplained, nll["select"], nll["eval"])
+            if () in self.maps and unexplained[-1:] == (
+                0.0,
+            ):  # the trained states to the last bit, as the control's
+                score, head = fitstore.read_path_part(self.maps[()])
+                score = replace(
+                    score, target_map=states.prefix, fits=(*fits, *score.fits), unexplained=unexplained
+                )
+            else:
+                data = self._head_data(states.values)
+                # The control is fitted as every path is, or a path of the trained blocks themselves would pass it by.
+                head, outcome = self._fit_head(data, [self._zero_head(), self._first_head()])
+                nll = {p: tuple(data[p].losses(head).tolist()) for p in ("select", "eval")}
+                score = PathScore(states.prefix, (*fits, outcome), unexplained, nll["select"], nll["eval"])
             fitstore.write_path_part(part, key, score, head)
         score, _ = fitstore.read_path_part(part)
         self.maps[states.prefix], self.scores[states.prefix] = part, score

@@ -2,8 +2,9 @@
 
     min over θ in Q of ‖B_θ(O_{l−1}) − O_t‖² / ‖O_t − O_{l−1}‖²        (arXiv 2605.02853; the ratio is `fvu`)
 
-Latent weights and scales are trained by Adam with step sizes relative to each matrix's spread, so that one setting
-serves every width and every family. The state that is kept is the best on `select`, never merely the last.
+Latent weights are trained by Adam or by orthogonalised steps, scales by Adam, with step sizes relative to each matrix's
+spread, so that one setting serves every width and every family. The state that is kept is the best on `select`, never
+merely the last.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,9 +24,13 @@ from peelcli.quant.schemes import Scheme
 from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
+from peelcli.references.orthogonal import OrthogonalSteps
 from peelcli.references.shards import add_gradients
-from peelcli.workers import in_parallel
+from peelcli.workers import in_parallel, one_thread
 
+# Of orthogonalised steps. In a scheme with large ones and little momentum: a gradient changes at once when a code does.
+FREE_STEPS: dict[str, Any] = {"learning_rate": 0.04, "betas": (0.8, 0.95)}
+LOW_BIT_STEPS: dict[str, Any] = {"learning_rate": 0.06, "betas": (0.4, 0.9), "scale_rate": 2.0}
 CHECKS = 4  # how often the fit looks at `select`…
 CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
@@ -148,22 +155,9 @@ def fit_regression(
     """
     began = time.perf_counter()
     parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed, steps)
-    groups = []
-    for m in maps:
-        rate = budget.learning_rate * max(
-            float(parameters.latent[m.name].detach().square().mean().sqrt()), 1e-12
-        )
-        groups.append({"params": [parameters.latent[m.name]], "lr": rate})
-        if scheme.name != "fp":
-            mean_scale = float(parameters.scale[m.name].detach().mean())
-            groups.append(
-                {
-                    "params": [parameters.scale[m.name]],
-                    "lr": budget.scale_rate * budget.learning_rate * max(mean_scale, 1e-12),
-                }
-            )
-    optimizer = torch.optim.Adam(groups, betas=budget.betas, fused=maps[0].weight.is_cuda)
-    rates = [group["lr"] for group in optimizer.param_groups]
+    optimizers = _optimizers(parameters, budget)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    rates = [group["lr"] for group in groups]
     order = sequence_order(len(fit), budget)
     check_every = max(1, math.ceil(budget.steps / CHECKS))
 
@@ -173,7 +167,7 @@ def fit_regression(
     curve = [error_of(parameters.weights())]
     best, best_witness, running = curve[0], parameters.witness(), 0.0
     for step in range(budget.steps):
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * (1.0 - step / budget.steps)
         batch = fit.batch(order[step])
         update = (batch.targets.float() - batch.inputs.float()).square().sum().clamp_min(1e-30)
@@ -183,9 +177,12 @@ def fit_regression(
             out = forward(batch.inputs[part], batch.ids[part], weights)  # noqa: B023  called before the next batch
             return (out.float() - batch.targets[part].float()).square().sum() / update  # noqa: B023
 
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         value = add_gradients(loss, parameters.weights(), range(len(batch.ids)), at_once=budget.at_once)
-        optimizer.step()
+        with one_thread(alone=budget.at_once):
+            for optimizer in optimizers:
+                optimizer.step()
         running = value if step == 0 else 0.8 * running + 0.2 * value
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
             curve.append(error_of(parameters.weights()))
@@ -202,6 +199,27 @@ def fit_regression(
         budget.start, budget.steps, converged, reason, running, None, round(time.perf_counter() - began, 3)
     )
     return best_witness, outcome
+
+
+def with_step_sizes(budget: Budget, scheme: Scheme) -> Budget:
+    """`budget` with orthogonalised steps of the sizes that serve a fit in this scheme."""
+    return replace(budget, orthogonal=True, **(FREE_STEPS if scheme.is_free else LOW_BIT_STEPS))
+
+
+def _optimizers(parameters: _Parameters, budget: Budget) -> list[torch.optim.Optimizer]:
+    """Of the weights and, in a scheme, of their scales; step sizes are relative to each matrix's own."""
+    weights, scales = [], []
+    for m in parameters.maps:
+        latent, scale = parameters.latent[m.name], parameters.scale[m.name]
+        spread = max(float(latent.detach().square().mean().sqrt()), 1e-12)
+        weights.append({"params": [latent], "lr": budget.learning_rate * spread})
+        if scale.requires_grad:
+            size = max(float(scale.detach().mean()), 1e-12)
+            scales.append({"params": [scale], "lr": budget.scale_rate * budget.learning_rate * size})
+    adam = partial(torch.optim.Adam, betas=budget.betas, fused=parameters.maps[0].weight.is_cuda)
+    if not budget.orthogonal:
+        return [adam([*weights, *scales])]
+    return [OrthogonalSteps(weights, budget.betas[0]), *([adam(scales)] if scales else [])]
 
 
 def sequence_order(n_seq: int, budget: Budget) -> list[list[int]]:

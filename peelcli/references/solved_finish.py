@@ -53,14 +53,14 @@ class Finish:
         fit: Data,
         batch_size: int,
         *,
-        briefly: bool = False,
+        rounds: int = 1,
     ) -> None:
         """residual: those of the fitted matrices that write to the residual stream, in the order in which they run.
 
-        briefly: only the last of them, once.
+        rounds: after the last of them, how often all those before it, each with the last again.
         """
         self.block, self.residual, self.fit, self.batch_size = block, residual, fit, batch_size
-        self.briefly = briefly
+        self.rounds = rounds
 
     @torch.no_grad()
     def __call__(
@@ -70,8 +70,8 @@ class Finish:
         if not self.residual:
             return witness, error
         *others, last = self.residual
-        again = [] if self.briefly else [m for other in reversed(others) for m in (other, last)]
-        for m in (last, *again):
+        again = [m for other in reversed(others) for m in (other, last)]
+        for m in (last, *again * self.rounds):
             moments = self._moments(witness, m)
             for step in STEPS:
                 found = self._solved(witness, m, moments, step)

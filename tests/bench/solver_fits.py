@@ -12,13 +12,23 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import torch
 from results import ROOT, STORIES, parser, publish, run_child, table
 
-# (name, steps, learning rate, betas, rate of scales, solver)
+from peelcli.batching import fit_batch
+from peelcli.references.regression import LOW_BIT_STEPS
+
+# (name, of the budget, solver)
+NOW = {
+    "steps": 20,
+    "batch_size": fit_batch(torch.device("cpu"), closely=True),
+    "orthogonal": True,
+    **LOW_BIT_STEPS,
+}
 FITS = (
-    ("150 steps alone", 150, 0.03, (0.9, 0.98), 1.0, False),
-    ("20 steps alone", 20, 0.08, (0.5, 0.95), 0.5, False),
-    ("20 steps, solver", 20, 0.08, (0.5, 0.95), 0.5, True),
+    ("150 steps alone", {"steps": 150, "learning_rate": 0.03, "batch_size": 4}, False),
+    ("20 steps alone", NOW, False),
+    ("20 steps, solver", NOW, True),
 )
 
 CHILD = """
@@ -50,10 +60,10 @@ for layer in {layers}:
         block = ModelBlock(model, layer, module)
         few = data[0].batch([0])
         residual = residual_maps(block, few.inputs, few.ids)
-        for _, steps, rate, betas, scale_rate, solver in FITS:
+        for _, about, solver in FITS:
             began = time.process_time()
-            finish = Finish(block, residual, data[0], 4) if solver else None
-            budget = Budget(steps, rate, 4, 0, "warm", betas, scale_rate)
+            finish = Finish(block, residual, data[0], about["batch_size"], rounds=2) if solver else None
+            budget = Budget(**about, seed=0, start="warm")
             witness, _ = regression.fit_regression(
                 block, block.maps, scheme, None, data[0], data[1], budget, finish
             )

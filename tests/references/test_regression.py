@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap
-from peelcli.references.regression import fit_regression, fvu, sequence_order
+from peelcli.references.regression import fit_regression, fvu, sequence_order, with_step_sizes
 
 N_SEQ, SEQ_LEN, WIDTH = 12, 8, 16
 
@@ -43,13 +44,17 @@ def budget(steps: int = 24, start: str = "warm") -> Budget:
 
 @pytest.mark.parametrize("name", [n for n in SCHEMES if n != "fp"])
 @pytest.mark.parametrize("group_size", [None, 5])
-def test_never_worse_than_rounding_and_exactly_in_the_scheme(name: str, group_size: int | None) -> None:
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_never_worse_than_rounding_and_exactly_in_the_scheme(
+    name: str, group_size: int | None, orthogonal: bool
+) -> None:
     scheme = scheme_named(name)
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
     fit, select = Toy(weight, 5), Toy(weight, 6)
     rounded = fake_quantize(weight, initial_scale(weight, scheme, group_size), scheme, group_size)
+    about = replace(budget(), orthogonal=orthogonal)
     witness, outcome = fit_regression(
-        forward, [LinearMap("w", weight, False)], scheme, group_size, fit, select, budget()
+        forward, [LinearMap("w", weight, False)], scheme, group_size, fit, select, about
     )
     fitted = witness.weights(weight)["w"]
     assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
@@ -75,6 +80,24 @@ def test_fitting_gains_much_over_rounding_where_inputs_are_correlated() -> None:
         forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget(120)
     )
     assert fvu(forward, witness.weights(weight), select, 4) < 0.8 * fvu(forward, {"w": rounded}, select, 4)
+
+
+def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common() -> None:
+    errors = {}
+    for seed in range(3):
+        weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(seed))
+        fit, select = Toy(weight, 5), Toy(weight, 6)
+        for data in (fit, select):
+            data.inputs[..., 0] += 5
+            data.targets = data.inputs + data.inputs @ weight.T
+        scheme = scheme_named("ternary")
+        adam = Budget(20, 0.08, 4, seed, "warm", (0.5, 0.95), 0.5)  # the best that were found for it
+        for name, about in (("adam", adam), ("orthogonal", with_step_sizes(adam, scheme))):
+            witness, _ = fit_regression(
+                forward, [LinearMap("w", weight, False)], scheme, None, fit, select, about
+            )
+            errors[name] = errors.get(name, 0) + fvu(forward, witness.weights(weight), select, 4)
+    assert errors["orthogonal"] < errors["adam"], errors
 
 
 def test_transposed_storage_is_the_same_fit() -> None:

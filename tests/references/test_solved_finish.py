@@ -47,6 +47,24 @@ class Linear:
         return hidden.flatten(0, 1), change, torch.ones_like(change)
 
 
+class Trained:
+    """What a real block makes of random states."""
+
+    def __init__(self, block: ModelBlock, width: int) -> None:
+        self.block = block
+        self.ids = torch.randint(3, 40, (N_SEQ, SEQ_LEN), generator=torch.Generator().manual_seed(1))
+        self.inputs = torch.randn(N_SEQ, SEQ_LEN, width, generator=torch.Generator().manual_seed(2))
+        with torch.no_grad():
+            self.targets = block(self.inputs, self.ids, {})
+
+    def __len__(self) -> int:
+        return N_SEQ
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        rows = list(rows)
+        return Batch(self.ids[rows], self.inputs[rows], self.targets[rows])
+
+
 SCHEMES_WITH_AND_WITHOUT = [
     *((n, True) for n in SCHEMES if n != "fp"),
     *((n, False) for n in SCHEMES if n.startswith("int")),
@@ -82,6 +100,36 @@ def test_what_measures_worse_is_refused():
     assert kept is witness
     assert error == 0.5
     assert Finish(block, (), block, 4)(witness, 0.5, lambda _: 0.1) == (witness, 0.5)
+
+
+def test_more_rounds_only_help(save_model, tmp_path):
+    from peelcli.checkpoint.model import BlockwiseModel
+
+    model = BlockwiseModel(save_model("llama"), dtype=torch.float32, device="cpu", offload_dir=tmp_path / "o")
+    with model.block(2) as module:
+        block = Trained(
+            ModelBlock(model, 2, module), model.prepare(torch.arange(4).view(1, 4)).hidden.shape[-1]
+        )
+        few = block.batch(range(2))
+        residual = residual_maps(block.block, few.inputs, few.ids)
+        start, _ = fit_regression(
+            block.block,
+            block.block.maps,
+            SCHEMES["ternary"],
+            None,
+            block,
+            block,
+            Budget(0, 0.06, 4, 0, "warm"),
+        )
+        errors = []
+        for rounds in (0, 1, 2):
+            finish = Finish(block.block, residual, block, 4, rounds=rounds)
+
+            def measured(witness):
+                return fvu(block.block, witness.weights(residual[0].weight), block, 4)
+
+            errors.append(finish(start, measured(start), measured)[1])
+    assert errors[2] <= errors[1] < errors[0]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

@@ -1,0 +1,57 @@
+"""Gradient steps for matrices in which no direction counts more than another: orthogonalised momentum.
+
+Muon (K. Jordan and others, 2024; arXiv 2502.16982): the momentum M = U S Vᵀ of each matrix is replaced by U Vᵀ, nearly,
+by a few Newton-Schulz iterations. What the inputs of a block have in common dominates its gradients; a handful of steps
+by Adam goes mostly there, while these move every code that is near to turning. Steps have the same root mean square
+whatever the shape, so that a step size relative to a weight's spread holds for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ITERATIONS = 4  # as close in twenty steps as exact factors, on the shared checkpoint; two are not
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial, as published
+
+
+def orthogonalized(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
+    """Near to U Vᵀ of `matrix` (…, d_out, d_in), float32, with a root mean square of 1; 0 where it is 0."""
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = (matrix.mT if tall else matrix).float()  # the smaller side's products are cheaper
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)
+    if x.device.type != "cpu":
+        x = x.bfloat16()
+    first, third, fifth = _COEFFICIENTS
+    for _ in range(iterations):
+        gram = x @ x.mT
+        x = first * x + (third * gram + fifth * (gram @ gram)) @ x
+    x = x.float()
+    x = x / x.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-30)
+    return x.mT if tall else x
+
+
+class OrthogonalSteps(torch.optim.Optimizer):
+    """lr is the root mean square of what a step changes in each matrix (…, d_out, d_in)."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float) -> None:
+        """momentum: the share of the last direction that goes into the next."""
+        super().__init__(groups, {"momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step along the gradients that are there."""
+        if closure is not None:
+            raise NotImplementedError("these steps are taken along gradients that are there already")
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is None:
+                    continue
+                state = self.state[weight]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(weight)
+                momentum = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
+                weight.sub_(orthogonalized(momentum), alpha=group["lr"])
