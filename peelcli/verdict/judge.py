@@ -16,6 +16,7 @@ import numpy as np
 from peelcli.records import AuditResult, LayerVerdict, Run
 from peelcli.statistics import holm_of
 from peelcli.verdict import words
+from peelcli.verdict.behind import behind_another
 from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
@@ -139,7 +140,9 @@ class _Rules:
             n: next(iter(challenged))
             for n, e in surpassed.items()
             if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
-        } or _behind_another(surpassed, self.policy.wreck_factor)
+        } or behind_another(
+            surpassed, matched, {} if self.foreign else self.excess, self._worth, self.policy
+        )
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:
@@ -342,22 +345,6 @@ def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) 
         if not set(pair) & set(found) and e.gap_select > rival:
             found |= dict.fromkeys(pair, e)
     return found
-
-
-def _behind_another(surpassed: Mapping[int, Evidence], factor: float) -> dict[int, int]:
-    """Layers that something does better for behind one that is hurt far more, and that one: two in the wrong order
-    spoil the inputs of all, any other those of the layers after it."""
-    best = max(surpassed.values(), key=lambda e: e.gap.mean, default=None)
-    if best is None:
-        return {}
-    first = best.score.reference.layer
-    return {
-        n: first
-        for n, e in surpassed.items()
-        if e.score.reference.kind in STATE_KINDS
-        and (n > first or best.score.reference.kind == "exchange")
-        and best.gap.low > factor * e.gap.mean
-    }
 
 
 def _in_rank(verdict: LayerVerdict) -> LayerVerdict:

@@ -69,24 +69,3 @@ def test_a_block_that_does_no_better_dropped_than_its_attention_is_not_to_blame_
         sound(), {identity(3, "attention"): -0.12, identity(3): block}, divergence=0.3, spread=0.2
     )
     assert verdict_of(effects).sublayer == named
-
-
-@pytest.mark.parametrize(("gain", "flagged"), [(0.05, (2,)), (0.25, (2, 4))])
-def test_what_does_a_little_better_dropped_behind_a_layer_that_is_hurt_far_more_is_put_down_to_that(
-    gain, flagged
-):
-    effects = changed(
-        sound(), {identity(2): -0.3, identity(4, "attention"): -gain}, divergence=0.5, spread=0.2
-    )
-    result = judge(measure(effects, noise=0.01))
-    assert result.flagged == flagged
-    if 4 not in flagged:
-        assert result.layers[3].verdict == "undecided"
-        assert "Mend layer 2 first" in result.layers[3].advice
-
-
-def test_a_layer_before_the_hurt_one_is_not_behind_it():
-    effects = changed(
-        sound(), {identity(4): -0.3, identity(2, "attention"): -0.05}, divergence=0.5, spread=0.2
-    )
-    assert judge(measure(effects, noise=0.01)).flagged == (2, 4)
