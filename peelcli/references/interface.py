@@ -147,10 +147,7 @@ class Budget:
     batch_size: int  # sequences a step
     seed: int
     start: str  # "warm": from the trained weights; "fresh": from random ones of the same spread
-    betas: tuple[float, float] = (
-        0.9,
-        0.98,
-    )  # of Adam; the first is the momentum of orthogonalised steps, too
-    orthogonal: bool = False  # whether the weights' steps are orthogonalised; those of scales are Adam's
+    betas: tuple[float, float] = (0.9, 0.98)  # of Adam; the first is orthogonalised steps' momentum, too
     scale_rate: float = 1.0  # the step size of scales, relative to that of weights
     at_once: bool = False  # whether the forward may be called from several threads at once, and gains by it
+    orthogonal: bool = False  # whether the weights' steps are orthogonalised; those of scales are Adam's

@@ -140,9 +140,7 @@ class _Rules:
             n: next(iter(challenged))
             for n, e in surpassed.items()
             if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
-        } or behind_another(
-            surpassed, matched, {} if self.foreign else self.excess, self._worth, self.policy
-        )
+        } or behind_another(surpassed, matched, {} if self.foreign else self.excess, self._worth, self.policy)
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:

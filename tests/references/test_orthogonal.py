@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from peelcli.references.orthogonal import OrthogonalSteps, orthogonalized
+from peelcli.references.orthogonal import BLOCK_ROWS, OrthogonalSteps, orthogonalized
 
 SIDES = st.integers(1, 24)
 
@@ -36,6 +36,17 @@ def test_a_stack_is_so_many_matrices_and_an_unused_one_stays():
     assert found[1].eq(0).all()
     for n in (0, 2):
         torch.testing.assert_close(found[n], orthogonalized(stack[n]), atol=1e-5, rtol=1e-5)
+
+
+def test_of_many_rows_blocks_are_orthogonal_each_on_its_own():
+    high = matrix(BLOCK_ROWS + 43, 7, seed=5)  # 150 rows and 149
+    found = orthogonalized(high)
+    assert found.shape == high.shape
+    assert float(found.square().mean()) == pytest.approx(1, rel=1e-4)
+    for rows in (slice(None, 150), slice(150, None)):
+        alone = orthogonalized(high[rows])
+        ratio = found[rows] / alone
+        torch.testing.assert_close(ratio, ratio.mean().expand_as(ratio), atol=1e-3, rtol=1e-3)
 
 
 def test_a_step_is_as_long_as_asked_and_goes_downhill_by_what_was_and_is():
