@@ -264,10 +264,9 @@ class BlockFit:
         part = self.task.parts_dir / fitstore.part_name("map", states.prefix)
         key = f"{self.task.key}map{states.prefix}"
         if not (self.task.resume and fitstore.part_is_whole(part, key)):
-            if () in self.maps and unexplained[-1:] == (
-                0.0,
-            ):  # the trained states to the last bit, as the control's
-                score, head = fitstore.read_path_part(self.maps[()])
+            control = self.maps.get(())
+            if control and unexplained[-1:] == (0.0,):  # its states are the trained ones to the last bit
+                score, head = fitstore.read_path_part(control)
                 score = replace(
                     score, target_map=states.prefix, fits=(*fits, *score.fits), unexplained=unexplained
                 )
