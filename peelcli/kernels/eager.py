@@ -50,7 +50,7 @@ def weight_of(codes: Tensor, scale: Tensor, zero_point: Tensor | None, group_of:
 
 def spread(steps: Tensor, group_of: Tensor) -> Tensor:
     """Scales or zero points (d_out, n_groups) for each column: (d_out, d_in), or (d_out, 1) where all share one."""
-    return steps if steps.shape[1] == 1 else steps[:, group_of]
+    return steps if steps.shape[1] == 1 else steps.index_select(1, group_of)
 
 
 def gradient_of(
@@ -126,8 +126,8 @@ def rescale_(
     """
     for g in range(scale.shape[1]):
         columns = (group_of == g).nonzero().squeeze(-1)
-        rows = hessian[columns]  # (width, d_in)
-        direction = codes[:, columns]
+        rows = hessian.index_select(0, columns)  # (width, d_in)
+        direction = codes.index_select(1, columns)
         if zero_point is not None:
             direction = direction - zero_point[:, g, None]
         scale[:, g] += _line_search_(gradient, direction, rows, columns)
@@ -139,8 +139,8 @@ def rescale_(
 def _line_search_(gradient: Tensor, direction: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """How far (d_out,) along `direction` (d_out, width) f is lowest; `gradient` (d_out, d_in) is what it is there."""
     change = direction @ rows  # (d_out, d_in)
-    curvature = (change[:, columns] * direction).sum(-1)
-    slope = (gradient[:, columns] * direction).sum(-1)
+    curvature = (change.index_select(1, columns) * direction).sum(-1)
+    slope = (gradient.index_select(1, columns) * direction).sum(-1)
     length = torch.where(curvature > 0, -slope / curvature.clamp_min(torch.finfo(slope.dtype).tiny), 0.0)
     gradient.addcmul_(length.unsqueeze(-1), change)
     return length
