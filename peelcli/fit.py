@@ -266,7 +266,8 @@ class Fitter:
             steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
         # What a layer is judged by first, and what its report quotes: a whole block of the run's scheme.
-        closely = reference.kind == "direct" and not reference.sublayer and scheme.name == self.plan.scheme
+        is_block = reference.kind == "direct" and not reference.sublayer
+        closely = is_block and scheme.name == self.plan.scheme and start != "fresh"
         batch = fit_batch(self.model.device, closely=closely)
         budget = with_step_sizes(Budget(steps, 0.0, batch, self.settings.seed, start), scheme)
         if self.settings.learning_rate:
