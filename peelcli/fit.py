@@ -269,7 +269,8 @@ class Fitter:
         is_block = reference.kind == "direct" and not reference.sublayer
         closely = is_block and scheme.name == self.plan.scheme and start != "fresh"
         batch = fit_batch(self.model.device, closely=closely)
-        budget = with_step_sizes(Budget(steps, 0.0, batch, self.settings.seed, start), scheme)
+        budget = Budget(steps, 0.0, batch, self.settings.seed, start)
+        budget = with_step_sizes(budget, scheme, closely=closely)
         if self.settings.learning_rate:
             budget = replace(budget, learning_rate=self.settings.learning_rate)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []

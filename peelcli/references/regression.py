@@ -28,18 +28,18 @@ from peelcli.references.orthogonal import OrthogonalSteps
 from peelcli.references.shards import add_gradients
 from peelcli.workers import in_parallel, one_thread
 
-# Orthogonalised steps; in a scheme large ones with little momentum: a gradient changes at once when a code does.
+# In a scheme steps are large, with little momentum: a gradient changes at once when a code does. Orthogonalised steps
+# come closest with whole blocks that start from the trained weights, for no more than their time where the batch is
+# large. Of attention alone, of spans and of what starts from random weights Adam's do as well or better.
 FREE_STEPS: dict[str, Any] = {"learning_rate": 0.04, "betas": (0.8, 0.95), "orthogonal": True}
-LOW_BIT_STEPS: dict[str, Any] = {
+FRESH_FREE_STEPS: dict[str, Any] = {"learning_rate": 0.03}
+LOW_BIT_STEPS: dict[str, Any] = {"learning_rate": 0.08, "betas": (0.5, 0.95), "scale_rate": 0.5}
+CLOSE_STEPS: dict[str, Any] = {
     "learning_rate": 0.06,
     "betas": (0.4, 0.9),
     "scale_rate": 2.0,
     "orthogonal": True,
 }
-# From random weights, where references of a network's own few bits start, Adam's: in such networks they lead farther
-# (measured: of ternary attention .10 is left, and not .20), if not in others (of real ternary blocks .67, and not .59).
-FRESH_FREE_STEPS: dict[str, Any] = {"learning_rate": 0.03}
-FRESH_LOW_BIT_STEPS: dict[str, Any] = {"learning_rate": 0.08, "betas": (0.5, 0.95), "scale_rate": 0.5}
 CHECKS = 4  # how often the fit looks at `select`…
 CHECKED = 8  # …and at how many of its sequences: enough to keep the best state, which `select` as a whole then judges
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
@@ -210,11 +210,11 @@ def fit_regression(
     return best_witness, outcome
 
 
-def with_step_sizes(budget: Budget, scheme: Scheme) -> Budget:
-    """`budget` with the steps that serve a fit in this scheme from this start."""
-    if budget.start == "fresh":
-        return replace(budget, **(FRESH_FREE_STEPS if scheme.is_free else FRESH_LOW_BIT_STEPS))
-    return replace(budget, **(FREE_STEPS if scheme.is_free else LOW_BIT_STEPS))
+def with_step_sizes(budget: Budget, scheme: Scheme, *, closely: bool = False) -> Budget:
+    """`budget` with the steps that serve a fit in this scheme from this start; closely: of a whole block."""
+    if not scheme.is_free:
+        return replace(budget, **(CLOSE_STEPS if closely else LOW_BIT_STEPS))
+    return replace(budget, **(FRESH_FREE_STEPS if budget.start == "fresh" else FREE_STEPS))
 
 
 def _optimizers(parameters: _Parameters, budget: Budget) -> list[torch.optim.Optimizer]:

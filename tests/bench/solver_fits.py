@@ -16,14 +16,13 @@ import torch
 from results import ROOT, STORIES, parser, publish, run_child, table
 
 from peelcli.batching import fit_batch
-from peelcli.references.regression import LOW_BIT_STEPS
+from peelcli.references.regression import CLOSE_STEPS
 
 # (name, of the budget, solver)
 NOW = {
     "steps": 20,
     "batch_size": fit_batch(torch.device("cpu"), closely=True),
-    "orthogonal": True,
-    **LOW_BIT_STEPS,
+    **CLOSE_STEPS,
 }
 FITS = (
     ("150 steps alone", {"steps": 150, "learning_rate": 0.03, "batch_size": 4}, False),

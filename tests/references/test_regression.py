@@ -92,7 +92,7 @@ def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common
             data.targets = data.inputs + data.inputs @ weight.T
         scheme = scheme_named("ternary")
         adam = Budget(20, 0.08, 4, seed, "warm", (0.5, 0.95), 0.5)  # the best that were found for it
-        for name, about in (("adam", adam), ("orthogonal", with_step_sizes(adam, scheme))):
+        for name, about in (("adam", adam), ("orthogonal", with_step_sizes(adam, scheme, closely=True))):
             witness, _ = fit_regression(
                 forward, [LinearMap("w", weight, False)], scheme, None, fit, select, about
             )
