@@ -39,7 +39,7 @@ from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Budget, Witness
 from peelcli.references.plan import Origin, Plan
-from peelcli.references.regression import fit_regression, with_step_sizes
+from peelcli.references.regression import fit_regression, step_sizes
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
 from peelcli.scoring import Candidate, Losses
@@ -269,10 +269,10 @@ class Fitter:
         is_block = reference.kind == "direct" and not reference.sublayer
         closely = is_block and scheme.name == self.plan.scheme and start != "fresh"
         batch = fit_batch(self.model.device, closely=closely)
-        budget = Budget(steps, 0.0, batch, self.settings.seed, start)
-        budget = with_step_sizes(budget, scheme, closely=closely)
+        sizes = step_sizes(scheme, start, closely=closely)
         if self.settings.learning_rate:
-            budget = replace(budget, learning_rate=self.settings.learning_rate)
+            sizes = sizes | {"learning_rate": self.settings.learning_rate}
+        budget = Budget(steps, batch_size=batch, seed=self.settings.seed, start=start, **sizes)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         rounds = 0 if steps < BRIEF_STEPS else 1 + closely
         finish = Finish(block, residual, fit, budget.batch_size, rounds=rounds)

@@ -36,33 +36,33 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool
         yield from map(alone, items)
         return
     waiting: deque[Future[R]] = deque()
-    torch.set_num_threads(1)
     pool = _pool(threads)
-    try:
-        for item in items:
-            waiting.append(pool.submit(alone, item))
-            if len(waiting) >= 2 * threads:
+    with one_thread():
+        try:
+            for item in items:
+                waiting.append(pool.submit(alone, item))
+                if len(waiting) >= 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-        wait(waiting)
-        torch.set_num_threads(threads)
+        finally:
+            for future in waiting:
+                future.cancel()
+            wait(waiting)
 
 
 @contextmanager
 def one_thread(*, alone: bool = True) -> Iterator[None]:
-    """For products of small matrices: to wake a second thread takes several times as long as such a product."""
+    """Operations inside run on one thread: to wake a second takes several times as long as a small product."""
     threads = torch.get_num_threads()
-    if alone and threads > 1:
-        torch.set_num_threads(1)
+    if not alone or threads == 1:
+        yield
+        return
+    torch.set_num_threads(1)
     try:
         yield
     finally:
-        if alone and threads > 1:
-            torch.set_num_threads(threads)
+        torch.set_num_threads(threads)
 
 
 @cache

@@ -30,7 +30,7 @@ from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
-from peelcli.references.regression import with_step_sizes
+from peelcli.references.regression import step_sizes
 from peelcli.references.shards import SHARD
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
@@ -201,8 +201,9 @@ class BlockFit:
             )
         scheme, group_size = self.task.schemes[layer - 1]
         fit, select = (StateData(self._held, p, prepared.states.values, target) for p in ("fit", "select"))
-        budget = Budget(steps, 0.0, BLOCK_BATCH, self.task.seed, "warm", at_once=block.runs_at_once)
-        budget = with_step_sizes(budget, scheme)
+        at_once, seed = block.runs_at_once, self.task.seed
+        sizes = step_sizes(scheme, "warm")
+        budget = Budget(steps, batch_size=BLOCK_BATCH, seed=seed, start="warm", at_once=at_once, **sizes)
         return fit_block(
             block, prepared.starts[layer], scheme, group_size, fit, select, budget, self.task.steps
         )

@@ -113,7 +113,7 @@ def solve(
     many = goal.repeat(len(starts), 1)
     codes = round_with_feedback(scale, zeros, many, factor, levels, group_of)
     if known is not None:
-        codes = torch.cat([codes, levels_of(known[0][:, order], scheme).to(codes)])
+        codes = torch.cat([codes, levels_of(known[0].index_select(1, order), scheme).to(codes)])
         scale = torch.cat([scale, known[1].to(scale).expand(len(goal), -1)])
         many = torch.cat([many, goal])
         zeros = None if zeros is None or zero is None else torch.cat([zeros, zero])

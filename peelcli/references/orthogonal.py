@@ -50,10 +50,12 @@ class OrthogonalSteps(torch.optim.Optimizer):
         super().__init__(groups, {"momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step along the gradients that are there."""
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step along the gradients that are there, or that `closure` makes; returns what that returns."""
+        loss = None
         if closure is not None:
-            raise NotImplementedError("these steps are taken along gradients that are there already")
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for weight in group["params"]:
                 if weight.grad is None:
@@ -63,3 +65,4 @@ class OrthogonalSteps(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(weight)
                 momentum = state["momentum"].mul_(group["momentum"]).add_(weight.grad)
                 weight.sub_(orthogonalized(momentum), alpha=group["lr"])
+        return loss

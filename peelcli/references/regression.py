@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -210,11 +210,11 @@ def fit_regression(
     return best_witness, outcome
 
 
-def with_step_sizes(budget: Budget, scheme: Scheme, *, closely: bool = False) -> Budget:
-    """`budget` with the steps that serve a fit in this scheme from this start; closely: of a whole block."""
+def step_sizes(scheme: Scheme, start: str, *, closely: bool = False) -> dict[str, Any]:
+    """What a budget says of the steps of a fit in this scheme from this start; closely: of a whole block."""
     if not scheme.is_free:
-        return replace(budget, **(CLOSE_STEPS if closely else LOW_BIT_STEPS))
-    return replace(budget, **(FRESH_FREE_STEPS if budget.start == "fresh" else FREE_STEPS))
+        return CLOSE_STEPS if closely else LOW_BIT_STEPS
+    return FRESH_FREE_STEPS if start == "fresh" else FREE_STEPS
 
 
 def _optimizers(parameters: _Parameters, budget: Budget) -> list[torch.optim.Optimizer]:

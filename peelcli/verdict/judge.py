@@ -20,7 +20,6 @@ from peelcli.verdict.behind import behind_another
 from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
-    STATE_KINDS,
     Evidence,
     fair_share,
     gather,
@@ -136,11 +135,8 @@ class _Rules:
         challenged = {} if self.foreign or matched else most_trained(self.excess, known, self.policy)
         found = surpassed or matched or challenged
         rescaled = {} if found else most_rescaled(self.rescales, self.alpha)
-        behind = {
-            n: next(iter(challenged))
-            for n, e in surpassed.items()
-            if challenged and n not in challenged and e.score.reference.kind in STATE_KINDS
-        } or behind_another(surpassed, matched, {} if self.foreign else self.excess, self._worth, self.policy)
+        excess = {} if self.foreign else self.excess
+        behind = behind_another(surpassed, matched, challenged, excess, self._worth, self.policy)
         spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
         out = []
         for layer in self.run.layers:

@@ -69,7 +69,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     from peelcli.modelblock import ModelBlock
     from peelcli.quant.schemes import SCHEMES
     from peelcli.references.interface import Budget
-    from peelcli.references.regression import fit_regression, with_step_sizes
+    from peelcli.references.regression import fit_regression, step_sizes
     from peelcli.statedata import HeldStates, StateData
 
     side = 8192 if device == "cuda" else 512
@@ -95,9 +95,8 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
         with model.block(1) as module:
             block = ModelBlock(model, 1, module)
             for steps in (2, *STEPS):  # the first compiles
-                budget = with_step_sizes(
-                    Budget(steps, 0.0, fit_batch(model.device), 0, "warm"), SCHEMES["ternary"]
-                )
+                batch, sizes = fit_batch(model.device), step_sizes(SCHEMES["ternary"], "warm", closely=True)
+                budget = Budget(steps, batch_size=batch, seed=0, start="warm", **sizes)
                 began = clock()
                 fit_regression(block, block.maps, SCHEMES["ternary"], None, fit, select, budget)
                 seconds.append(clock() - began)

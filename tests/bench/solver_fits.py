@@ -19,11 +19,7 @@ from peelcli.batching import fit_batch
 from peelcli.references.regression import CLOSE_STEPS
 
 # (name, of the budget, solver)
-NOW = {
-    "steps": 20,
-    "batch_size": fit_batch(torch.device("cpu"), closely=True),
-    **CLOSE_STEPS,
-}
+NOW = {"steps": 20, "batch_size": fit_batch(torch.device("cpu"), closely=True), **CLOSE_STEPS}
 FITS = (
     ("150 steps alone", {"steps": 150, "learning_rate": 0.03, "batch_size": 4}, False),
     ("20 steps alone", NOW, False),

@@ -61,5 +61,19 @@ def test_a_step_is_as_long_as_asked_and_goes_downhill_by_what_was_and_is():
             before - weight.detach(), 0.1 * orthogonalized(along), atol=1e-6, rtol=1e-4
         )
     assert torch.equal(idle.detach(), matrix(3, 3))
-    with pytest.raises(NotImplementedError):
-        steps.step(lambda: 0.0)
+
+
+def test_gradients_may_be_made_by_a_closure_as_in_any_optimizer():
+    weights = [nn.Parameter(matrix(8, 5)) for _ in range(2)]
+    by_itself, asked = (OrthogonalSteps([{"params": [w], "lr": 0.1}], momentum=0.5) for w in weights)
+    weights[0].grad = weights[0].detach().clone()
+
+    def closure() -> float:
+        loss = weights[1].square().sum() / 2
+        loss.backward()
+        return float(loss.detach())
+
+    assert by_itself.step() is None
+    assert asked.step(closure) == pytest.approx(float(matrix(8, 5).square().sum() / 2))
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], matrix(8, 5))

@@ -13,7 +13,7 @@ from peelcli.quant.fake_quantize import fake_quantize, initial_scale
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap
-from peelcli.references.regression import fit_regression, fvu, sequence_order, with_step_sizes
+from peelcli.references.regression import fit_regression, fvu, sequence_order, step_sizes
 
 N_SEQ, SEQ_LEN, WIDTH = 12, 8, 16
 
@@ -92,7 +92,10 @@ def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common
             data.targets = data.inputs + data.inputs @ weight.T
         scheme = scheme_named("ternary")
         adam = Budget(20, 0.08, 4, seed, "warm", (0.5, 0.95), 0.5)  # the best that were found for it
-        for name, about in (("adam", adam), ("orthogonal", with_step_sizes(adam, scheme, closely=True))):
+        for name, about in (
+            ("adam", adam),
+            ("orthogonal", replace(adam, **step_sizes(scheme, "warm", closely=True))),
+        ):
             witness, _ = fit_regression(
                 forward, [LinearMap("w", weight, False)], scheme, None, fit, select, about
             )
