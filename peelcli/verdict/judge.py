@@ -15,8 +15,8 @@ import numpy as np
 
 from peelcli.records import AuditResult, LayerVerdict, Run
 from peelcli.statistics import holm_of
-from peelcli.verdict import words
-from peelcli.verdict.behind import behind_another
+from peelcli.verdict import attributed, words
+from peelcli.verdict.behind import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
 from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
@@ -35,7 +35,9 @@ from peelcli.verdict.excess import (
     challenge_excess,
     most_rescaled,
     most_trained,
+    peak_of,
     rescale_excess,
+    standing_out,
 )
 from peelcli.verdict.network import (
     data_fit,
@@ -57,20 +59,22 @@ def judge(run: Run, policy: Policy | None = None) -> AuditResult:
     """One verdict for every audited layer, one for the network, and which of them the policy flags."""
     policy = policy or Policy()
     network = judge_network(run, policy)
-    layers = _judge_layers(run, policy)
-    flagged = tuple(v.layer for v in layers if v.verdict in policy.fail_on)
+    found = _judge_layers(run, policy)
+    copies = {f.layer: f for f in reversed(run.findings) if f.kind == "duplicate-layer" and f.layer}
+    layers = tuple(words.with_duplicate(v, copies[v.layer]) if v.layer in copies else v for v in found)
+    # Where the policy lets copies pass, what was measured of a copy still flags.
+    flagged = tuple(
+        v.layer for v, m in zip(layers, found, strict=True) if {v.verdict, m.verdict} & set(policy.fail_on)
+    )
     network_flagged = any(f in policy.fail_on for f in (*network.flags, network.zone))
     return AuditResult(run, network, layers, flagged, network_flagged)
 
 
-def _judge_layers(run: Run, policy: Policy) -> tuple[LayerVerdict, ...]:
-    broken = {
-        f.layer: f for f in reversed(run.findings) if f.kind in ("non-finite", "duplicate-layer") and f.layer
-    }
+def _judge_layers(run: Run, policy: Policy) -> list[LayerVerdict]:
+    broken = {f.layer: f for f in reversed(run.findings) if f.kind == "non-finite" and f.layer}
     if any(f.kind == "non-finite" for f in run.findings):
-        return tuple(words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers)
-    verdicts = _measured(run, policy)
-    return tuple(words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts)
+        return [words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers]
+    return _measured(run, policy)
 
 
 def _measured(run: Run, policy: Policy) -> list[LayerVerdict]:
@@ -127,37 +131,54 @@ class _Rules:
             return [words.untrained(n, best[n], self._facts(n)) for n in self.run.layers]
         if is_damaged(self.run, self.policy):
             return judge_damaged(self.run, self.policy, self.excess, self._facts)
+        return [self._finished(v) for v in self._found()]
+
+    def _found(self) -> list[LayerVerdict]:
+        """What was found in each layer. A finding loses its flag to another layer's alone, which the reason names."""
         proven = self._proven()
         older = {e.score.reference.layer: e for e in proven if e.score.reference.kind == "rollback"}
-        surpassed = self._surpassed(proven)
-        matched = self._matched(set(surpassed))
-        known = {n: e.gap.mean for n, e in surpassed.items()}
-        challenged = {} if self.foreign or matched else most_trained(self.excess, known, self.policy)
-        found = surpassed or matched or challenged
-        rescaled = {} if found else most_rescaled(self.rescales, self.alpha)
+        every, behind_order = self._surpassed(proven)
+        every_match = self._matched(set(every))
         excess = {} if self.foreign else self.excess
-        behind = behind_another(surpassed, matched, challenged, excess, self._worth, self.policy)
-        spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
+        standing, peak = standing_out(excess, self.policy), peak_of(excess)
+        blamed = most_trained(excess, standing, {n: e.gap.mean for n, e in every.items()}, self.policy)
+        behind = behind_another(every, every_match, blamed, excess, self._worth, self.policy)
+        surpassed = {n: e for n, e in every.items() if n not in behind}
+        matched = {n: e for n, e in every_match.items() if n not in behind}
+        challenged, behind_peak = part_challenges(standing, blamed, surpassed, every_match, peak, self.policy)
+        rescaled, behind_rescale = part_rescales(
+            most_rescaled(self.rescales, self.alpha), {**surpassed, **challenged}, self.policy
+        )
+        flagged = {**matched, **rescaled, **challenged, **surpassed}
+        spanned, behind_span = self._spanned(
+            {n: n for n in flagged} | {n: b.hurt for n, b in behind.items() if n not in flagged}
+        )
+        behind_order = {
+            n: replace(b, hurt=behind[b.hurt].hurt) if b.hurt in behind else b
+            for n, b in behind_order.items()
+        }
+        behind = {**behind_span, **behind_rescale, **behind_peak, **behind_order, **behind}
         out = []
         for layer in self.run.layers:
-            facts = self._facts(layer, surpassed.get(layer))
-            if layer in behind:
-                out.append(words.behind_another(layer, behind[layer], facts))
-            elif layer in surpassed:
+            facts = self._facts(layer, every.get(layer))
+            if layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
                 verdict = words.with_rescale(verdict, best_rescale(self.rescales, layer))
                 out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
-                out.append(words.challenged(layer, challenged[layer], facts))
+                verdict = words.challenged(layer, challenged[layer], facts)
+                out.append(attributed.with_match(verdict, every_match.get(layer)))
             elif layer in rescaled:
-                out.append(words.rescaled(layer, rescaled[layer], facts))
-            elif layer in matched:
-                out.append(words.matched(layer, matched[layer], facts))
-            elif layer in spanned:
-                out.append(words.matched(layer, spanned[layer], facts))
+                verdict = words.rescaled(layer, rescaled[layer], facts)
+                out.append(attributed.with_match(verdict, every_match.get(layer)))
+            elif layer in matched or layer in spanned:
+                verdict = words.matched(layer, matched.get(layer) or spanned[layer], facts)
+                out.append(attributed.with_behind(verdict, behind.get(layer)))
+            elif layer in behind:
+                out.append(attributed.behind_another(layer, behind[layer], facts))
             else:
                 out.append(self._unflagged(layer, facts))
-        return [self._finished(v) for v in out]
+        return out
 
     def _finished(self, verdict: LayerVerdict) -> LayerVerdict:
         found = self.by_layer[verdict.layer]
@@ -179,17 +200,20 @@ class _Rules:
         rejected = holm_of({i: e.p_surpassed for i, e in enumerate(tested)}, self.alpha)
         return [e for i, e in enumerate(tested) if rejected[i] and e.surpasses]
 
-    def _surpassed(self, proven: Sequence[Evidence]) -> dict[int, Evidence]:
+    def _surpassed(self, proven: Sequence[Evidence]) -> tuple[dict[int, Evidence], dict[int, Behind]]:
+        """What surpasses each layer, and the layers of exchanges that something stronger explains."""
         found = {
             e.score.reference.layer: e
             for e in sorted(proven, key=lambda e: e.gap_select)
             if e.score.reference.kind != "exchange"
         }
+        exchanges, behind = in_wrong_order(proven, found)
         # A block that surpasses by less than its part does so thanks to that part.
-        return {
+        found = {
             n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean > e.gap.mean), e)
             for n, e in found.items()
-        } | _in_wrong_order(proven, found)
+        } | exchanges
+        return found, {n: b for n, b in behind.items() if n not in found}
 
     def _wholes(self, layer: int, part: Evidence) -> list[Evidence]:
         """References of the same kind for the whole block: where one says the same, the block is to blame."""
@@ -233,25 +257,32 @@ class _Rules:
         """What orders the candidates: a fit costs little next to a tiny margin, and less surely than a drop does."""
         return e.divergence / e.margin if self.foreign else e.p_matched_select
 
-    def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
-        """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""
+    def _spanned(self, causes: Mapping[int, int]) -> tuple[dict[int, Evidence], dict[int, Behind]]:
+        """A span that matches blames the layer in it that is cheapest to drop, unless another's fault explains it.
+
+        causes: the layers that something was found in already, and of each the layer whose fault that is.
+        """
         rejected = holm_of(
             {i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)}, self.alpha
         )
         fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
-        explained = set(taken)
+        behind: dict[int, Behind] = {}
+        explained = dict(causes)
         for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *_cheapest(e))):
-            inside = set(range(e.score.reference.layer, e.score.reference.target + 1))
-            # One fault explains spans that overlap; a layer that was not audited may hold it: then none is blamed.
-            if inside <= set(self.by_layer) and not inside & explained:
-                explained |= inside
-                found[
-                    min(
-                        sorted(inside), key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf
-                    )
-                ] = e
-        return found
+            inside = range(e.score.reference.layer, e.score.reference.target + 1)
+            # A layer that was not audited may hold the fault: then none is blamed.
+            if not set(inside) <= set(self.by_layer):
+                continue
+            idlest = min(inside, key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf)
+            # One fault explains spans that overlap.
+            cause = next((explained[n] for n in inside if n in explained), None)
+            if cause is None:
+                explained |= dict.fromkeys(inside, idlest)
+                found[idlest] = e
+            elif idlest not in explained:
+                behind.setdefault(idlest, Behind(cause, e))
+        return found, behind
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
@@ -323,22 +354,6 @@ class _Rules:
         """What a layer is worth, in nats per token: what dropping another costs, or else an even share."""
         drops = [e.cost.mean for n, e in self.drops.items() if n != layer]
         return median(drops) if len(drops) > 1 else fair_share(self.run)
-
-
-def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) -> dict[int, Evidence]:
-    """Pairs that do better in each other's place, the best first, each layer once.
-
-    Where something else does better still, in these or in other layers, the fault is there: a layer behind another that
-    is hurt may do less harm in another place.
-    """
-    rival = max((e.gap_select for e in others.values()), default=0.0)
-    found: dict[int, Evidence] = {}
-    exchanges = [e for e in proven if e.score.reference.kind == "exchange"]
-    for e in sorted(exchanges, key=lambda e: e.gap_select, reverse=True):
-        pair = (e.score.reference.layer, e.score.reference.target)
-        if not set(pair) & set(found) and e.gap_select > rival:
-            found |= dict.fromkeys(pair, e)
-    return found
 
 
 def _in_rank(verdict: LayerVerdict) -> LayerVerdict:

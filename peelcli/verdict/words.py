@@ -129,7 +129,7 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
-    return _at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
+    return at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
 
 
 def rolled_back(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
@@ -258,10 +258,10 @@ def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         reason += f"next to nothing of what the network has learned, and no match may cost more than {e.margin:.4f}."
     is_lighter = facts.own_bits is None or e.score.reference.bits < facts.own_bits
     advice = UNUSED if is_lighter else UNUSED_IN_CLASS
-    return _at_its_bits(_make(layer, "matched", reason, advice, facts, e, blame=True), e)
+    return at_its_bits(_make(layer, "matched", reason, advice, facts, e, blame=True), e)
 
 
-def _at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
+def at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
     """Where the deciding reference stands in for the whole block, its bits suffice."""
     if e.score.reference.sublayer is not None:
         return verdict
@@ -316,25 +316,6 @@ def undecided(layer: int, why: str, advice: str, facts: Facts, e: Evidence | Non
     return _make(layer, "undecided", f"Not decided: {why}.", advice, facts, e)
 
 
-def behind_another(layer: int, hurt: int, facts: Facts) -> LayerVerdict:
-    """What is measured of a layer tells of another's fault."""
-    why = f"layer {hurt} is hurt, and what is measured of the others tells more of that than of them"
-    return undecided(layer, why, f"Mend layer {hurt} first, then audit again.", facts)
-
-
-def behind_a_wreck(layer: int, wrecked: int, facts: Facts) -> LayerVerdict:
-    """In a damaged network nothing that is measured of the other layers holds."""
-    if wrecked:
-        return behind_another(layer, wrecked, facts)
-    why = (
-        "the network does worse than without its blocks, and neither a layer's repair nor what the head reads behind "
-        "it tells which of them is wrecked"
-    )
-    return undecided(
-        layer, why, "Compare the weights with those that were trained, the first layers first.", facts
-    )
-
-
 def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:
     """No reference that could say anything has finite losses."""
     if diverged:
@@ -375,7 +356,7 @@ def not_measured(layer: int) -> LayerVerdict:
 
 
 def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
-    """A layer that is another, byte for byte, is broken whatever it measures."""
+    """A layer that is another, byte for byte, is broken whatever it measures; a note says what that is."""
     advice = "Copy or convert the checkpoint again; where layers share weights on purpose, drop broken from --fail-on."
     return replace(
         verdict,
@@ -383,5 +364,5 @@ def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
         reason=finding.message,
         advice=advice,
         score=BROKEN_SCORE,
-        notes=(verdict.reason,),
+        notes=(verdict.reason, *verdict.notes),
     )
