@@ -7,13 +7,13 @@ together (Holm). What each verdict means, and why these rules, stands in the REA
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
-from peelcli.records import AuditResult, LayerVerdict, Run
+from peelcli.records import AuditResult, LayerVerdict, Run, Score
 from peelcli.statistics import holm_of
 from peelcli.verdict import attributed, words
 from peelcli.verdict.behind import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
@@ -21,6 +21,8 @@ from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
     Evidence,
+    cheapest,
+    distance,
     fair_share,
     gather,
     gather_exchanges,
@@ -31,6 +33,7 @@ from peelcli.verdict.evidence import (
     own_bits,
 )
 from peelcli.verdict.excess import (
+    Excess,
     best_rescale,
     challenge_excess,
     most_rescaled,
@@ -47,6 +50,7 @@ from peelcli.verdict.network import (
     mismatch,
 )
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.screening import left_open, screened_under
 from peelcli.verdict.travel import untouched
 
 _FOUND = (
@@ -56,8 +60,12 @@ _LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost no
 
 
 def judge(run: Run, policy: Policy | None = None) -> AuditResult:
-    """One verdict for every audited layer, one for the network, and which of them the policy flags."""
-    policy = policy or Policy()
+    """One verdict for every audited layer, one for the network, and which of them the policy flags.
+
+    policy: by default the one that the run's fit was screened under. Under another, no verdict rests on a reference
+    that was measured on a part of `eval` where this policy would have measured it on all of it.
+    """
+    policy = policy or screened_under(run)
     network = judge_network(run, policy)
     found = _judge_layers(run, policy)
     copies = {f.layer: f for f in reversed(run.findings) if f.kind == "duplicate-layer" and f.layer}
@@ -105,6 +113,7 @@ class _Rules:
     ) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
         self.alpha = 1.0 - policy.confidence
+        self.open = left_open(run, policy)
         self.by_layer = {
             n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n]
             for n in run.layers
@@ -113,7 +122,7 @@ class _Rules:
         self.lighter = {n: [e for e in es if is_lighter(run, e.score)] for n, es in self.deciding.items()}
         # They may surpass, and have no say in anything else.
         self.rollbacks = {n: [e for e in rollbacks if e.score.reference.layer == n] for n in run.layers}
-        self.exchanges = list(exchanges)
+        self.exchanges = [e for e in exchanges if not self._is_open(e)]
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
         self.drops = {
             n: e
@@ -122,7 +131,8 @@ class _Rules:
             if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
         }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
-        self.rescales = {} if foreign else rescale_excess(run, policy)
+        rescales = {} if foreign else rescale_excess(run, policy)
+        self.rescales = {part: x for part, x in rescales.items() if not self._is_open(x)}
 
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
@@ -177,8 +187,19 @@ class _Rules:
             elif layer in behind:
                 out.append(attributed.behind_another(layer, behind[layer], facts))
             else:
-                out.append(self._unflagged(layer, facts))
+                out.append(self._unflagged(layer, facts, self._left_open(layer, {*flagged, *spanned})))
         return out
+
+    def _is_open(self, finding: Evidence | Excess) -> bool:
+        return finding.score.reference.key in self.open
+
+    def _left_open(self, layer: int, flagged: Collection[int]) -> Score | None:
+        """A reference that may yet flag the layer, by what it does on all of `eval`."""
+        for score in self.open.values():
+            inside = range(score.reference.layer, score.reference.target + 1)
+            if layer in inside and not set(inside) & set(flagged):
+                return score
+        return None
 
     def _finished(self, verdict: LayerVerdict) -> LayerVerdict:
         found = self.by_layer[verdict.layer]
@@ -232,6 +253,7 @@ class _Rules:
         """A match leaves the predictions alone, too: equal losses by chance, of other predictions, are none."""
         return (
             e.margin > 0
+            and not self._is_open(e)
             and is_lighter(self.run, e.score)
             and e.divergence < self.policy.divergence_factor * e.widest
         )
@@ -242,7 +264,7 @@ class _Rules:
         for layer in self.run.layers:
             fair = [e for e in self.deciding[layer] if self._matches(e)]
             if layer not in taken and fair:
-                best[layer] = min(fair, key=lambda e: (self._chance_on_select(e), *_cheapest(e)))
+                best[layer] = min(fair, key=lambda e: (self._chance_on_select(e), *cheapest(e)))
                 # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
                 tried[layer] = len(fair) if self.foreign else 1
         p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
@@ -269,7 +291,7 @@ class _Rules:
         found: dict[int, Evidence] = {}
         behind: dict[int, Behind] = {}
         explained = dict(causes)
-        for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *_cheapest(e))):
+        for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *cheapest(e))):
             inside = range(e.score.reference.layer, e.score.reference.target + 1)
             # A layer that was not audited may hold the fault: then none is blamed.
             if not set(inside) <= set(self.by_layer):
@@ -286,8 +308,13 @@ class _Rules:
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
-    def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
-        """Effective only where every reference costs clearly more, and none might have cost less with more steps."""
+    def _unflagged(self, layer: int, facts: words.Facts, left: Score | None) -> LayerVerdict:
+        """Effective only where every reference costs clearly more, and none might have cost less with more steps.
+
+        left: one that was measured on too little to say so.
+        """
+        if left is not None:
+            return words.measured_on_part(layer, left, self.run, self.policy, facts)
         evidence = [e for e in self.lighter[layer] if not e.vacuous]
         if not evidence:
             fitted = [
@@ -300,7 +327,7 @@ class _Rules:
         factor = self.policy.unsettled_factor
         straddling = [e for e in evidence if e.cost.low <= e.margin]
         unsettled = [e for e in evidence if not e.score.fit.converged and e.cost.mean < factor * e.margin]
-        closest = min(straddling or unsettled or evidence, key=lambda e: (_distance(e), *_cheapest(e)))
+        closest = min(straddling or unsettled or evidence, key=lambda e: (distance(e), *cheapest(e)))
         if straddling:
             return words.straddles(layer, closest, facts)
         if unsettled:
@@ -366,14 +393,4 @@ def _in_rank(verdict: LayerVerdict) -> LayerVerdict:
 
 def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:
     """The reference that on `select` is furthest above what it must gain: the only one that is tested on `eval`."""
-    return min(evidence, key=lambda e: (e.gap_threshold - e.gap_select, *_cheapest(e)), default=None)
-
-
-def _cheapest(e: Evidence) -> tuple[float, str]:
-    """What decides a tie: an idle part makes several references exactly alike."""
-    return e.score.reference.bits, e.score.reference.key
-
-
-def _distance(e: Evidence) -> float:
-    """How far the cost of a reference lies above a match, in units of what it usually costs."""
-    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)
+    return min(evidence, key=lambda e: (e.gap_threshold - e.gap_select, *cheapest(e)), default=None)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peelcli.records import Finding, LayerVerdict, Reference
+from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
 from peelcli.statistics import Interval
 from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.excess import Excess
+from peelcli.verdict.policy import Policy
 
 LIKE = 0.1  # natural logarithm of relative sizes that are no news
 BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
@@ -314,6 +315,19 @@ def unsettled(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
 def undecided(layer: int, why: str, advice: str, facts: Facts, e: Evidence | None = None) -> LayerVerdict:
     """Neither can be said."""
     return _make(layer, "undecided", f"Not decided: {why}.", advice, facts, e)
+
+
+def measured_on_part(layer: int, score: Score, run: Run, policy: Policy, facts: Facts) -> LayerVerdict:
+    """A reference that the fit measured on a part of `eval`, where the policy at hand wants all of it."""
+    margin = policy.matched_margin
+    option = "--no-screen" if margin is None else f"--matched-margin {margin:g}"
+    under = "the thresholds of this report" if margin is None else option
+    why = (
+        f"{stand_in(score.reference)} was measured on {len(score.nll_eval)} of {len(run.nll_eval)} sequences of eval, "
+        f"which is not enough under {under}"
+    )
+    advice = f"Run `peel audit` again with {option}, or `peel fit` on the extracted states: it measures all of them."
+    return undecided(layer, why, advice, facts)
 
 
 def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:

@@ -1,10 +1,11 @@
-"""No verdict says less than was proven: a finding keeps its flag, or its reason names the stronger one that explains it."""
+"""No verdict says less than was proven: a finding keeps its flag, or its reason names what explains it."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -52,9 +53,13 @@ def matches(layer: int) -> dict[str, Costs]:
     return {"block": idle(layer), "attention": idle(layer, part="attention"), "mlp": idle(layer, part="mlp")}
 
 
-def judged(faults: Costs, matched: Costs = {}, policy: Policy = NIGHTLY, **fields: object) -> AuditResult:
+def judged(
+    faults: Costs, matched: Costs | None = None, policy: Policy = NIGHTLY, **fields: Any
+) -> AuditResult:
     effects = WITH_RIGHT_ORDER
-    effects = changed(effects, {r: c for r, c in matched.items() if r in effects}, divergence=0.0, spread=0.1)
+    effects = changed(
+        effects, {r: c for r, c in (matched or {}).items() if r in effects}, divergence=0.0, spread=0.1
+    )
     effects = changed(effects, {r: c for r, c in faults.items() if r in effects}, divergence=0.3)
     return judge(measure(effects, noise=0.01, **fields), policy)
 
