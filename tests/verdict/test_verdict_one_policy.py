@@ -33,7 +33,7 @@ def rests_on(run: Run) -> dict[str, int]:
 
 
 def test_a_match_under_a_large_margin_is_decided_on_all_of_eval() -> None:
-    run = fitted(measure(sound(ladder=False)), LOOSE)
+    run = fitted(measure(sound(ladder=False), noise=0.002), LOOSE)
     result = judge(run, Policy(matched_margin=LOOSE))
     matched = [v for v in result.layers if v.verdict == "matched"]
     assert matched
@@ -42,7 +42,7 @@ def test_a_match_under_a_large_margin_is_decided_on_all_of_eval() -> None:
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_what_another_policy_settled_on_a_part_is_left_undecided_with_the_command(stored: bool) -> None:
-    run = fitted(measure(sound(ladder=False)), None, stored=stored)
+    run = fitted(measure(sound(ladder=False), noise=0.002), None, stored=stored)
     assert judge(run).flagged == ()
     assert {v.verdict for v in judge(run).layers} == {"effective"}
     result = judge(run, Policy(matched_margin=LOOSE))
@@ -54,7 +54,7 @@ def test_what_another_policy_settled_on_a_part_is_left_undecided_with_the_comman
 
 
 def test_thresholds_that_no_option_sets_are_no_way_round_it() -> None:
-    run = fitted(measure(sound(ladder=False)), None)
+    run = fitted(measure(sound(ladder=False), noise=0.002), None)
     loose = Policy(identity_share=2.0, fitted_share=2.0, sublayer_share=2.0, idle_share=2.0)
     result = judge(run, loose)
     assert {v.verdict for v in result.layers} == {"undecided"}
@@ -63,10 +63,10 @@ def test_thresholds_that_no_option_sets_are_no_way_round_it() -> None:
 
 
 def test_by_default_a_run_is_judged_under_the_policy_that_it_was_screened_under() -> None:
-    run = fitted(measure(sound(ladder=False)), LOOSE)
+    run = fitted(measure(sound(ladder=False), noise=0.002), LOOSE)
     assert judge(run) == judge(run, Policy(matched_margin=LOOSE))
     assert screened_under(run).matched_margin == LOOSE
-    assert screened_under(measure(sound(ladder=False))) == Policy()
+    assert screened_under(measure(sound(ladder=False), noise=0.002)) == Policy()
 
 
 @settings(max_examples=12, deadline=None)
@@ -78,7 +78,7 @@ def test_by_default_a_run_is_judged_under_the_policy_that_it_was_screened_under(
 def test_no_verdict_rests_on_a_part_where_the_policy_at_hand_would_have_measured_all(
     screened: float | None, asked: float | None, seed: int
 ) -> None:
-    whole = measure(sound(ladder=False), seed=seed)
+    whole = measure(sound(ladder=False), noise=0.002, seed=seed)
     policy = Policy(matched_margin=asked)
     run, wanted = fitted(whole, screened), rests_on(fitted(whole, asked))
     parted = {key for key, n in rests_on(run).items() if n == 64 // STRIDE}
@@ -91,7 +91,7 @@ def test_no_verdict_rests_on_a_part_where_the_policy_at_hand_would_have_measured
 
 @pytest.mark.parametrize("margin", ["0.3", -1.0, float("nan"), float("inf"), True, 10**400, [0.3]])
 def test_a_damaged_margin_is_refused(margin: object) -> None:
-    run = replace(measure(sound(ladder=False)), config={"fit": {"matched_margin": margin}})
+    run = replace(measure(sound(ladder=False), noise=0.002), config={"fit": {"matched_margin": margin}})
     with pytest.raises(ArtefactError, match="matched_margin"):
         judge(run)
 
