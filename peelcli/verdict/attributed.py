@@ -25,6 +25,11 @@ def finding_text(finding: Finding) -> str:
 def behind_another(layer: int, behind: Behind, facts: Facts) -> LayerVerdict:
     """Something was found in a layer, and another layer's fault explains it."""
     finding, hurt = finding_text(behind.finding), behind.hurt
+    if (
+        behind.finding.score.reference.kind == "span"
+    ):  # the other may be idle, and so be all that the span spares
+        why = f"{finding}, but layer {hurt} is flagged already, and that may be the cause"
+        return undecided(layer, why, f"Mend or drop layer {hurt} first, then audit again.", facts)
     if behind.is_flagged:
         why = f"{finding}, but layer {hurt} is hurt, and that may be the cause"
         return undecided(layer, why, f"Mend layer {hurt} first, then audit again.", facts)

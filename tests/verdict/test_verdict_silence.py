@@ -220,7 +220,7 @@ def test_a_span_that_matches_beside_a_fault_names_it() -> None:
     hurt = 5 - matched
     after = judge(measure(changed(effects, {challenge(hurt): -0.4}, divergence=0.3), noise=0.01))
     assert after.flagged == (hurt,)
-    assert named_in(after.layers[matched - 1].reason) == [hurt]
+    assert f"layer {hurt} is flagged already" in after.layers[matched - 1].reason
 
 
 def test_a_copy_that_the_policy_lets_pass_is_flagged_by_what_was_measured() -> None:
