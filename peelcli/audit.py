@@ -66,6 +66,8 @@ def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
 def fit_key(extraction: str, settings: FitConfig, earlier: Sequence[str] = ()) -> str:
     """What makes two fits the same work. earlier: ids of the checkpoints whose blocks stand in (`rollback`)."""
     kept = relevant(settings)
+    if kept["matched_margin"] is None:  # as in fits that were made before there was a choice
+        del kept["matched_margin"]
     if earlier:
         return digest([extraction, kept, list(earlier)])
     kept["references"] = [kind for kind in kept["references"] if kind != "rollback"]  # there are none

@@ -44,6 +44,7 @@ from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
 from peelcli.scoring import Candidate, Losses
 from peelcli.statedata import HeldStates, StateData
+from peelcli.verdict import Policy
 from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
@@ -164,6 +165,7 @@ class Fitter:
             key=self._key,
             batch_size=self.settings.batch_size or block_batch(self.acts.ids.shape[1], self.model.device),
             screen=self.settings.screen,
+            policy=Policy(matched_margin=self.settings.matched_margin),
         )
         peeled = yield from self._peel_paths()
         ids = self.acts.ids[self.acts.rows["eval"]]

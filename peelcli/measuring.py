@@ -32,8 +32,9 @@ def measure_steps(
     key: str,
     batch_size: int,
     screen: bool,
+    policy: Policy,
 ) -> Generator[Progress, None, Losses]:
-    """The losses of all candidates; yields as it goes. screen: settle on a part what can be settled there."""
+    """The losses of all candidates; yields as it goes. screen: settle on a part what `policy` settles there."""
 
     def sweep_of(some: Sequence[Candidate], stage: str) -> Sweep:
         return Sweep(model, acts, some, scratch, key=key, batch_size=batch_size, stage=stage)
@@ -53,7 +54,7 @@ def measure_steps(
         for k in (c.reference.key,)
     ]
     nll_eval = acts.nll[acts.rows["eval"]].tolist()
-    keys = settled(scores, nll_eval, acts.about["unigram_ce"], model.num_layers, Policy())
+    keys = settled(scores, nll_eval, acts.about["unigram_ce"], model.num_layers, policy)
     second = sweep_of([c for c in candidates if c.reference.key not in keys], "score")
     yield from second.run()
     return Losses(

@@ -14,6 +14,7 @@ from peelcli.cli.judging import (
     check_format,
     exit_code,
     extend_history,
+    fit_settings,
     judge_runs,
     keep_baseline,
     log_figures,
@@ -106,7 +107,7 @@ class Auditor:
         self.settings, self.console = configs[AuditConfig], console
         resume, overwrite = self.settings.resume, self.settings.overwrite
         self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
-        self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
+        self.fit = replace(fit_settings(configs), resume=resume, overwrite=overwrite)
         self.trained = configs[TrainedSchemeConfig]
         self.baseline = baseline
         self.runs: list[Run] = []

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.config import ReportConfig
+from peelcli.config import Configs, FitConfig, ReportConfig
 from peelcli.errors import PeelError, ResourceError, UsageError
 from peelcli.records import AuditResult, HistoryEntry, Run
 
@@ -39,6 +39,37 @@ def read_if_any(path: Path | None) -> AuditResult | None:
     return read_baseline(path)
 
 
+def fit_settings(configs: Configs) -> FitConfig:
+    """The settings of an audit's fit, with the margin that its report judges by: one policy for both.
+
+    UsageError where the two sections of a file name different margins.
+    """
+    fit, report = configs[FitConfig], configs[ReportConfig]
+    margins = [m for m in (report.matched_margin, fit.matched_margin) if m is not None]
+    if len(set(margins)) > 1:
+        raise UsageError(
+            f"matched_margin: is {margins[0]:g} under 'report:' and {margins[1]:g} under 'fit:', and one audit has one "
+            "margin. Keep one of them, or give --matched-margin."
+        )
+    return replace(fit, matched_margin=margins[0] if margins else None)
+
+
+def _margin(runs: Sequence[Run], settings: ReportConfig) -> float | None:
+    """The margin to judge by: the one asked for, else the one that the fits were measured under."""
+    from peelcli.verdict import screened_under
+
+    if settings.matched_margin is not None:
+        return settings.matched_margin
+    margins = {screened_under(run).matched_margin for run in runs if run.scores}
+    if len(margins) > 1:
+        named = ", ".join("auto" if m is None else f"{m:g}" for m in sorted(margins, key=lambda m: m or 0.0))
+        raise UsageError(
+            f"--matched-margin: the fits were measured under different margins ({named}). Name the one to judge all of "
+            "them by."
+        )
+    return margins.pop() if margins else None
+
+
 def judge_runs(
     runs: Sequence[Run], settings: ReportConfig, baseline: AuditResult | None = None
 ) -> list[AuditResult]:
@@ -52,7 +83,7 @@ def judge_runs(
     if baseline is not None and runs:
         _require_alike(baseline, runs[-1])
     policy = Policy(
-        fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=settings.matched_margin
+        fail_on=settings.fail_on, confidence=settings.confidence, matched_margin=_margin(runs, settings)
     )
     if baseline is not None and settings.fail_on != ("none",):
         policy = replace(policy, fail_on=(*policy.fail_on, "regressed"))

@@ -38,6 +38,10 @@ LAYERS = rf"{LAYER_RANGE}(\s*,\s*{LAYER_RANGE})*"
 PATHS = r"direct|last|first-last|all|search|none|\[ *[0-9]{1,9}( *, *[0-9]{1,9})* *\]"
 DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(s|m|h)?"
 LOG_TO = r"(tensorboard|wandb|mlflow):.+"
+MARGIN = (
+    "Nats per token that a matching reference may cost; auto follows what references cost elsewhere, and in a report "
+    "takes the fit's."
+)
 DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 
@@ -182,6 +186,13 @@ class FitConfig(MachineConfig):
         "Measure what costs far too much to decide anything on a part of the eval tokens alone; --no-screen measures "
         "every reference on all of them.",
     )
+    matched_margin: float | None = setting(
+        None,
+        MARGIN,
+        unset="auto",
+        at_least=0,
+        shared=True,
+    )
     challenge_steps: int = setting(40, "Optimiser steps for each challenge reference.", at_least=0)
     paths: tuple[str, ...] = setting(
         ("direct", "last", "first-last"),
@@ -234,9 +245,10 @@ class ReportConfig:
     )
     matched_margin: float | None = setting(
         None,
-        "Nats per token that a matching reference may cost; auto follows what references cost elsewhere.",
+        MARGIN,
         unset="auto",
         at_least=0,
+        shared=True,
     )
 
 

@@ -5,7 +5,7 @@ from peelcli.verdict.damage import blocks_do_harm, does_better_than
 from peelcli.verdict.judge import judge
 from peelcli.verdict.network import data_fit
 from peelcli.verdict.policy import Policy
-from peelcli.verdict.screening import SCREENED, settled
+from peelcli.verdict.screening import SCREENED, screened_under, settled
 from peelcli.verdict.twins import note_identical
 from peelcli.verdict.zones import with_running_minimum
 
@@ -18,6 +18,7 @@ __all__ = [
     "is_alike",
     "judge",
     "note_identical",
+    "screened_under",
     "settled",
     "with_comparisons",
     "with_running_minimum",

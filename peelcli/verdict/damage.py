@@ -9,7 +9,7 @@ import numpy as np
 
 from peelcli.records import LayerVerdict, Reference, Run, Score
 from peelcli.statistics import p_greater, paired_interval
-from peelcli.verdict import words
+from peelcli.verdict import attributed, words
 from peelcli.verdict.evidence import is_usable, shared_rows
 from peelcli.verdict.excess import Excess
 from peelcli.verdict.policy import Policy
@@ -65,7 +65,7 @@ def judge_damaged(
             verdict = words.challenged(layer, excess[layer], facts)
             out.append(verdict if by_itself else words.at_the_turn(verdict))
         else:
-            out.append(words.behind_a_wreck(layer, blamed, facts))
+            out.append(attributed.behind_a_wreck(layer, blamed, facts))
     return out
 
 

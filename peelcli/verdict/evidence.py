@@ -62,6 +62,16 @@ class Evidence:
         return self.cost.high < self.margin
 
 
+def cheapest(e: Evidence) -> tuple[float, str]:
+    """What decides a tie: an idle part makes several references exactly alike."""
+    return e.score.reference.bits, e.score.reference.key
+
+
+def distance(e: Evidence) -> float:
+    """How far the cost of a reference lies above a match, in units of what it usually costs."""
+    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)
+
+
 def group_of(score: Score) -> tuple[object, ...]:
     """References that are peers across layers: of one kind, length, part, scheme."""
     r = score.reference

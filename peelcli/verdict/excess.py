@@ -83,27 +83,37 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     return found
 
 
-def most_trained(
-    excess: Mapping[int, Excess], known: Mapping[int, float], policy: Policy
-) -> dict[int, Excess]:
-    """The layer that gains most of all by being trained on, where that is far more than the others gain.
-
-    A fault's neighbours can repair part of it and rise with it: so the peak alone is blamed, or a layer that has hardly
-    been moved, and nothing where another layer's fault is known already. Only where its weights are unlike the others',
-    and it gains far more than what surpasses elsewhere, is that put down to it as well: a layer behind a wreck does
-    better dropped. known: what something else gains in each layer that it surpasses.
-    """
+def standing_out(excess: Mapping[int, Excess], policy: Policy) -> dict[int, Excess]:
+    """The challenges that gain more than the others beyond chance, all layers tested together."""
     rejected = holm_of({n: x.p_value for n, x in excess.items()}, 1.0 - policy.confidence)
-    standing = {n: x for n, x in excess.items() if rejected[n] and x.stands_out}
-    young = [n for n, x in standing.items() if x.travel is not None]
-    peak = max(young or excess, key=lambda n: excess[n].gap.mean, default=0)
-    if peak not in standing:
-        return {}
-    x = standing[peak]
-    rival = max((gain for n, gain in known.items() if n != peak), default=0.0)
-    is_unlike = abs(x.size) >= policy.unlike_size or x.travel is not None
-    explains = is_unlike and x.gap.low > policy.wreck_factor * rival
-    return {peak: x} if not known or explains else {}
+    return {n: x for n, x in excess.items() if rejected[n] and x.stands_out}
+
+
+def peak_of(excess: Mapping[int, Excess]) -> int:
+    """The layer that gains most of all by being trained on; 0 where none was."""
+    return max(excess, key=lambda n: excess[n].gap.mean, default=0)
+
+
+def most_trained(
+    excess: Mapping[int, Excess], standing: Mapping[int, Excess], known: Mapping[int, float], policy: Policy
+) -> dict[int, Excess]:
+    """The layers to blame for what they gain by being trained on: the peak, where it stands out.
+
+    A fault's neighbours can repair part of it and rise with it, so that others that stand out are not blamed; but of
+    the layers that have hardly been moved the peak is, too. Where something surpasses in another layer, that is proof
+    without any training, and comes first: the peak is blamed beside it only where its weights are unlike the others'
+    and it gains far more, for a layer behind a wreck does better dropped. What else matches is no reason against it.
+    standing: those that stand out. known: what something else gains in each layer that it surpasses.
+    """
+    young = {n: x for n, x in standing.items() if x.travel is not None}
+    found = {n: standing[n] for n in (peak_of(excess), peak_of(young)) if n in standing}
+
+    def is_beyond(layer: int, x: Excess) -> bool:
+        rival = max((gain for n, gain in known.items() if n != layer), default=0.0)
+        is_unlike = abs(x.size) >= policy.unlike_size or x.travel is not None
+        return is_unlike and x.gap.low > policy.wreck_factor * rival
+
+    return {n: x for n, x in found.items() if not known or is_beyond(n, x)}
 
 
 def _added(run: Run, score: Score) -> float:
@@ -155,13 +165,11 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
 
 
 def most_rescaled(rescales: Mapping[Part, Excess], alpha: float) -> dict[int, Excess]:
-    """The layer that gains most by other lengths of its matrices, where that is far more than any other does."""
+    """The layers that gain far more by other lengths of their matrices than any other layer does by its own."""
     rejected = holm_of({part: x.p_value for part, x in rescales.items()}, alpha)
     standing = {part: x for part, x in rescales.items() if rejected[part] and x.stands_out}
-    if not standing:
-        return {}
-    layer = max(standing, key=lambda part: standing[part].gap.mean)[0]
-    return {layer: _narrowest([x for (n, _), x in standing.items() if n == layer])}
+    layers = dict.fromkeys(n for n, _ in standing)
+    return {n: _narrowest([x for (m, _), x in standing.items() if m == n]) for n in layers}
 
 
 def best_rescale(rescales: Mapping[Part, Excess], layer: int) -> Excess | None:

@@ -7,20 +7,22 @@ together (Holm). What each verdict means, and why these rules, stands in the REA
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
 import numpy as np
 
-from peelcli.records import AuditResult, LayerVerdict, Run
+from peelcli.records import AuditResult, LayerVerdict, Run, Score
 from peelcli.statistics import holm_of
-from peelcli.verdict import words
-from peelcli.verdict.behind import behind_another
+from peelcli.verdict import attributed, words
+from peelcli.verdict.behind import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
 from peelcli.verdict.blame import narrowed
 from peelcli.verdict.damage import is_damaged, judge_damaged
 from peelcli.verdict.evidence import (
     Evidence,
+    cheapest,
+    distance,
     fair_share,
     gather,
     gather_exchanges,
@@ -31,11 +33,14 @@ from peelcli.verdict.evidence import (
     own_bits,
 )
 from peelcli.verdict.excess import (
+    Excess,
     best_rescale,
     challenge_excess,
     most_rescaled,
     most_trained,
+    peak_of,
     rescale_excess,
+    standing_out,
 )
 from peelcli.verdict.network import (
     data_fit,
@@ -45,6 +50,7 @@ from peelcli.verdict.network import (
     mismatch,
 )
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.screening import left_open, screened_under
 from peelcli.verdict.travel import untouched
 
 _FOUND = (
@@ -54,23 +60,29 @@ _LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost no
 
 
 def judge(run: Run, policy: Policy | None = None) -> AuditResult:
-    """One verdict for every audited layer, one for the network, and which of them the policy flags."""
-    policy = policy or Policy()
+    """One verdict for every audited layer, one for the network, and which of them the policy flags.
+
+    policy: by default the one that the run's fit was screened under. Under another, no verdict rests on a reference
+    that was measured on a part of `eval` where this policy would have measured it on all of it.
+    """
+    policy = policy or screened_under(run)
     network = judge_network(run, policy)
-    layers = _judge_layers(run, policy)
-    flagged = tuple(v.layer for v in layers if v.verdict in policy.fail_on)
+    found = _judge_layers(run, policy)
+    copies = {f.layer: f for f in reversed(run.findings) if f.kind == "duplicate-layer" and f.layer}
+    layers = tuple(words.with_duplicate(v, copies[v.layer]) if v.layer in copies else v for v in found)
+    # Where the policy lets copies pass, what was measured of a copy still flags.
+    flagged = tuple(
+        v.layer for v, m in zip(layers, found, strict=True) if {v.verdict, m.verdict} & set(policy.fail_on)
+    )
     network_flagged = any(f in policy.fail_on for f in (*network.flags, network.zone))
     return AuditResult(run, network, layers, flagged, network_flagged)
 
 
-def _judge_layers(run: Run, policy: Policy) -> tuple[LayerVerdict, ...]:
-    broken = {
-        f.layer: f for f in reversed(run.findings) if f.kind in ("non-finite", "duplicate-layer") and f.layer
-    }
+def _judge_layers(run: Run, policy: Policy) -> list[LayerVerdict]:
+    broken = {f.layer: f for f in reversed(run.findings) if f.kind == "non-finite" and f.layer}
     if any(f.kind == "non-finite" for f in run.findings):
-        return tuple(words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers)
-    verdicts = _measured(run, policy)
-    return tuple(words.with_duplicate(v, broken[v.layer]) if v.layer in broken else v for v in verdicts)
+        return [words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers]
+    return _measured(run, policy)
 
 
 def _measured(run: Run, policy: Policy) -> list[LayerVerdict]:
@@ -101,6 +113,7 @@ class _Rules:
     ) -> None:
         self.run, self.policy, self.foreign = run, policy, foreign
         self.alpha = 1.0 - policy.confidence
+        self.open = left_open(run, policy)
         self.by_layer = {
             n: [e for e in evidence if e.score.reference.layer == e.score.reference.target == n]
             for n in run.layers
@@ -109,7 +122,7 @@ class _Rules:
         self.lighter = {n: [e for e in es if is_lighter(run, e.score)] for n, es in self.deciding.items()}
         # They may surpass, and have no say in anything else.
         self.rollbacks = {n: [e for e in rollbacks if e.score.reference.layer == n] for n in run.layers}
-        self.exchanges = list(exchanges)
+        self.exchanges = [e for e in exchanges if not self._is_open(e)]
         self.spans = [e for e in evidence if e.score.reference.kind == "span" and in_class(run, e.score)]
         self.drops = {
             n: e
@@ -118,7 +131,8 @@ class _Rules:
             if e.score.reference.kind == "identity" and e.score.reference.sublayer is None
         }
         self.excess = {n: x for n, x in challenge_excess(run, policy).items() if n in run.layers}
-        self.rescales = {} if foreign else rescale_excess(run, policy)
+        rescales = {} if foreign else rescale_excess(run, policy)
+        self.rescales = {part: x for part, x in rescales.items() if not self._is_open(x)}
 
     def verdicts(self) -> list[LayerVerdict]:
         """One verdict a layer, in order."""
@@ -127,37 +141,65 @@ class _Rules:
             return [words.untrained(n, best[n], self._facts(n)) for n in self.run.layers]
         if is_damaged(self.run, self.policy):
             return judge_damaged(self.run, self.policy, self.excess, self._facts)
+        return [self._finished(v) for v in self._found()]
+
+    def _found(self) -> list[LayerVerdict]:
+        """What was found in each layer. A finding loses its flag to another layer's alone, which the reason names."""
         proven = self._proven()
         older = {e.score.reference.layer: e for e in proven if e.score.reference.kind == "rollback"}
-        surpassed = self._surpassed(proven)
-        matched = self._matched(set(surpassed))
-        known = {n: e.gap.mean for n, e in surpassed.items()}
-        challenged = {} if self.foreign or matched else most_trained(self.excess, known, self.policy)
-        found = surpassed or matched or challenged
-        rescaled = {} if found else most_rescaled(self.rescales, self.alpha)
+        every, behind_order = self._surpassed(proven)
+        every_match = self._matched(set(every))
         excess = {} if self.foreign else self.excess
-        behind = behind_another(surpassed, matched, challenged, excess, self._worth, self.policy)
-        spanned = self._spanned(set(surpassed) | set(matched) | set(challenged) | set(rescaled))
+        standing, peak = standing_out(excess, self.policy), peak_of(excess)
+        blamed = most_trained(excess, standing, {n: e.gap.mean for n, e in every.items()}, self.policy)
+        behind = behind_another(every, every_match, blamed, excess, self._worth, self.policy)
+        surpassed = {n: e for n, e in every.items() if n not in behind}
+        matched = {n: e for n, e in every_match.items() if n not in behind}
+        challenged, behind_peak = part_challenges(standing, blamed, surpassed, every_match, peak, self.policy)
+        rescaled, behind_rescale = part_rescales(
+            most_rescaled(self.rescales, self.alpha), {**surpassed, **challenged}, self.policy
+        )
+        flagged = {**matched, **rescaled, **challenged, **surpassed}
+        spanned, behind_span = self._spanned(
+            {n: n for n in flagged} | {n: b.hurt for n, b in behind.items() if n not in flagged}
+        )
+        behind_order = {
+            n: replace(b, hurt=behind[b.hurt].hurt) if b.hurt in behind else b
+            for n, b in behind_order.items()
+        }
+        behind = {**behind_span, **behind_rescale, **behind_peak, **behind_order, **behind}
         out = []
         for layer in self.run.layers:
-            facts = self._facts(layer, surpassed.get(layer))
-            if layer in behind:
-                out.append(words.behind_another(layer, behind[layer], facts))
-            elif layer in surpassed:
+            facts = self._facts(layer, every.get(layer))
+            if layer in surpassed:
                 verdict = words.surpassed(layer, surpassed[layer], facts)
                 verdict = words.with_rescale(verdict, best_rescale(self.rescales, layer))
                 out.append(words.with_rollback(verdict, older.get(layer)))
             elif layer in challenged:
-                out.append(words.challenged(layer, challenged[layer], facts))
+                verdict = words.challenged(layer, challenged[layer], facts)
+                out.append(attributed.with_match(verdict, every_match.get(layer)))
             elif layer in rescaled:
-                out.append(words.rescaled(layer, rescaled[layer], facts))
-            elif layer in matched:
-                out.append(words.matched(layer, matched[layer], facts))
-            elif layer in spanned:
-                out.append(words.matched(layer, spanned[layer], facts))
+                verdict = words.rescaled(layer, rescaled[layer], facts)
+                out.append(attributed.with_match(verdict, every_match.get(layer)))
+            elif layer in matched or layer in spanned:
+                verdict = words.matched(layer, matched.get(layer) or spanned[layer], facts)
+                out.append(attributed.with_behind(verdict, behind.get(layer)))
+            elif layer in behind:
+                out.append(attributed.behind_another(layer, behind[layer], facts))
             else:
-                out.append(self._unflagged(layer, facts))
-        return [self._finished(v) for v in out]
+                out.append(self._unflagged(layer, facts, self._left_open(layer, {*flagged, *spanned})))
+        return out
+
+    def _is_open(self, finding: Evidence | Excess) -> bool:
+        return finding.score.reference.key in self.open
+
+    def _left_open(self, layer: int, flagged: Collection[int]) -> Score | None:
+        """A reference that may yet flag the layer, by what it does on all of `eval`."""
+        for score in self.open.values():
+            inside = range(score.reference.layer, score.reference.target + 1)
+            if layer in inside and not set(inside) & set(flagged):
+                return score
+        return None
 
     def _finished(self, verdict: LayerVerdict) -> LayerVerdict:
         found = self.by_layer[verdict.layer]
@@ -179,17 +221,20 @@ class _Rules:
         rejected = holm_of({i: e.p_surpassed for i, e in enumerate(tested)}, self.alpha)
         return [e for i, e in enumerate(tested) if rejected[i] and e.surpasses]
 
-    def _surpassed(self, proven: Sequence[Evidence]) -> dict[int, Evidence]:
+    def _surpassed(self, proven: Sequence[Evidence]) -> tuple[dict[int, Evidence], dict[int, Behind]]:
+        """What surpasses each layer, and the layers of exchanges that something stronger explains."""
         found = {
             e.score.reference.layer: e
             for e in sorted(proven, key=lambda e: e.gap_select)
             if e.score.reference.kind != "exchange"
         }
+        exchanges, behind = in_wrong_order(proven, found)
         # A block that surpasses by less than its part does so thanks to that part.
-        return {
+        found = {
             n: next((o for o in self._wholes(n, e) if o.surpasses and o.gap.mean > e.gap.mean), e)
             for n, e in found.items()
-        } | _in_wrong_order(proven, found)
+        } | exchanges
+        return found, {n: b for n, b in behind.items() if n not in found}
 
     def _wholes(self, layer: int, part: Evidence) -> list[Evidence]:
         """References of the same kind for the whole block: where one says the same, the block is to blame."""
@@ -208,6 +253,7 @@ class _Rules:
         """A match leaves the predictions alone, too: equal losses by chance, of other predictions, are none."""
         return (
             e.margin > 0
+            and not self._is_open(e)
             and is_lighter(self.run, e.score)
             and e.divergence < self.policy.divergence_factor * e.widest
         )
@@ -218,7 +264,7 @@ class _Rules:
         for layer in self.run.layers:
             fair = [e for e in self.deciding[layer] if self._matches(e)]
             if layer not in taken and fair:
-                best[layer] = min(fair, key=lambda e: (self._chance_on_select(e), *_cheapest(e)))
+                best[layer] = min(fair, key=lambda e: (self._chance_on_select(e), *cheapest(e)))
                 # The divergence is known on `eval` alone: what is chosen by it pays for every candidate.
                 tried[layer] = len(fair) if self.foreign else 1
         p_values = {n: min(1.0, tried[n] * best[n].p_matched) if n in best else 1.0 for n in self.run.layers}
@@ -233,30 +279,42 @@ class _Rules:
         """What orders the candidates: a fit costs little next to a tiny margin, and less surely than a drop does."""
         return e.divergence / e.margin if self.foreign else e.p_matched_select
 
-    def _spanned(self, taken: set[int]) -> dict[int, Evidence]:
-        """A span that matches blames, of its layers, the cheapest to drop; none where one is flagged already."""
+    def _spanned(self, causes: Mapping[int, int]) -> tuple[dict[int, Evidence], dict[int, Behind]]:
+        """A span that matches blames the layer in it that is cheapest to drop, unless another's fault explains it.
+
+        causes: the layers that something was found in already, and of each the layer whose fault that is.
+        """
         rejected = holm_of(
             {i: e.p_matched if self._matches(e) else 1.0 for i, e in enumerate(self.spans)}, self.alpha
         )
         fair = [e for i, e in enumerate(self.spans) if rejected[i] and e.costs_less]
         found: dict[int, Evidence] = {}
-        explained = set(taken)
-        for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *_cheapest(e))):
-            inside = set(range(e.score.reference.layer, e.score.reference.target + 1))
-            # One fault explains spans that overlap; a layer that was not audited may hold it: then none is blamed.
-            if inside <= set(self.by_layer) and not inside & explained:
-                explained |= inside
-                found[
-                    min(
-                        sorted(inside), key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf
-                    )
-                ] = e
-        return found
+        behind: dict[int, Behind] = {}
+        explained = dict(causes)
+        for e in sorted(fair, key=lambda e: (e.cost.mean / e.margin, *cheapest(e))):
+            inside = range(e.score.reference.layer, e.score.reference.target + 1)
+            # A layer that was not audited may hold the fault: then none is blamed.
+            if not set(inside) <= set(self.by_layer):
+                continue
+            idlest = min(inside, key=lambda n: self.drops[n].cost.mean if n in self.drops else math.inf)
+            # One fault explains spans that overlap.
+            cause = next((explained[n] for n in inside if n in explained), None)
+            if cause is None:
+                explained |= dict.fromkeys(inside, idlest)
+                found[idlest] = e
+            elif idlest not in explained:
+                behind.setdefault(idlest, Behind(cause, e))
+        return found, behind
 
     # -- neither ------------------------------------------------------------------------------------------------------
 
-    def _unflagged(self, layer: int, facts: words.Facts) -> LayerVerdict:
-        """Effective only where every reference costs clearly more, and none might have cost less with more steps."""
+    def _unflagged(self, layer: int, facts: words.Facts, left: Score | None) -> LayerVerdict:
+        """Effective only where every reference costs clearly more, and none might have cost less with more steps.
+
+        left: one that was measured on too little to say so.
+        """
+        if left is not None:
+            return words.measured_on_part(layer, left, self.run, self.policy, facts)
         evidence = [e for e in self.lighter[layer] if not e.vacuous]
         if not evidence:
             fitted = [
@@ -269,7 +327,7 @@ class _Rules:
         factor = self.policy.unsettled_factor
         straddling = [e for e in evidence if e.cost.low <= e.margin]
         unsettled = [e for e in evidence if not e.score.fit.converged and e.cost.mean < factor * e.margin]
-        closest = min(straddling or unsettled or evidence, key=lambda e: (_distance(e), *_cheapest(e)))
+        closest = min(straddling or unsettled or evidence, key=lambda e: (distance(e), *cheapest(e)))
         if straddling:
             return words.straddles(layer, closest, facts)
         if unsettled:
@@ -325,22 +383,6 @@ class _Rules:
         return median(drops) if len(drops) > 1 else fair_share(self.run)
 
 
-def _in_wrong_order(proven: Sequence[Evidence], others: Mapping[int, Evidence]) -> dict[int, Evidence]:
-    """Pairs that do better in each other's place, the best first, each layer once.
-
-    Where something else does better still, in these or in other layers, the fault is there: a layer behind another that
-    is hurt may do less harm in another place.
-    """
-    rival = max((e.gap_select for e in others.values()), default=0.0)
-    found: dict[int, Evidence] = {}
-    exchanges = [e for e in proven if e.score.reference.kind == "exchange"]
-    for e in sorted(exchanges, key=lambda e: e.gap_select, reverse=True):
-        pair = (e.score.reference.layer, e.score.reference.target)
-        if not set(pair) & set(found) and e.gap_select > rival:
-            found |= dict.fromkeys(pair, e)
-    return found
-
-
 def _in_rank(verdict: LayerVerdict) -> LayerVerdict:
     """The layers that something was found in come first, whatever else is measured of the others."""
     if verdict.score is None:
@@ -351,14 +393,4 @@ def _in_rank(verdict: LayerVerdict) -> LayerVerdict:
 
 def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:
     """The reference that on `select` is furthest above what it must gain: the only one that is tested on `eval`."""
-    return min(evidence, key=lambda e: (e.gap_threshold - e.gap_select, *_cheapest(e)), default=None)
-
-
-def _cheapest(e: Evidence) -> tuple[float, str]:
-    """What decides a tie: an idle part makes several references exactly alike."""
-    return e.score.reference.bits, e.score.reference.key
-
-
-def _distance(e: Evidence) -> float:
-    """How far the cost of a reference lies above a match, in units of what it usually costs."""
-    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)
+    return min(evidence, key=lambda e: (e.gap_threshold - e.gap_select, *cheapest(e)), default=None)

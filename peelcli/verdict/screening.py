@@ -7,19 +7,73 @@ on all of `select` and `eval`, and what is decided is decided by that: the choic
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import median_low
 
 import numpy as np
 
-from peelcli.records import Reference, Score
-from peelcli.verdict.evidence import even_share, group_of
+from peelcli.errors import ArtefactError
+from peelcli.records import Reference, Run, Score
+from peelcli.verdict.evidence import even_share, group_of, is_usable
 from peelcli.verdict.policy import Policy
 
 # Each layer's challenge and rollback are set beside those of all others, whatever they gain.
 SCREENED = ("identity", "direct", "span", "exchange", "rescale")
 SURE = 4.0  # standard errors of the part
-FAR = 0.5  # of what the same costs other layers: margins are less than a third of that
+FAR = 0.5  # of what the same costs other layers, at least: margins are less than a third of that by default
+
+
+def screened_under(run: Run) -> Policy:
+    """The policy by which the fit of a run chose what to measure on a part; the default where it names none.
+
+    ArtefactError where what it names is no margin.
+    """
+    settings = run.config.get("fit")
+    margin = settings.get("matched_margin") if isinstance(settings, dict) else None
+    if margin is None:
+        return Policy()
+    if (
+        isinstance(margin, bool)
+        or not isinstance(margin, int | float)
+        or not 0.0 <= margin <= sys.float_info.max
+    ):
+        raise ArtefactError(
+            f"the fit of {run.checkpoint}: names a matched_margin that is no number of nats ({str(margin)[:40]!r}); "
+            "make it anew with `peel fit`."
+        )
+    return Policy(matched_margin=float(margin))
+
+
+def left_open(run: Run, policy: Policy) -> dict[str, Score]:
+    """The references that were measured on a part of `eval` alone, and that `policy` would have measured on all of it.
+
+    By their keys. No verdict may rest on them. None where the fit was screened under the same thresholds.
+    """
+    before = screened_under(run)
+    if policy == replace(before, fail_on=policy.fail_on, confidence=policy.confidence):
+        return {}
+    total = len(run.nll_eval)
+    asked = [
+        s for s in run.scores if s.reference.kind in SCREENED and is_usable(s) and not _is_ladder(run, s)
+    ]
+    parts = {s.reference.key: s for s in asked if len(s.nll_eval) < total}
+    if not parts:
+        return {}
+    stride = max(s.stride(total) for s in parts.values())
+    cut = [s if s.reference.key in parts else _cut(s, stride) for s in asked]
+    keys = settled(cut, run.nll_eval, run.unigram_ce, run.num_layers, policy)
+    return {k: s for k, s in parts.items() if k not in keys or len(s.nll_eval) < policy.min_sequences}
+
+
+def _is_ladder(run: Run, score: Score) -> bool:
+    """Whether it orders the schemes alone, and decides nothing: it has a part of `eval` under any policy."""
+    return score.reference.kind == "direct" and score.reference.scheme != run.scheme
+
+
+def _cut(score: Score, stride: int) -> Score:
+    return replace(score, nll_eval=score.nll_eval[::stride], kl_eval=score.kl_eval[::stride])
 
 
 def settled(
@@ -47,7 +101,7 @@ def settled(
             if all(lowest[r][0] > -policy.rescale_floor for r in group):
                 found |= {r.key for r in group}
         else:
-            found |= {r.key for r in group if _is_far(r, group, lowest, mean, kl, least)}
+            found |= {r.key for r in group if _is_far(r, group, lowest, mean, kl, least, policy)}
     return found
 
 
@@ -58,14 +112,23 @@ def _is_far(
     mean: Mapping[Reference, float],
     kl: Mapping[Reference, float],
     least: float,
+    policy: Policy,
 ) -> bool:
-    """Whether it costs a good share of what its peers at other layers do, by the loss and by the predictions."""
+    """Whether it costs a good share of what its peers at other layers do, by the loss and by the predictions.
+
+    That is more than a match may cost, or a fit that has not converged, under the policy at hand.
+    """
     others = [r for r in group if r.layer != reference.layer]
     if len(others) < 2:
         return False
     cost, divergence = lowest[reference]
     usual = max(least, median_low([mean[r] for r in others]))
-    return cost > FAR * usual and divergence > FAR * median_low([kl[r] for r in others])
+    usual_kl = median_low([kl[r] for r in others])
+    idle = policy.untouched_factor * max(policy.identity_share, policy.sublayer_share)
+    share = max(FAR, policy.unsettled_factor * max(idle, policy.fitted_share))
+    # A margin in nats is what a match may cost whatever is usual, in loss or (on foreign text) in divergence.
+    margin = max(policy.unsettled_factor, policy.divergence_factor) * (policy.matched_margin or 0.0)
+    return cost > max(share * usual, margin) and divergence > max(share * usual_kl, margin)
 
 
 def _low(values: np.ndarray) -> float:

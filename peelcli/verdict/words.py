@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from peelcli.records import Finding, LayerVerdict, Reference
+from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
 from peelcli.statistics import Interval
 from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.excess import Excess
+from peelcli.verdict.policy import Policy
 
 LIKE = 0.1  # natural logarithm of relative sizes that are no news
 BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
@@ -129,7 +130,7 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
-    return _at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
+    return at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
 
 
 def rolled_back(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
@@ -258,10 +259,10 @@ def matched(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
         reason += f"next to nothing of what the network has learned, and no match may cost more than {e.margin:.4f}."
     is_lighter = facts.own_bits is None or e.score.reference.bits < facts.own_bits
     advice = UNUSED if is_lighter else UNUSED_IN_CLASS
-    return _at_its_bits(_make(layer, "matched", reason, advice, facts, e, blame=True), e)
+    return at_its_bits(_make(layer, "matched", reason, advice, facts, e, blame=True), e)
 
 
-def _at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
+def at_its_bits(verdict: LayerVerdict, e: Evidence) -> LayerVerdict:
     """Where the deciding reference stands in for the whole block, its bits suffice."""
     if e.score.reference.sublayer is not None:
         return verdict
@@ -316,23 +317,17 @@ def undecided(layer: int, why: str, advice: str, facts: Facts, e: Evidence | Non
     return _make(layer, "undecided", f"Not decided: {why}.", advice, facts, e)
 
 
-def behind_another(layer: int, hurt: int, facts: Facts) -> LayerVerdict:
-    """What is measured of a layer tells of another's fault."""
-    why = f"layer {hurt} is hurt, and what is measured of the others tells more of that than of them"
-    return undecided(layer, why, f"Mend layer {hurt} first, then audit again.", facts)
-
-
-def behind_a_wreck(layer: int, wrecked: int, facts: Facts) -> LayerVerdict:
-    """In a damaged network nothing that is measured of the other layers holds."""
-    if wrecked:
-        return behind_another(layer, wrecked, facts)
+def measured_on_part(layer: int, score: Score, run: Run, policy: Policy, facts: Facts) -> LayerVerdict:
+    """A reference that the fit measured on a part of `eval`, where the policy at hand wants all of it."""
+    margin = policy.matched_margin
+    option = "--no-screen" if margin is None else f"--matched-margin {margin:g}"
+    under = "the thresholds of this report" if margin is None else option
     why = (
-        "the network does worse than without its blocks, and neither a layer's repair nor what the head reads behind "
-        "it tells which of them is wrecked"
+        f"{stand_in(score.reference)} was measured on {len(score.nll_eval)} of {len(run.nll_eval)} sequences of eval, "
+        f"which is not enough under {under}"
     )
-    return undecided(
-        layer, why, "Compare the weights with those that were trained, the first layers first.", facts
-    )
+    advice = f"Run `peel audit` again with {option}, or `peel fit` on the extracted states: it measures all of them."
+    return undecided(layer, why, advice, facts)
 
 
 def unmeasured(layer: int, diverged: int, facts: Facts) -> LayerVerdict:
@@ -375,7 +370,7 @@ def not_measured(layer: int) -> LayerVerdict:
 
 
 def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
-    """A layer that is another, byte for byte, is broken whatever it measures."""
+    """A layer that is another, byte for byte, is broken whatever it measures; a note says what that is."""
     advice = "Copy or convert the checkpoint again; where layers share weights on purpose, drop broken from --fail-on."
     return replace(
         verdict,
@@ -383,5 +378,5 @@ def with_duplicate(verdict: LayerVerdict, finding: Finding) -> LayerVerdict:
         reason=finding.message,
         advice=advice,
         score=BROKEN_SCORE,
-        notes=(verdict.reason,),
+        notes=(verdict.reason, *verdict.notes),
     )
