@@ -104,9 +104,9 @@ class Auditor:
 
     def __init__(self, configs: Configs, console: Console, baseline: AuditResult | None = None) -> None:
         self.settings, self.console = configs[AuditConfig], console
-        resume, overwrite = self.settings.resume, self.settings.overwrite
-        self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
-        self.fit = replace(configs[FitConfig], resume=resume, overwrite=overwrite)
+        chained = {name: getattr(self.settings, name) for name in ("resume", "overwrite", "wait")}
+        self.extract = replace(configs[ExtractConfig], **chained)
+        self.fit = replace(configs[FitConfig], **chained)
         self.trained = configs[TrainedSchemeConfig]
         self.baseline = baseline
         self.runs: list[Run] = []
@@ -146,4 +146,4 @@ class Auditor:
         if done.fit is not None:
             self.console.note(f"kept in {done.fit} (peel report, peel verify, peel graft)")
         if self.settings.discard_activations and done.activations is not None:
-            done.activations.unlink()
+            done.activations.unlink(missing_ok=True)  # another process may have been quicker
