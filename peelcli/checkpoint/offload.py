@@ -33,12 +33,16 @@ class PrivateDirectory:
         self.path.mkdir()
         self._delete = weakref.finalize(self, _delete, self.path, lock)
 
+    def delete(self) -> None:
+        """Delete it now, unless it has another name by now."""
+        self._delete()
+
     def keep_for(self, modules: Iterable[nn.Module]) -> None:
         """Keep it for as long as accelerate's loader of the weights of these modules is in use."""
         loaders = [getattr(getattr(m, "_hf_hook", None), "weights_map", None) for m in modules]
         loader = next((found.dataset for found in loaders if found is not None), None)
         if loader is None or not any(self.path.iterdir()):
-            self._delete()  # everything is read in place
+            self.delete()  # everything is read in place
             return
         loader.peel_directory = self
 

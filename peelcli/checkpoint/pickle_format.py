@@ -52,13 +52,13 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor | torch.Tensor]:
         if not isinstance(tensor, FakeTensor):
             found[name] = tensor
             continue
-        begin: int = tensor.untyped_storage()._checkpoint_offset  # type: ignore[attr-defined]
+        begin = int(tensor.untyped_storage()._checkpoint_offset or 0)
         found[name] = StoredTensor(
             file,
             name,
             str(tensor.dtype).removeprefix("torch."),
             tuple(tensor.shape),
-            begin + tensor.storage_offset() * tensor.element_size(),
+            begin + int(tensor.storage_offset()) * tensor.element_size(),
             None if tensor.is_contiguous() else tensor.stride(),
         )
     return found

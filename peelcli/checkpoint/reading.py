@@ -50,7 +50,7 @@ class StoredTensor:
 
     def _read(self, skipped: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         raw = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8)
-        left = memoryview(raw.numpy())
+        left = raw.numpy().data
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.offset + skipped)
@@ -80,7 +80,7 @@ class StoredTensor:
 class _Unmapped:
     """A file of tensors as transformers opens one with safetensors, read with plain reads."""
 
-    def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, tensors: Mapping[str, StoredTensor | Tensor]) -> None:
         self._tensors = tensors
 
     def keys(self) -> list[str]:
@@ -89,11 +89,11 @@ class _Unmapped:
     def metadata(self) -> dict[str, str]:
         return {"format": "pt"}
 
-    def get_slice(self, name: str) -> StoredTensor:
+    def get_slice(self, name: str) -> StoredTensor | Tensor:
         return self._tensors[name]
 
     def get_tensor(self, name: str) -> Tensor:
-        return self._tensors[name].read()
+        return self._tensors[name][...]
 
     def __enter__(self) -> _Unmapped:
         return self
@@ -102,7 +102,7 @@ class _Unmapped:
         pass
 
 
-Table = Callable[[Path], Mapping[str, StoredTensor]]
+Table = Callable[[Path], Mapping[str, StoredTensor | Tensor]]
 
 
 @contextlib.contextmanager
@@ -124,9 +124,10 @@ def transformers_unmapped(safetensors: Table, pickles: Table) -> Iterator[None]:
         return dict(pickles(Path(file)))
 
     before = {name: getattr(modeling_utils, name) for name in ("safe_open", "load_state_dict")}
-    modeling_utils.safe_open = open_safetensors  # type: ignore[assignment]
-    modeling_utils.load_state_dict = load_state_dict
+    instead = {"safe_open": open_safetensors, "load_state_dict": load_state_dict}
     try:
+        for name, function in instead.items():
+            setattr(modeling_utils, name, function)
         yield
     finally:
         for name, function in before.items():

@@ -94,10 +94,7 @@ class Stamp:
         """Raise CheckpointChangedError unless every file is what it was."""
         if changed := self.differences():
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-            raise CheckpointChangedError(
-                f"{self.directory}: {changed[0]}{more} changed or removed while it was audited. Nothing of it is "
-                "kept. Audit the checkpoint again once nothing writes to it, or audit a copy."
-            )
+            raise CheckpointChangedError(self.directory, changed[0] + more)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
