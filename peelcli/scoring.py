@@ -191,7 +191,7 @@ class Sweep:
         return self.scratch / f"sweep-{self.stage}-index.json"
 
     def _resume(self, files: InFiles) -> int:
-        """The last layer that an interrupted sweep of the same candidates finished, or 0 where its files are damaged."""
+        """The last layer that an interrupted sweep of the same candidates finished; 0 where its files are damaged."""
         try:
             record = json.loads(self._index.read_text(encoding="utf-8"))
             done, checksum, found = (record["done"][n] for n in ("layer", "checksum", "fvu_eval"))
