@@ -12,9 +12,10 @@ are whole: a process killed at any moment leaves a file that the next one goes o
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import shutil
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from peelcli import __version__, durable
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.h5files import open_h5, read_json, write_root
 from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 1
+# What h5py is seen to raise on a damaged file.
+_DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, MemoryError)
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
@@ -45,6 +49,11 @@ def require_space(path: Path, nbytes: int, what: str) -> None:
             f"{path}: {what} needs {nbytes / 1e6:,.1f} MB and {free / 1e6:,.1f} MB are free. Put the work directory on "
             "another disk with --output, or lower --tokens, --layers or --store-dtype bfloat16."
         )
+
+
+def _check_of(key: str, layer: str, checksum: str) -> str:
+    """What closes a line of the journal: a damaged line has another."""
+    return str(zlib.crc32(f"{key} {layer} {checksum}".encode()))
 
 
 def _to_stored(states: Tensor, dtype: str) -> np.ndarray:
@@ -85,25 +94,29 @@ class ActivationWriter:
         self._journal = path.with_name(path.name + ".partial.journal")
         key = {"about": about, "config": config, "stored": list(stored), "dtype": dtype}
         self._key = json.dumps(key, sort_keys=True)
-        self.finished = self._read_journal() if resume else set()
-        if self.finished:
-            self._sink = Sink(self._partial, new=False)
-            self._file = h5py.File(self._sink, "r+")
+        self._about, self._config = (json.dumps(value, sort_keys=True) for value in (about, config))
+        self._file: Any = None
+        self._resumed = False
+        self._checksums: dict[int, int] = {}  # of the bytes of each state that is whole
+        self._running = 0  # of the state that is being written
+        shape = (*ids.shape, d_model)
+        if resume and self._goes_on(ids, stored, shape):
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        n_seq, seq_len = ids.shape
+        n_seq, seq_len, _ = shape
         require_space(
             path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states"
         )
         self._sink = Sink(self._partial, new=True)  # from here on it is ours
         self._journal.unlink(missing_ok=True)
+        durable.sync_directory(path.parent)
         self._file = h5py.File(self._sink, "w")
         try:
             write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
             self._file.create_dataset("ids", data=ids.astype(np.int32))
             for name in ("nll", "entropy"):
                 self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
-            self._allocate(stored, (n_seq, seq_len, d_model))
+            self._allocate(stored, shape)
             self._file.flush()
             self._sink.check()
         except BaseException:
@@ -127,17 +140,77 @@ class ActivationWriter:
             for axis, name in enumerate(("sequence", "position", "feature")):
                 dataset.dims[axis].attach_scale(scales[name])
 
-    def _read_journal(self) -> set[int]:
-        if not (self._journal.exists() and self._partial.exists()):
-            return set()
-        lines = self._journal.read_text(encoding="utf-8").splitlines()
+    @property
+    def finished(self) -> set[int]:
+        """The layers whose states are whole."""
+        return set(self._checksums)
+
+    def _goes_on(self, ids: np.ndarray, stored: Sequence[int], shape: tuple[int, ...]) -> bool:
+        """Whether an interrupted run of the same work left something whole; what is damaged is done again."""
+        checksums = self._read_journal()
+        if not (checksums and self._partial.exists()):
+            return False
+        self._sink = Sink(self._partial, new=False)
+        try:
+            self._file = h5py.File(self._sink, "r+")
+            whole = self._is_as_made(ids, stored, shape)
+            self._resumed = whole and all(self._checksum_of(n) == known for n, known in checksums.items())
+        except _DAMAGE:
+            self._resumed = False  # it is written anew
+        if self._resumed:
+            self._checksums = checksums
+            return True
+        with contextlib.suppress(*_DAMAGE):
+            self.close()
+        self._sink.close()
+        return False
+
+    def _is_as_made(self, ids: np.ndarray, stored: Sequence[int], shape: tuple[int, ...]) -> bool:
+        """Whether all that is not states is what this run would have written itself."""
+        file, about = self._file, json.loads(self._about)
+        root = {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "peel_version": __version__,
+            "config": self._config,
+        }
+        root |= {"checkpoint_id": str(about["checkpoint_id"]), "seed": int(about["seed"])}
+        states = {f"{layer:03d}" for layer in stored}
+        return (
+            all(file.attrs[name] == value for name, value in root.items())
+            and file["about"][()].decode() == self._about
+            and np.array_equal(file["ids"][...], ids)
+            and file["nll"].shape == file["entropy"].shape == (len(ids),)
+            and set(file["states"]) == states
+            and all(file["states"][n].shape == shape for n in states)
+            and all(file["states"][n].dtype == _NUMPY[self.dtype] for n in states)
+            and all(file["states"][n].attrs["torch_dtype"] == self.dtype for n in states)
+        )
+
+    def _read_journal(self) -> dict[int, int]:
+        """The checksums of the states that are whole, by layer; a line that is damaged counts for nothing."""
+        try:
+            lines = self._journal.read_text(encoding="utf-8").splitlines()
+        except (OSError, ValueError):
+            return {}
         if not lines or lines[0] != self._key:
-            return set()
-        return {int(line) for line in lines[1:] if line.isdigit()}
+            return {}
+        records = (line.split() for line in lines[1:])
+        whole = [r for r in records if len(r) == 3 and r[2] == _check_of(self._key, *r[:2])]
+        return {int(layer): int(checksum) for layer, checksum, _ in whole}
+
+    def _checksum_of(self, layer: int) -> int:
+        """Of the bytes of a state as the file holds them."""
+        dataset, checksum = self._file[f"states/{layer:03d}"], 0
+        for row in range(len(dataset)):
+            checksum = zlib.crc32(dataset[row].data, checksum)
+        return checksum
 
     def write(self, layer: int, start: int, states: Tensor) -> None:
         """Store O_layer of the rows from `start` on; states: (n_rows, seq_len, d_model)."""
-        self._file[f"states/{layer:03d}"][start : start + len(states)] = _to_stored(states, self.dtype)
+        stored = _to_stored(states, self.dtype)
+        self._file[f"states/{layer:03d}"][start : start + len(states)] = stored
+        self._running = zlib.crc32(np.ascontiguousarray(stored).data, self._running if start else 0)
         self._sink.check()
 
     def read(self, layer: int, rows: slice) -> Tensor:
@@ -145,22 +218,31 @@ class ActivationWriter:
         return _from_stored(self._file[f"states/{layer:03d}"], rows)
 
     def finish_layer(self, layer: int) -> None:
-        """O_layer is whole: payload first, then the journal."""
+        """O_layer is whole, all its rows written in order: payload first, then the journal."""
         self._file.flush()
-        self._sink.check()
+        self._sink.sync()
         new = not self._journal.exists()
+        checksum = str(self._running)
+        line = f"{layer} {checksum} {_check_of(self._key, str(layer), checksum)}\n"
         with self._journal.open("a", encoding="utf-8") as journal:
-            journal.write(f"{self._key}\n{layer}\n" if new else f"{layer}\n")
+            journal.write(f"{self._key}\n{line}" if new else f"\n{line}")
             journal.flush()
-            os.fsync(journal.fileno())
-        self.finished.add(layer)
+            durable.sync(journal.fileno())
+        if new:
+            durable.sync_directory(self.path.parent)
+        self._checksums[layer] = self._running
 
     def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
         """Store the trained model's losses (n_seq,) and give the file its name."""
+        if self._resumed and any(self._checksum_of(n) != known for n, known in self._checksums.items()):
+            self.discard()
+            raise ArtefactError(
+                f"{self._partial}: what an interrupted run left was damaged and is deleted. Run the command again."
+            )
         self._file["nll"][...], self._file["entropy"][...] = nll, entropy
-        self.close()
-        self._sink.check()
-        self._partial.replace(self.path)
+        self._file.close()
+        self._sink.take_name(self.path)
+        self._sink.close()
         self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -171,8 +253,10 @@ class ActivationWriter:
 
     def discard(self) -> None:
         """Delete what was written: nothing to go on with."""
-        self.close()
-        self._partial.unlink(missing_ok=True)
+        if self._file:
+            self._file.close()
+        self._sink.delete()
+        self._sink.close()
         self._journal.unlink(missing_ok=True)
 
 

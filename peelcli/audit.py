@@ -5,9 +5,9 @@ Each step is skipped where its file is there already under the key of the same w
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,43 +35,15 @@ from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_st
 from peelcli.fit import FitTask, Fitter, default_scheme
 from peelcli.fittedrun import key_of, read_fit
 from peelcli.kernels import choice
+from peelcli.keys import extraction_key, fit_key, relevant
+from peelcli.locks import held
 from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
 from peelcli.precision import from_settings, to_settings
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run, run_from
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
-from peelcli.workspace import Workspace, digest, require_outside, signature
-
-# Settings that change where or how fast something is computed, never what.
-_IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size", "kernels"}
-
-
-def relevant(settings: MachineConfig) -> dict[str, Any]:
-    """The settings that a result depends on, as JSON values."""
-    kept = {k: v for k, v in asdict(settings).items() if k not in _IRRELEVANT}
-    return dict(json.loads(json.dumps(kept, default=str)))  # paths become text, tuples lists
-
-
-def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
-    """What makes two extractions the same work."""
-    kept = relevant(settings)
-    kept["data"] = signature(settings.data)
-    trained = to_settings(opened.trained)
-    if trained is not None:
-        kept["trained_scheme"] = trained
-    return digest([opened.scan.checkpoint_id, str(opened.path.resolve()), kept])
-
-
-def fit_key(extraction: str, settings: FitConfig, earlier: Sequence[str] = ()) -> str:
-    """What makes two fits the same work. earlier: ids of the checkpoints whose blocks stand in (`rollback`)."""
-    kept = relevant(settings)
-    if kept["matched_margin"] is None:  # as in fits that were made before there was a choice
-        del kept["matched_margin"]
-    if earlier:
-        return digest([extraction, kept, list(earlier)])
-    kept["references"] = [kind for kind in kept["references"] if kind != "rollback"]  # there are none
-    return digest([extraction, kept])
+from peelcli.workspace import Workspace, require_outside
 
 
 def num_threads(settings: DeviceConfig) -> int:
@@ -96,6 +68,7 @@ def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> 
         device=device,
         offload_dir=workspace.offload,
         running=opened.precision.running,
+        stamp=opened.stamp,
     )
 
 
@@ -130,10 +103,23 @@ def extract_steps(
     key = extraction_key(opened, settings)
     path = output or workspace.activations(key)
     require_outside(path, opened.path)
-    if _is_done(path, key, settings, _key_of, named=output is not None):
-        if first is not None:
-            require_same_tokens(first, tokens_of(run_from(_about(path))))
-        return path
+
+    def is_done() -> bool:
+        return _is_done(path, key, settings, _key_of, named=output is not None)
+
+    if not is_done():
+        with (yield from held(path, wait=settings.wait)):
+            if not is_done():  # else another process has done it meanwhile
+                yield from _extract(opened, settings, workspace, path, first)
+                return path
+    if first is not None:
+        require_same_tokens(first, tokens_of(run_from(_about(path))))
+    return path
+
+
+def _extract(
+    opened: Opened, settings: ExtractConfig, workspace: Workspace, path: Path, first: Tokens | None
+) -> Generator[Progress, None, None]:
     if not opened.is_finite:
         finding = next(f for f in opened.scan.findings if f.kind == "non-finite")
         raise CheckpointError(
@@ -143,7 +129,9 @@ def extract_steps(
     model = open_model(opened, settings, workspace)
     layers = parse_layers(settings.layers, model.num_layers)
     yield Progress("open", 1, 2, "calibration tokens")
-    calibration = calibrate(opened, model, settings)
+    with opened.stamp.watched():
+        calibration = calibrate(opened, model, settings)
+        opened.stamp.require_unchanged()
     if first is not None:
         require_same_tokens(first, _tokens(opened, calibration, settings))
     about = describe(
@@ -158,7 +146,7 @@ def extract_steps(
     )
     task = Extraction(
         output=path,
-        about={**about, "key": key},
+        about={**about, "key": extraction_key(opened, settings)},
         config={"extract": relevant(settings), "trained_scheme": to_settings(opened.trained)},
         stored=stored_states(model.num_layers, layers),
         store_dtype=about["dtype"] if settings.store_dtype == "auto" else settings.store_dtype,
@@ -166,17 +154,23 @@ def extract_steps(
         resume=settings.resume and not settings.overwrite,
     )
     yield from extract(model, calibration, task)
-    return path
 
 
 def _is_done(
     path: Path, key: str, settings: MachineConfig, key_of: Callable[[Path], str | None], *, named: bool
 ) -> bool:
-    """Whether `path` holds the work of `key`; other work under a name that the user gave is not written over."""
+    """Whether `path` holds the work of `key`; other work under a name that the user gave is not written over.
+
+    What lies in the work directory and cannot be read is done again.
+    """
     if not path.exists() or settings.overwrite:
         return False
-    if settings.resume and key_of(path) == key:
-        return True
+    try:
+        if settings.resume and key_of(path) == key:
+            return True
+    except ArtefactError:
+        if named:
+            raise
     if named:
         raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
     return False
@@ -211,11 +205,12 @@ def fit_steps(
     workspace: Workspace,
     output: Path | None = None,
     earlier: Sequence[Path] = (),
+    locked: Path | None = None,
 ) -> Generator[Progress, None, Path]:
     """Make sure of the file of fitted references; returns its path.
 
     earlier: checkpoints of the same run, oldest first, whose blocks are tried where `rollback` is asked for. Raises
-    CheckpointError where they do not fit.
+    CheckpointError where they do not fit. locked: a file whose lock the caller holds already.
     """
     acts = ActivationFile(activations)
     try:
@@ -236,18 +231,21 @@ def fit_steps(
         require_outside(path, opened.path)
         if _is_done(path, key, settings, key_of, named=output is not None):
             return path
-        yield Progress("open", 0, 1, "model")
-        run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
-        model = open_model(opened, run_in, workspace)
-        config = {**acts.config, "fit": relevant(settings), "key": key}
-        task = FitTask(
-            path,
-            settings,
-            config,
-            resume=settings.resume and not settings.overwrite,
-            earlier=tuple(earlier_of(other, workspace) for other in others),
-        )
-        yield from Fitter(model, acts, task).run()
+        with nullcontext() if path == locked else (yield from held(path, wait=settings.wait)):
+            if _is_done(path, key, settings, key_of, named=output is not None):
+                return path  # another process has done it meanwhile
+            yield Progress("open", 0, 1, "model")
+            run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
+            model = open_model(opened, run_in, workspace)
+            config = {**acts.config, "fit": relevant(settings), "key": key}
+            task = FitTask(
+                path,
+                settings,
+                config,
+                resume=settings.resume and not settings.overwrite,
+                earlier=tuple(earlier_of(other, workspace) for other in others),
+            )
+            yield from Fitter(model, acts, task).run()
         return path
     finally:
         acts.close()
@@ -301,26 +299,55 @@ def audit_steps(
     extraction = extraction_key(opened, extract_settings)
     ids = [other.scan.checkpoint_id for other in others]
     fitted = workspace.fit(fit_key(extraction, fit_settings, ids))
-    if fitted.exists() and fit_settings.resume and not fit_settings.overwrite:
-        acts = workspace.activations(extraction)
-        run = _read(fitted, skipped)
-        if tokens is not None:
-            require_same_tokens(tokens, tokens_of(run))
-        return AuditPaths(run, acts if acts.exists() else None, fitted)
+    found = _found(fitted, fit_settings)
+    if found is None:
+        with (yield from held(fitted, wait=fit_settings.wait)):
+            found = _found(fitted, fit_settings)
+            if found is None:
+                same_run = [other.path for other in others]
+                done = yield from _measure(
+                    opened, extract_settings, fit_settings, workspace, fitted, same_run, tokens
+                )
+                return replace(done, run=replace(done.run, skipped=(*done.run.skipped, *skipped)))
+    if tokens is not None:
+        require_same_tokens(tokens, tokens_of(found))
+    acts = workspace.activations(extraction)
+    found = replace(found, skipped=(*found.skipped, *skipped))
+    return AuditPaths(found, acts if acts.exists() else None, fitted)
+
+
+def _measure(
+    opened: Opened,
+    extract_settings: ExtractConfig,
+    fit_settings: FitConfig,
+    workspace: Workspace,
+    fitted: Path,
+    earlier: Sequence[Path],
+    first: Tokens | None,
+) -> Generator[Progress, None, AuditPaths]:
+    """Extract and fit; the caller holds the lock of `fitted`."""
+    while True:
+        try:
+            activations = yield from extract_steps(opened, extract_settings, workspace, first=first)
+        except NonFiniteStatesError as error:
+            finding = Finding("non-finite", str(error), layer=error.layer or None)
+            return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
+        try:
+            yield from fit_steps(opened, activations, fit_settings, workspace, earlier=earlier, locked=fitted)
+            return AuditPaths(read_fit(fitted), activations, fitted)
+        except ArtefactError:
+            if activations.exists():
+                raise  # else another audit of the same states has discarded them: extract them again
+
+
+def _found(fitted: Path, settings: FitConfig) -> Run | None:
+    """The run of a finished fit; None where there is none that can be read."""
+    if not fitted.exists() or settings.overwrite or not settings.resume:
+        return None
     try:
-        activations = yield from extract_steps(opened, extract_settings, workspace, first=tokens)
-    except NonFiniteStatesError as error:
-        finding = Finding("non-finite", str(error), layer=error.layer or None)
-        return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
-    same_run = [other.path for other in others]
-    fitted = yield from fit_steps(opened, activations, fit_settings, workspace, earlier=same_run)
-    return AuditPaths(_read(fitted, skipped), activations, fitted)
-
-
-def _read(fitted: Path, skipped: Sequence[str]) -> Run:
-    """The run of a fit, and what was left out of it before it began."""
-    run = read_fit(fitted)
-    return replace(run, skipped=(*run.skipped, *skipped))
+        return read_fit(fitted)
+    except ArtefactError:
+        return None
 
 
 def open_fitted(

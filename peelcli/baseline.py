@@ -8,14 +8,13 @@ become the measure of the next.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
-from peelcli import __version__
+from peelcli import __version__, durable
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult
 from peelcli.revive import revive
@@ -46,12 +45,9 @@ def write_baseline(path: Path, result: AuditResult) -> None:
         allow_nan=False,
         separators=(",", ":"),
     )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        durable.write_text(path, text + "\n")
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResourceError(
             f"{path}: the baseline cannot be written ({error.strerror}); name another place with --write-baseline"
         ) from error

@@ -7,12 +7,17 @@ through in that order, `read` and then `write`.
 from __future__ import annotations
 
 import contextlib
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 from torch import Tensor
+
+from peelcli import durable
+
+_PIECE_NBYTES = 2**22
 
 
 class Carried(Protocol):
@@ -44,6 +49,7 @@ class InFiles:
 
     def __init__(self, directory: Path, stage: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
         """shape: (seq_len, d_model). stage: goes into the files' names."""
+        self.checksum = 0  # of what the last turn wrote
         self._directory, self._stage, self._shape, self._dtype = directory, stage, shape, dtype
         self._row_nbytes = shape[0] * shape[1] * dtype.itemsize
         self._source: BinaryIO | None = None
@@ -58,8 +64,23 @@ class InFiles:
         """See `Carried`."""
         for path in (self.path(layer), self.path(layer - 1)):
             path.touch()
+        self.checksum = 0
         with self.path(layer).open("r+b") as self._target, self.path(layer - 1).open("rb") as self._source:
             yield
+            self._target.truncate()  # what a longer state of another sweep has left
+            self._target.flush()
+            durable.sync(self._target.fileno())
+
+    def holds(self, layer: int, checksum: int) -> bool:
+        """Whether the file of a layer is there as it was written."""
+        found = 0
+        try:
+            with self.path(layer).open("rb") as file:
+                while piece := file.read(_PIECE_NBYTES):
+                    found = zlib.crc32(piece, found)
+        except OSError:
+            return False
+        return found == checksum
 
     def read(self, count: int) -> Tensor:
         """See `Carried`."""
@@ -69,7 +90,9 @@ class InFiles:
     def write(self, hidden: Tensor) -> None:
         """See `Carried`."""
         assert self._target is not None
-        self._target.write(hidden.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        raw = hidden.detach().cpu().contiguous().view(torch.uint8).numpy().data
+        self._target.write(raw)
+        self.checksum = zlib.crc32(raw, self.checksum)
 
     def at(self, layer: int, first: int, count: int) -> Tensor:
         """See `Carried`."""

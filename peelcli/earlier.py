@@ -51,4 +51,5 @@ def earlier_of(other: Opened, workspace: Workspace) -> Earlier:
         other.scan.checkpoint_id[:12], training_step(other.path), other.scan.layer_hashes, non_finite
     )
     offload, running = workspace.of_other(other.path).offload, other.precision.running
-    return Earlier(origin, partial(open_weights, other.path, offload_dir=offload, running=running))
+    weights = partial(open_weights, other.path, offload_dir=offload, running=running, stamp=other.stamp)
+    return Earlier(origin, weights)

@@ -22,12 +22,28 @@ class CheckpointError(PeelError):
     """The checkpoint cannot be opened: missing, incomplete, unsupported or damaged (exit code 3)."""
 
 
+class CheckpointChangedError(CheckpointError):
+    """Files of the checkpoint are no longer those that were looked at first (exit code 3)."""
+
+    def __init__(self, directory: object, changed: str) -> None:
+        """Name the directory, and what in it has changed."""
+        self.directory = directory
+        super().__init__(
+            f"{directory}: {changed} changed or removed while it was audited. Nothing of it is kept. Audit the "
+            "checkpoint again once nothing writes to it, or audit a copy."
+        )
+
+
 class CalibrationError(PeelError):
     """The calibration text cannot be used: missing, too short, or not for this vocabulary (exit code 3)."""
 
 
 class ArtefactError(PeelError):
     """An HDF5 file of peel's cannot be used: truncated, of another checkpoint, or of a newer schema (exit code 3)."""
+
+
+class BusyError(ArtefactError):
+    """Another process works on the same file, and this one is not to wait for it (exit code 3)."""
 
 
 class ResourceError(PeelError):

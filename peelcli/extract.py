@@ -19,7 +19,7 @@ from peelcli.activations import ActivationWriter
 from peelcli.batching import free_memory, head_batch
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.errors import CheckpointError
+from peelcli.errors import CheckpointChangedError, CheckpointError
 from peelcli.progress import Progress
 from peelcli.scoring import predictive_entropy, token_losses
 
@@ -65,8 +65,8 @@ def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -
     )
     try:
         yield from _layers(model, ids, width, writer, task)
-    except (OSError, NonFiniteStatesError):
-        writer.discard()  # a full disk, or a broken checkpoint: leave no half of a file in the way
+    except (OSError, NonFiniteStatesError, CheckpointChangedError):
+        writer.discard()  # a full disk, a checkpoint that is broken or changes: leave no half of a file in the way
         raise
     finally:
         writer.close()
@@ -101,6 +101,7 @@ def _layers(
             writer.finish_layer(layer)
     yield Progress("extract", last + 1, total, "loss")
     nll, entropy = _losses(model, hidden, ids)
+    model.stamp.require_unchanged()
     writer.finish(nll, entropy)
     yield Progress("extract", total, total, "loss")
 

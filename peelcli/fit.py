@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.end_to_end import EndToEnd, blocks_harm
+from peelcli.errors import CheckpointChangedError
 from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
@@ -150,9 +152,16 @@ class Fitter:
     def run(self) -> Iterator[Progress]:
         """Fit, score and write `task.output`; yields as it goes."""
         self._began = time.perf_counter()
-        self.parts_dir.mkdir(parents=True, exist_ok=True)
         if not self.task.resume:
-            self._clear_parts()
+            shutil.rmtree(self.parts_dir, ignore_errors=True)
+        self.parts_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            yield from self._run()
+        except CheckpointChangedError:
+            shutil.rmtree(self.parts_dir)
+            raise
+
+    def _run(self) -> Iterator[Progress]:
         yield from self._roll_back()
         yield from self._fit_layers()
         yield from self._fit_end_to_end()
@@ -170,13 +179,9 @@ class Fitter:
         peeled = yield from self._peel_paths()
         ids = self.acts.ids[self.acts.rows["eval"]]
         run = replace(self._record(losses), paths=peeled[0] if peeled else None)
+        self.model.stamp.require_unchanged()
         fitstore.write_fit(self.task.output, run, ids, self._parts, peeled[1] if peeled else None)
-        self._clear_parts()
-        self.parts_dir.rmdir()
-
-    def _clear_parts(self) -> None:
-        for leftover in self.parts_dir.iterdir():
-            leftover.unlink()
+        shutil.rmtree(self.parts_dir)
 
     def _candidate(self, reference: Reference) -> Candidate:
         def witness(layer: int) -> Witness:

@@ -66,7 +66,7 @@ def graft(
             for relative in _contributing(model, layer, SUBLAYERS):
                 put(layer, relative, torch.zeros_like)
     config = plain_config(files.config, model.dtype) if model.runs_in_few_bits else None
-    write_copy(files, replacements, output, source, config)
+    write_copy(files, replacements, output, source, config, model.stamp)
 
 
 def _as_it_runs(model: BlockwiseModel, layer: int, relative: str) -> Replace:

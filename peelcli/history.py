@@ -11,22 +11,20 @@ import datetime
 import json
 import math
 import os
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peelcli import __version__
+from peelcli import __version__, durable
 from peelcli.errors import ArtefactError, ResourceError
+from peelcli.locks import open_locked
 from peelcli.records import AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
 from peelcli.revive import revive
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks; a line is still written with one call
-    fcntl = None  # type: ignore[assignment]
-
 SCHEMA, SCHEMA_VERSION = "peel/history", 1
+_PAUSE_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -91,6 +89,8 @@ def append_history(path: Path, entries: Sequence[HistoryEntry]) -> int:
             if new:
                 lines = "".join(_line(entry) for entry in new)
                 _append(file, ("\n" if text and not text.endswith(b"\n") else "").encode() + lines.encode())
+                if not text:
+                    durable.sync_directory(path.parent)
             return len(new)
     except OSError as error:
         raise ResourceError(
@@ -112,11 +112,9 @@ def read_history(path: Path) -> History:
 @contextlib.contextmanager
 def _locked(path: Path, flags: int) -> Iterator[int]:
     """The file's descriptor, locked for reading alone or for writing until it is closed."""
-    file = os.open(path, flags, 0o666)
+    while (file := open_locked(path, flags, shared=not flags & os.O_RDWR)) is None:
+        time.sleep(_PAUSE_SECONDS)  # a line takes another no longer than that
     try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):  # a file system without locks goes without
-                fcntl.flock(file, fcntl.LOCK_EX if flags & os.O_RDWR else fcntl.LOCK_SH)
         yield file
     finally:
         os.close(file)
@@ -133,9 +131,8 @@ def _read(file: int) -> bytes:
 def _append(file: int, data: bytes) -> None:
     size = os.fstat(file).st_size
     try:
-        left = memoryview(data)
-        while left:
-            left = left[os.write(file, left) :]
+        durable.write_all(file, data)
+        durable.sync(file)
     except BaseException:
         os.ftruncate(file, size)
         raise

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
 from peelcli.checkpoint.scan import ScanResult, scan_steps
+from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.config import TrainedSchemeConfig
 from peelcli.precision import PLAIN, Precision, precision_of
 from peelcli.progress import Progress
@@ -23,6 +24,7 @@ class Opened:
     scan: ScanResult
     precision: Precision = PLAIN  # that its weights run in
     trained: TrainedSchemeConfig | None = None  # what the user said of that
+    stamp: Stamp = UNSTAMPED  # how its files were found, before any of them was read
 
     @property
     def is_finite(self) -> bool:
@@ -48,14 +50,20 @@ def open_and_scan(
 ) -> Generator[Progress, None, Opened]:
     """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited.
 
-    trained: how its weights were trained, where its files do not say so themselves.
+    trained: how its weights were trained, where its files do not say so themselves. CheckpointChangedError where the
+    files change meanwhile.
     """
+    found = Stamp.of(path)
     files = open_checkpoint(path)
+    stamp = found.restricted(files.files)
     require_decoder_only(files.config)
-    precision = precision_of(files, trained)
-    workspace.make()
-    scan = workspace.kept_scan(files)
-    if scan is None:
-        scan = yield from scan_steps(files)
-        workspace.keep_scan(files, scan)
-    return Opened(path, files, scan, precision, trained)
+    with stamp.watched():
+        precision = precision_of(files, trained)
+        workspace.make()
+        scan = workspace.kept_scan(stamp)
+        if scan is None:
+            scan = yield from scan_steps(files)
+            stamp.require_unchanged()
+            workspace.keep_scan(stamp, scan)
+        stamp.require_unchanged()
+    return Opened(path, files, scan, precision, trained, stamp)

@@ -9,6 +9,7 @@ accelerator they stay in its memory, so many candidates at a time as fit.
 from __future__ import annotations
 
 import json
+import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from peelcli import durable
 from peelcli.activations import ActivationFile, require_space
 from peelcli.batching import free_memory, head_batch
 from peelcli.carried import Carried, InFiles, OnDevice
@@ -176,8 +178,8 @@ class Sweep:
             num_rows = sum(len(self._rows(c)) for c in self._now)
             self._carried = OnDevice(num_rows, self._shape, self.model.dtype, self.model.device)
             return 0
-        self._carried = InFiles(self.scratch, self.stage, self._shape, self.model.dtype)
-        done = self._resume()
+        self._carried = files = InFiles(self.scratch, self.stage, self._shape, self.model.dtype)
+        done = self._resume(files)
         if not done:
             require_space(self.scratch, self.scratch_nbytes, "the scratch file of the sweep")
         return done
@@ -188,16 +190,23 @@ class Sweep:
     def _index(self) -> Path:
         return self.scratch / f"sweep-{self.stage}-index.json"
 
-    def _resume(self) -> int:
-        """The last layer that an interrupted sweep of the same candidates finished, or 0."""
-        if not self._index.exists():
+    def _resume(self, files: InFiles) -> int:
+        """The last layer that an interrupted sweep of the same candidates finished; 0 where its files are damaged."""
+        try:
+            record = json.loads(self._index.read_text(encoding="utf-8"))
+            done, checksum, found = (record["done"][n] for n in ("layer", "checksum", "fvu_eval"))
+            is_ours = record["check"] == self._check(record["done"]) and files.holds(done, checksum)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            is_ours = False
+        if not is_ours:
+            self._index.unlink(missing_ok=True)  # what it speaks of is about to be overwritten
             return 0
-        record = json.loads(self._index.read_text(encoding="utf-8"))
-        if record["key"] != self.key:
-            self._index.unlink()  # what it speaks of is about to be overwritten
-            return 0
-        self.losses.fvu_eval = record["fvu_eval"]
-        return int(record["layer"])
+        self.losses.fvu_eval = found
+        return int(done)
+
+    def _check(self, done: object) -> int:
+        """A checksum over what the index says and over what belongs to this sweep."""
+        return zlib.crc32(json.dumps([self.key, done], sort_keys=True).encode())
 
     def _advance(self, layer: int) -> None:
         begun = [c for c in self._now if c.reference.layer < layer]
@@ -207,11 +216,9 @@ class Sweep:
             with self._carried.turn(layer), self.model.block(layer) as module:
                 self._carry(begun, layer, module)
                 self._begin(starting, layer, module)
-            if not self._on_device:
-                record = {"key": self.key, "layer": layer, "fvu_eval": self.losses.fvu_eval}
-                partial = self._index.with_suffix(".partial")
-                partial.write_text(json.dumps(record), encoding="utf-8")
-                partial.replace(self._index)
+            if isinstance(self._carried, InFiles):
+                done = {"layer": layer, "checksum": self._carried.checksum, "fvu_eval": self.losses.fvu_eval}
+                durable.write_text(self._index, json.dumps({"done": done, "check": self._check(done)}))
         except OSError:
             self._clear()  # a full disk: give back what was taken of it
             raise

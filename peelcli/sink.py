@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from peelcli import durable
 from peelcli.errors import ArtefactError
+from peelcli.locks import is_named, open_locked, unlock
 
-try:
-    import fcntl
-except ImportError:  # Windows locks what it opens by itself
-    fcntl = None  # type: ignore[assignment]
+_SEAL = b"\npeel sha256 "
+_SEAL_NBYTES = len(_SEAL) + 64
+_PIECE_NBYTES = 2**22
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether the file is as it was when `Sink.seal` had been through with it."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            left = os.fstat(file.fileno()).st_size - _SEAL_NBYTES
+            digest = hashlib.sha256()
+            while left > 0 and (piece := file.read(min(left, _PIECE_NBYTES))):
+                digest.update(piece)
+                left -= len(piece)
+            return left == 0 and file.read() == _SEAL + digest.hexdigest().encode()
+    except OSError:
+        return False
 
 
 class Sink:
@@ -28,27 +43,41 @@ class Sink:
         """Open for reading and writing, emptied where `new`. ArtefactError where another process writes it."""
         self.path = path
         self.error: OSError | None = None
-        handle = os.open(path, os.O_RDWR | (os.O_CREAT if new else 0), 0o666)  # not emptied before it is ours
+        handle = open_locked(path, os.O_RDWR | (os.O_CREAT if new else 0))  # not emptied before it is ours
+        if handle is None:
+            raise ArtefactError(
+                f"{path}: another process is writing this file. Wait for it to end, or name another place "
+                "with --output."
+            )
         self._file = open(handle, "r+b", buffering=0)  # noqa: SIM115  # closed by `close`
-        self._lock()
         if new:
             self._file.truncate(0)
 
-    def _lock(self) -> None:
-        """Lock the file as HDF5 locks what it opens itself; a file system without locks goes without."""
-        if fcntl is None:
-            return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._file.close()
-            raise ArtefactError(
-                f"{self.path}: another process is writing this file. Wait for it to end, or name another place "
-                "with --output."
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                raise
+    def sync(self) -> None:
+        """Force what was written to the disk. Raises the OSError of the first write that failed."""
+        self.check()
+        durable.sync(self._file.fileno())
+
+    def take_name(self, path: Path) -> None:
+        """Give the file its final name, once all of it is on the disk; it is locked until then."""
+        self.sync()
+        self.path.replace(path)
+        unlock(self._file.fileno())  # from now on it may be read
+        durable.sync_directory(path.parent)
+
+    def seal(self) -> None:
+        """Put a checksum of all that was written behind it. HDF5 does not look behind its own end."""
+        self.seek(0)
+        digest = hashlib.sha256()
+        while piece := self._file.read(_PIECE_NBYTES):
+            digest.update(piece)
+        self.seek(0, os.SEEK_END)
+        self.write(_SEAL + digest.hexdigest().encode())
+
+    def delete(self) -> None:
+        """Delete the file, while it is locked, unless it has another name by now."""
+        if not self._file.closed and is_named(self._file.fileno(), self.path):
+            self.path.unlink()
 
     def check(self) -> None:
         """Raise the OSError of the first write that failed."""

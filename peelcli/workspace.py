@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peelcli import __version__
-from peelcli.checkpoint.files import CheckpointFiles
+from peelcli import __version__, durable
 from peelcli.checkpoint.scan import ScanResult
-from peelcli.errors import ArtefactError, CalibrationError, ResourceError, UsageError
+from peelcli.checkpoint.stamp import Stamp
+from peelcli.errors import CalibrationError, ResourceError, UsageError
 from peelcli.records import Finding
 
 
@@ -97,33 +96,25 @@ class Workspace:
     def _scan_path(self) -> Path:
         return self.directory / "scan.json"
 
-    def kept_scan(self, files: CheckpointFiles) -> ScanResult | None:
-        """The scan of these very files, where it was done before."""
-        path = self._scan_path()
-        if not path.exists():
-            return None
+    def kept_scan(self, stamp: Stamp) -> ScanResult | None:
+        """The scan of these very files, where it was done before; one that cannot be read is done again."""
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-            if kept["key"] != _scan_key(files):
+            kept = json.loads(self._scan_path().read_text(encoding="utf-8"))
+            if kept["key"] != _scan_key(stamp) or kept["digest"] != digest(kept["scan"]):
                 return None
             return _scan_from(kept["scan"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtefactError(f"{path}: damaged ({error}); delete it.") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
 
-    def keep_scan(self, files: CheckpointFiles, scan: ScanResult) -> None:
+    def keep_scan(self, stamp: Stamp, scan: ScanResult) -> None:
         """Remember a scan."""
-        path = self._scan_path()
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps({"key": _scan_key(files), "scan": asdict(scan)}), encoding="utf-8")
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        kept = json.loads(json.dumps(asdict(scan)))
+        record = {"key": _scan_key(stamp), "digest": digest(kept), "scan": kept}
+        durable.write_text(self._scan_path(), json.dumps(record))
 
 
-def _scan_key(files: CheckpointFiles) -> str:
-    return digest([str(files.directory), signature([files.directory / "config.json", *files.files])])
+def _scan_key(stamp: Stamp) -> str:
+    return digest([str(stamp.directory), stamp.key])
 
 
 def _scan_from(values: Mapping[str, Any]) -> ScanResult:

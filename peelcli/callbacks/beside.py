@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peelcli import durable
 from peelcli.config import AuditConfig, ExtractConfig, FitConfig, ReportConfig, TrackConfig, resolve
 from peelcli.config.setting import settings_of
 from peelcli.metrics import metrics_of
@@ -221,7 +222,9 @@ class AuditsBeside:
             )
         report = self.directory / f"{name}.json"
         try:
-            self._partial(name).replace(report)
+            with self._partial(name).open("rb") as written:
+                durable.sync(written.fileno())
+            durable.take_name(self._partial(name), report)
             run = json.loads(report.read_text(encoding="utf-8"))["runs"][-1]
             flagged = run["flagged_layers"]
             message = f"layers {', '.join(map(str, flagged))} flagged" if flagged else "nothing flagged"

@@ -10,8 +10,11 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from peelcli import durable
 from peelcli.checkpoint.files import CheckpointFiles, read_tensor
-from peelcli.errors import CheckpointError, UsageError
+from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
+from peelcli.errors import BusyError, CheckpointError, UsageError
+from peelcli.locks import Lock
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 Replace = Callable[[Tensor], Tensor]
@@ -23,11 +26,13 @@ def write_copy(
     output: Path,
     companions: Path | None = None,
     config: Mapping[str, object] | None = None,
+    stamp: Stamp = UNSTAMPED,
 ) -> None:
     """Copy `files` to the new directory `output`; `replacements` map tensor names to what becomes of the tensor.
 
     Shards keep their division and are written as safetensors. The directory takes its name when it is whole.
     companions: where the files beside the weights are, if not with them. config: the config.json to write, if another.
+    stamp: how the files of the checkpoint were found; CheckpointChangedError where they are no longer the same.
     """
     unknown = sorted(set(replacements) - set(files.tensors))
     if unknown:
@@ -37,18 +42,29 @@ def write_copy(
         )
     if output.exists():
         raise UsageError(f"{output}: exists already; name a new directory with --output")
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True)
-    try:
-        _write(files, replacements, companions or files.directory, partial)
-        if config is not None:
-            (partial / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        partial.replace(output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    lock = Lock(output)
+    if not lock.take():
+        raise BusyError(f"{output}: another peel process{lock.holder()} is writing it; name another --output")
+    with lock:
+        if output.exists():
+            raise UsageError(f"{output}: exists already; name a new directory with --output")
+        partial = output.with_name(output.name + ".partial")
+        if partial.exists():
+            shutil.rmtree(partial)
+        partial.mkdir()
+        try:
+            with stamp.watched():
+                _write(files, replacements, companions or files.directory, partial)
+                if config is not None:
+                    (partial / "config.json").write_text(
+                        json.dumps(config, indent=2) + "\n", encoding="utf-8"
+                    )
+                stamp.require_unchanged()
+            durable.sync_tree(partial)
+            durable.take_name(partial, output)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
 
 
 def _write(

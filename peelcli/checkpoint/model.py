@@ -25,6 +25,7 @@ from torch.utils.hooks import RemovableHandle
 from peelcli.checkpoint.attention import widen_narrow_heads
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
     Matrix,
@@ -100,16 +101,20 @@ class BlockwiseModel:
         device: str,
         offload_dir: Path,
         running: Running = AS_STORED,
+        stamp: Stamp = UNSTAMPED,
     ) -> None:
         """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, packed or converted weights).
 
-        running: how its tensors become the weights that run, where those are not the same.
+        running: how its tensors become the weights that run, where those are not the same. stamp: how its files were
+        found; CheckpointChangedError, here and whenever weights are read, where they have changed.
         """
-        self._running = running
-        self.plain_directory = plain_directory(directory, dtype, offload_dir, running)
-        config, model, self.blocks_name = load_model(
-            self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
-        )
+        self._running, self.stamp = running, stamp
+        with stamp.watched():
+            self.plain_directory = plain_directory(directory, dtype, offload_dir, running)
+            config, model, self.blocks_name = load_model(
+                self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
+            )
+            stamp.require_unchanged()
         widen_narrow_heads(model, device)
         self.config = config
         self.num_layers = num_hidden_layers(config)
@@ -121,7 +126,7 @@ class BlockwiseModel:
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
-        self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name)
+        self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name, stamp)
         self._quantized = FewBits(
             self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
         )

@@ -7,11 +7,13 @@ import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from peelcli.checkpoint.reading import StoredTensor
 from peelcli.errors import CheckpointError
 
 # What torch.load is seen to raise on bytes that are not what they claim to be.
@@ -43,23 +45,47 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     }
 
 
+def stored_tensors(file: Path) -> dict[str, StoredTensor | torch.Tensor]:
+    """Where each tensor lies in the file; the tensor itself where the file is of the old kind, which is read whole."""
+    found: dict[str, StoredTensor | torch.Tensor] = {}
+    for name, tensor in _load(file).items():
+        if not isinstance(tensor, FakeTensor):
+            found[name] = tensor
+            continue
+        begin = int(tensor.untyped_storage()._checkpoint_offset or 0)
+        found[name] = StoredTensor(
+            file,
+            name,
+            str(tensor.dtype).removeprefix("torch."),
+            tuple(tensor.shape),
+            begin + int(tensor.storage_offset()) * tensor.element_size(),
+            None if tensor.is_contiguous() else tensor.stride(),
+        )
+    return found
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[Callable[[str, slice | None], torch.Tensor]]:
-    """Maps the file; yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
-    tensors = _load(file)
+    """Yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
+    tensors = stored_tensors(file)
 
     def read(name: str, rows: slice | None) -> torch.Tensor:
         if name not in tensors:
             raise CheckpointError(f"{file}: tensor {name!r} is no longer in the file; let no one write to it")
-        return tensors[name] if rows is None else tensors[name][rows]
+        tensor = tensors[name]
+        if isinstance(tensor, StoredTensor):
+            return tensor.read(rows)
+        return tensor if rows is None else tensor[rows]
 
     yield read
 
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
-        # Files from before torch 1.6 are no zip archives and cannot be mapped: those alone are read whole.
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+        # Fake tensors say where in the archive each tensor lies, and hold nothing. Files from before torch 1.6 are no
+        # zip archives: those alone are read whole.
+        with FakeTensorMode() if zipfile.is_zipfile(file) else nullcontext():
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
         named = f" ({found[1]})" if found else ""
@@ -73,9 +99,13 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
             f"{file}: truncated or damaged ({reason}); copy or download the file again"
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"{file}: holds a {type(state).__name__}, not a dict of tensors; {_SAVE_ANEW}")
+        raise CheckpointError(f"{file}: holds a {_kind(state)}, not a dict of tensors; {_SAVE_ANEW}")
     _require_dense(file, state)
     return state
+
+
+def _kind(value: object) -> str:
+    return type(value).__name__.removeprefix("Fake")
 
 
 def _require_dense(file: Path, state: dict[object, object]) -> None:
@@ -83,7 +113,7 @@ def _require_dense(file: Path, state: dict[object, object]) -> None:
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{file}: entry {name!r} is a {type(tensor).__name__}, expected a flat dict of name → tensor "
+                f"{file}: entry {name!r} is a {_kind(tensor)}, expected a flat dict of name → tensor "
                 f"(a trainer's own file?); {_SAVE_ANEW}"
             )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
@@ -19,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peelcli import __version__
-from peelcli.checkpoint.files import CheckpointFiles, read_tensor
+from peelcli import __version__, durable
+from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, read_tensor
 from peelcli.checkpoint.layers import group_by_layer
+from peelcli.checkpoint.offload import PrivateDirectory
 from peelcli.checkpoint.packed.codes import PackedWeight, Packing, dequantize, describe
+from peelcli.checkpoint.stamp import Stamp
 from peelcli.errors import ArtefactError, CheckpointError, ResourceError
 from peelcli.records import QuantizedModule
 
@@ -35,23 +36,34 @@ def unpack(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, offload
 
     Raises CheckpointError where a weight cannot be unpacked, ResourceError where the disk has no room for it.
     """
-    key = json.dumps([__version__, str(dtype), [[f.name, *_stat(f)] for f in _sources(files)]])
+    stamp = Stamp.of(files.directory).restricted(files.files)
+    key = json.dumps([__version__, str(dtype), stamp.key])
     directory = offload_dir / f"plain-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
-    if directory.is_dir():
+    if _is_whole(directory):
         return directory
-    partial = directory.with_name(f"{directory.name}.{os.getpid()}.partial")
-    partial.mkdir(parents=True)
+    own = PrivateDirectory(offload_dir)
     try:
-        _require_room(files, packing, dtype, partial)
-        _write(files, packing, dtype, partial)
-        if directory.is_dir():  # another process was quicker
-            shutil.rmtree(partial)
-        else:
-            partial.replace(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        with stamp.watched():
+            _require_room(files, packing, dtype, own.path)
+            _write(files, packing, dtype, own.path)
+            stamp.require_unchanged()
+        durable.sync_tree(own.path)
+        if not _is_whole(directory):  # else another process was quicker
+            shutil.rmtree(directory, ignore_errors=True)
+            durable.take_name(own.path, directory)
+    finally:
+        own.delete()
     return directory
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a checkpoint that was unpacked before can be used."""
+    try:
+        open_checkpoint(directory)
+        quantized_modules(directory)
+    except (CheckpointError, ArtefactError, OSError):
+        return False
+    return True
 
 
 def quantized_modules(directory: Path) -> tuple[QuantizedModule, ...]:
@@ -70,15 +82,6 @@ def plain_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any
     if isinstance(config.get("text_config"), Mapping):
         plain["text_config"] = {k: v for k, v in config["text_config"].items() if k not in quantised}
     return {**plain, "dtype": str(dtype).removeprefix("torch.")}
-
-
-def _sources(files: CheckpointFiles) -> tuple[Path, ...]:
-    return (files.directory / "config.json", *files.files)
-
-
-def _stat(file: Path) -> tuple[int, int]:
-    status = file.stat()
-    return status.st_size, status.st_mtime_ns
 
 
 def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, int]:

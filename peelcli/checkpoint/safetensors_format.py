@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from peelcli.checkpoint.reading import StoredTensor
 from peelcli.errors import CheckpointError
 
 # The format's dtype codes under torch's names, so that a tensor hashes alike whichever format holds it.
@@ -95,19 +96,28 @@ def _header(file: Path) -> dict[str, dict]:
     return header
 
 
+def stored_tensors(file: Path) -> dict[str, StoredTensor]:
+    """Where each tensor lies in the file."""
+    with file.open("rb") as stream:
+        begin = 8 + int.from_bytes(stream.read(8), "little")
+    header = _header(file)
+    return {
+        name: StoredTensor(file, name, dtype, shape, begin + header[name]["data_offsets"][0])
+        for name, (dtype, shape, _) in list_tensors(file).items()
+    }
+
+
 @contextmanager
 def opened(file: Path) -> Iterator[Callable[[str, slice | None], torch.Tensor]]:
-    """Maps the file; yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
+    """Yields `read(name, rows)`: a tensor, or a slice of its first dimension, on the CPU."""
     try:
-        handle = safe_open(file, framework="pt")
-    except (SafetensorError, OSError) as error:
+        tensors = stored_tensors(file)
+    except (KeyError, OSError) as error:
         raise CheckpointError(f"{file}: cannot be opened ({error}); {_AGAIN}") from error
 
     def read(name: str, rows: slice | None) -> torch.Tensor:
-        try:
-            return handle.get_tensor(name) if rows is None else handle.get_slice(name)[rows]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: tensor {name!r} cannot be read ({error}); {_AGAIN}") from error
+        if name not in tensors:
+            raise CheckpointError(f"{file}: tensor {name!r} is no longer in the file; {_AGAIN}")
+        return tensors[name].read(rows)
 
-    with handle:
-        yield read
+    yield read

@@ -13,12 +13,17 @@ from typing import Any
 
 import torch
 from accelerate.hooks import remove_hook_from_module
+from accelerate.utils import PrefixedDataset
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from peelcli.checkpoint import pickle_format, safetensors_format
 from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.offload import PrivateDirectory
 from peelcli.checkpoint.plain import quantized_modules, unpack
+from peelcli.checkpoint.reading import StoredTensor, transformers_unmapped
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
 from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
@@ -63,25 +68,28 @@ def load_model(
     config, skeleton, blocks = _skeleton(directory)
     mapping = _device_map(skeleton, blocks, device)
     del skeleton
+    own = PrivateDirectory(offload_dir)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            device_map=mapping,
-            offload_folder=str(offload_dir),
-            local_files_only=True,
-            trust_remote_code=False,
-            weights_only=True,
-            key_mapping=dict(_PREFIXES),
-            output_loading_info=True,
-        )
+        with transformers_unmapped(safetensors_format.stored_tensors, pickle_format.stored_tensors):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=dtype,
+                device_map=mapping,
+                offload_folder=str(own.path),
+                local_files_only=True,
+                trust_remote_code=False,
+                weights_only=True,
+                key_mapping=dict(_PREFIXES),
+                output_loading_info=True,
+            )
     except (ValueError, RuntimeError, KeyError, ImportError) as error:
         raise CheckpointError(
             f"{directory}: the weights do not fit the model that config.json describes: {error}. "
             "Check that config.json and the weights come from the same run."
         ) from error
     model, info = loaded
+    own.keep_for(list(model.get_submodule(blocks).modules()))
     missing = sorted(info["missing_keys"])
     if missing:
         raise CheckpointError(
@@ -116,8 +124,13 @@ class BlockWeights:
         device: torch.device,
         running: Running = AS_STORED,
         name: str = "",
+        stamp: Stamp = UNSTAMPED,
     ) -> None:
-        """Take `blocks`, of a model that `load_model` gave, out of accelerate's hands. name: of their list."""
+        """Take `blocks`, of a model that `load_model` gave, out of accelerate's hands. name: of their list.
+
+        stamp: how the checkpoint's files were found.
+        """
+        self._stamp = stamp
         self._dtype, self._device, self._running, self.list_name = dtype, device, running, name
         self._shapes = [_shapes(block) for block in blocks]
         self._readers = [_detach(block, layer) for layer, block in enumerate(blocks, start=1)]
@@ -142,19 +155,22 @@ class BlockWeights:
         """The parameters of one block by those names, on the device and in the dtype it runs in.
 
         Raises CheckpointError where one has not the shape that config.json calls for: transformers does not look at
-        what it leaves on disk.
+        what it leaves on disk. CheckpointChangedError where a file of the checkpoint is no longer what it was, so that
+        nothing is ever computed with other weights.
         """
-        weights = {}
-        for name, read in self._readers[layer - 1].items():
-            value, expected = read(), self._shapes[layer - 1][name]
-            if value.shape != expected:
-                raise CheckpointError(
-                    f"layer {layer}: the weight {name!r} has shape {list(value.shape)}, and config.json calls for "
-                    f"{list(expected)}. Check that config.json and the weights come from the same run."
-                )
-            value = self._as_it_runs(layer, name, value.to(self._device))
-            weights[name] = value.to(dtype=self._dtype)
+        with self._stamp.watched():
+            weights = {name: self._read(layer, name) for name in self._readers[layer - 1]}
+            self._stamp.require_unchanged()
         return weights
+
+    def _read(self, layer: int, name: str) -> Tensor:
+        value, expected = self._readers[layer - 1][name](), self._shapes[layer - 1][name]
+        if value.shape != expected:
+            raise CheckpointError(
+                f"layer {layer}: the weight {name!r} has shape {list(value.shape)}, and config.json calls for "
+                f"{list(expected)}. Check that config.json and the weights come from the same run."
+            )
+        return self._as_it_runs(layer, name, value.to(self._device)).to(dtype=self._dtype)
 
     def is_rounded(self, layer: int, matrix: str) -> bool:
         """Whether a matrix is stored as a latent weight, and rounded when it is read."""
@@ -176,17 +192,24 @@ class BlockWeights:
 
 
 def open_weights(
-    directory: Path, *, dtype: torch.dtype, offload_dir: Path, running: Running = AS_STORED
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    offload_dir: Path,
+    running: Running = AS_STORED,
+    stamp: Stamp = UNSTAMPED,
 ) -> BlockWeights:
     """The blocks of a checkpoint that is not to be run: nothing of it stays in memory, embeddings and head included.
 
-    `offload_dir` takes what cannot be read in place. Raises CheckpointError as `load_model` does.
+    `offload_dir` takes what cannot be read in place. Raises CheckpointError as `load_model` does, and
+    CheckpointChangedError where the files are no longer as in `stamp`.
     """
-    plain = plain_directory(directory, dtype, offload_dir, running)
-    _, model, blocks = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
-    return BlockWeights(
-        list(model.get_submodule(blocks).children()), dtype, torch.device("cpu"), running, blocks
-    )
+    with stamp.watched():
+        plain = plain_directory(directory, dtype, offload_dir, running)
+        _, model, blocks = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
+        stamp.require_unchanged()
+    modules = list(model.get_submodule(blocks).children())
+    return BlockWeights(modules, dtype, torch.device("cpu"), running, blocks, stamp)
 
 
 def plain_directory(directory: Path, dtype: torch.dtype, offload_dir: Path, running: Running) -> Path:
@@ -204,13 +227,14 @@ def unpacked_modules(plain: Path, running: Running) -> dict[str, QuantizedModule
 def _detach(block: nn.Module, layer: int) -> Mapping[str, Callable[[], Tensor]]:
     """Take a block out of accelerate's hands; return how to read each of its parameters."""
     readers: dict[str, Callable[[], Tensor]] = {}
+    tables: dict[str, Mapping[str, StoredTensor]] = {}  # of the files that the block's weights lie in
     for name, module in block.named_modules():
         hook = getattr(module, "_hf_hook", None)
         weights_map = getattr(hook, "weights_map", None)
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}" if name else key
             if weights_map is not None and parameter.device.type == "meta":
-                readers[full] = partial(weights_map.__getitem__, key)
+                readers[full] = _reader(weights_map, key, tables)
             elif parameter.device.type != "meta":
                 readers[full] = partial(_same, parameter.data)
             else:
@@ -219,6 +243,26 @@ def _detach(block: nn.Module, layer: int) -> Mapping[str, Callable[[], Tensor]]:
                 )
     remove_hook_from_module(block, recurse=True)
     return readers
+
+
+def _reader(
+    weights_map: PrefixedDataset, key: str, tables: dict[str, Mapping[str, StoredTensor]]
+) -> Callable[[], Tensor]:
+    """How to read what accelerate has left on disk; accelerate itself would map the file into memory."""
+    index = weights_map.dataset.index
+    place = index.get(weights_map.prefix + key, {})
+    file, name = place.get("safetensors_file"), place.get("weight_name", weights_map.prefix + key)
+    if file is None:
+        return partial(weights_map.__getitem__, key)
+    if file not in tables:
+        tables[file] = safetensors_format.stored_tensors(Path(file))
+    stored = tables[file][name]
+    # What was converted lies in a directory that is deleted once `weights_map` is let go of.
+    return partial(_read_stored, stored, getattr(torch, place.get("dtype", stored.dtype)), weights_map)
+
+
+def _read_stored(stored: StoredTensor, dtype: torch.dtype, _: object) -> Tensor:
+    return stored.read().to(dtype)
 
 
 def _same(value: Tensor) -> Tensor:

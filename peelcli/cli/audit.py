@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -32,9 +33,18 @@ from peelcli.config import (
     TrackConfig,
     TrainedSchemeConfig,
 )
-from peelcli.errors import ArtefactError, CalibrationError, CheckpointError, UsageError
+from peelcli.errors import (
+    ArtefactError,
+    CalibrationError,
+    CheckpointChangedError,
+    CheckpointError,
+    UsageError,
+)
+from peelcli.locks import Lock
 
 if TYPE_CHECKING:
+    from peelcli.audit import AuditPaths
+    from peelcli.progress import Progress
     from peelcli.records import AuditResult, Run
     from peelcli.workspace import Workspace
 
@@ -105,9 +115,9 @@ class Auditor:
 
     def __init__(self, configs: Configs, console: Console, baseline: AuditResult | None = None) -> None:
         self.settings, self.console = configs[AuditConfig], console
-        resume, overwrite = self.settings.resume, self.settings.overwrite
-        self.extract = replace(configs[ExtractConfig], resume=resume, overwrite=overwrite)
-        self.fit = replace(fit_settings(configs), resume=resume, overwrite=overwrite)
+        chained = {name: getattr(self.settings, name) for name in ("resume", "overwrite", "wait")}
+        self.extract = replace(configs[ExtractConfig], **chained)
+        self.fit = replace(fit_settings(configs), **chained)
         self.trained = configs[TrainedSchemeConfig]
         self.baseline = baseline
         self.runs: list[Run] = []
@@ -130,9 +140,10 @@ class Auditor:
             plan = self.console.drive(steps)
             self.console.result(render_plan(plan))
             return
-        earlier = self.paths[-ROLLED_BACK:]
-        done = self.console.drive(
-            audit_steps(
+        earlier = [path for path in self.paths[-ROLLED_BACK:] if self._is_there(path)]
+
+        def attempt(earlier: list[Path]) -> Generator[Progress, None, AuditPaths]:
+            return audit_steps(
                 checkpoint,
                 self.extract,
                 self.fit,
@@ -141,10 +152,30 @@ class Auditor:
                 first=self.first,
                 trained=self.trained,
             )
-        )
+
+        try:
+            done = self.console.drive(attempt(earlier))
+        except CheckpointChangedError as error:
+            if error.directory not in earlier:
+                raise
+            # A run that keeps its last checkpoints alone removes the earlier ones, which are not what is audited.
+            self.console.warn(
+                f"{error.directory}: changed or removed meanwhile, so {checkpoint} is audited without it"
+            )
+            done = self.console.drive(attempt([path for path in earlier if path != error.directory]))
         self.runs.append(done.run)
         self.paths.append(checkpoint)
         if done.fit is not None:
             self.console.note(f"kept in {done.fit} (peel report, peel verify, peel graft)")
         if self.settings.discard_activations and done.activations is not None:
-            done.activations.unlink()
+            with Lock(done.activations) as lock:
+                if lock.take():
+                    done.activations.unlink(missing_ok=True)  # another process may have been quicker
+                else:
+                    self.console.note(f"{done.activations}: kept, because another peel process works on it")
+
+    def _is_there(self, earlier: Path) -> bool:
+        if (earlier / "config.json").is_file():
+            return True
+        self.console.warn(f"{earlier}: was removed, so that rollback does not try its blocks")
+        return False

@@ -128,7 +128,7 @@ class Console:
         with self.progress() as show:
             for event in events:
                 if isinstance(event, Progress):
-                    show(event)
+                    self._show(event, show)
                 else:
                     yield event
 
@@ -137,9 +137,14 @@ class Console:
         with self.progress() as show:
             while True:
                 try:
-                    show(next(steps))
+                    self._show(next(steps), show)
                 except StopIteration as end:
                     return cast(T, end.value)
+
+    def _show(self, event: Progress, show: Show) -> None:
+        if event.note:
+            self.note(event.note)
+        show(event)
 
     def hush_libraries(self) -> None:
         """Keep transformers and its kin to warnings, without bars, offline; call it before importing them."""

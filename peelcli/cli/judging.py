@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from peelcli import durable
 from peelcli.cli.console import Console
 from peelcli.config import Configs, FitConfig, ReportConfig
 from peelcli.errors import PeelError, ResourceError, UsageError
@@ -164,12 +165,9 @@ def show(
     if output is None:
         console.result(text)
         return
-    partial = output.with_name(output.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output)
+        durable.write_text(output, text)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResourceError(
             f"{output}: cannot be written ({error.strerror}); name another --output"
         ) from error

@@ -62,10 +62,13 @@ def verify(
             "verify. Name layers with --layers, or replay the peeled paths with --paths."
         )
         return 0
-    _, model = console.drive(
+    opened, model = console.drive(
         open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
-    for replay in console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len, model.device))):
+    with opened.stamp.watched():
+        replays = console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len, model.device)))
+        opened.stamp.require_unchanged()
+    for replay in replays:
         console.result(
             f"{replay.name}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"

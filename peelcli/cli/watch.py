@@ -35,7 +35,7 @@ from peelcli.config import (
     WatchConfig,
     parse_duration,
 )
-from peelcli.errors import ArtefactError, CalibrationError, CheckpointError
+from peelcli.errors import ArtefactError, CalibrationError, CheckpointChangedError, CheckpointError
 
 if TYPE_CHECKING:
     from peelcli.series import Member
@@ -131,6 +131,9 @@ class _Watcher:
         before = len(self.auditor.runs)
         try:
             self.auditor.audit(member.path, workspace)
+        except CheckpointChangedError as error:
+            console.warn(f"{error} Going on with the next checkpoint.")
+            return
         except (CheckpointError, ArtefactError, CalibrationError) as error:
             if not member.path.is_dir():
                 console.warn(f"{member}: was removed before it could be audited")

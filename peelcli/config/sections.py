@@ -73,6 +73,11 @@ class DeviceConfig:
         at_least=1,
         shared=True,
     )
+    wait: bool = setting(
+        True,
+        "Wait where another process works on the same files; --no-wait ends with exit code 3 instead.",
+        shared=True,
+    )
 
 
 @dataclass(frozen=True)
@@ -287,6 +292,11 @@ class AuditConfig:
     )
     resume: bool = setting(True, "Skip what an earlier run with the same settings has done.", shared=True)
     overwrite: bool = setting(False, "Do everything again, over what is there.", shared=True)
+    wait: bool = setting(
+        True,
+        "Wait where another process works on the same files; --no-wait ends with exit code 3 instead.",
+        shared=True,
+    )
     dry_run: bool = setting(
         False, "Say what would be done, and the memory, disk and time it takes, and stop."
     )

@@ -15,11 +15,12 @@ from peelcli.fitstore.witness import read_witness, replacing, write_witness
 from peelcli.fittedrun import outcome_of, reference_of
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Witness
+from peelcli.sink import is_sealed
 
 
 def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, FitOutcome]]) -> None:
     """One layer's fitted references, whole or not at all; `key` says which fit they belong to."""
-    with replacing(path) as file:
+    with replacing(path, sealed=True) as file:
         file.attrs["key"] = key
         group = file.create_group("references")
         for reference, (witness, outcome) in results.items():
@@ -32,14 +33,11 @@ def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, 
 
 
 def part_is_whole(path: Path, key: str) -> bool:
-    """Whether `path` is a part of the fit that `key` names; parts of another fit are not used."""
-    if not path.exists():
+    """Whether `path` is an undamaged part of the fit that `key` names; what is not is fitted again."""
+    if not is_sealed(path):
         return False
-    try:
-        with h5py.File(path, "r") as file:
-            return file.attrs.get("key") == key
-    except OSError:
-        return False  # parts are renamed when whole; what cannot be opened is fitted again
+    with h5py.File(path, "r") as file:
+        return bool(file.attrs.get("key") == key)
 
 
 def read_part(path: Path) -> dict[Reference, FitOutcome]:

@@ -36,7 +36,7 @@ def part_name(kind: str, target_map: Sequence[int]) -> str:
 
 def write_path_part(path: Path, key: str, score: PathScore, head: Tensor) -> None:
     """A finished map, whole or not at all: its losses and its head. `key` says which fit it belongs to."""
-    with replacing(path) as file:
+    with replacing(path, sealed=True) as file:
         file.attrs["key"] = key
         _write_score(file.create_group("path"), score, head)
 

@@ -19,19 +19,23 @@ from peelcli.sink import Sink
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that takes the name `path` only when the block ends well."""
+def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
+    """A new HDF5 file that takes the name `path` only when the block ends well.
+
+    sealed: with a checksum of the whole at its end, which `sink.is_sealed` looks at. ArtefactError where another
+    process writes the file: what that one has written so far stays.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with closing(Sink(partial, new=True)) as sink:
+    with closing(Sink(path.with_name(path.name + ".partial"), new=True)) as sink:
+        try:
             with h5py.File(sink, "w") as file:
                 yield file
-            sink.check()
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+            if sealed:
+                sink.seal()
+            sink.take_name(path)
+        except BaseException:
+            sink.delete()
+            raise
 
 
 def _put_plain(group: h5py.Group, value: Tensor) -> None:
