@@ -54,6 +54,8 @@ FLOORS = (
         "records",
         "errors",
         "progress",
+        "printable",
+        "library_words",
         "machine",
         "sink",
         "workers",
@@ -66,11 +68,12 @@ FLOORS = (
 # What a room may import from its house and from outside; a room that is not named here is free of this line.
 HOUSE_ONLY = {
     "errors": set(),
+    "printable": set(),
     "records": set(),
     "statistics": set(),
     "same_tokens": {"records", "errors"},
     "verdict": {"records", "errors", "config", "statistics"},
-    "report": {"records", "errors"},
+    "report": {"records", "errors", "printable"},
     "quant": {"records", "errors", "kernels"},
     "kernels": {"records", "errors"},
     "references": {"records", "errors", "quant", "kernels", "progress", "workers"},
@@ -78,6 +81,7 @@ HOUSE_ONLY = {
 }
 OUTSIDE_ONLY = {
     "errors": set(),
+    "printable": set(),
     "records": set(),
     "config": {"yaml"},
     "statistics": {"numpy"},
