@@ -205,7 +205,7 @@ def test_an_endless_message_is_cut_and_keeps_its_end(flags: tuple[str, ...]) -> 
 
 
 def test_an_error_that_cannot_say_what_it_is_is_told_all_the_same() -> None:
-    assert "UnspeakableError: its message cannot be read: ValueError" in failing(Unspeakable()).err
+    assert "UnspeakableError: its message cannot be read: ValueError" in failing(UnspeakableError()).err
 
 
 @pytest.fixture
