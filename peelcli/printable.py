@@ -61,5 +61,10 @@ def printable(text: str, longest: int = LONGEST, tail: int = 0) -> str:
     return f"{_spelt(text[:head])[:head]}... ({left_out} more characters){end}"
 
 
+def harmless_json(text: str) -> str:
+    """A JSON document of the same values in which no CI runner finds a command; a line of it never begins with `::`."""
+    return _COMMAND.sub(lambda found: "#\\u0023" if found[0] == "##" else found[0], text)
+
+
 def _spelt(text: str) -> str:
     return _COMMAND.sub(lambda found: f"{found[0][0]}\\x{ord(found[0][1]):02x}", text.translate(_SPELLING))

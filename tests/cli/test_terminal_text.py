@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -12,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import EXTRACT, Done, peel, peel_apart, save_ids, save_tiny
 
@@ -21,7 +24,7 @@ from peelcli.cli.options import with_options
 from peelcli.config import ConsoleConfig
 from peelcli.errors import UsageError
 from peelcli.library_words import library_words
-from peelcli.printable import printable
+from peelcli.printable import harmless_json, printable
 from peelcli.progress import Progress
 
 ROOT = Path(__file__).parents[2]
@@ -290,3 +293,11 @@ def test_what_libraries_advise_is_left_out_of_peels_own_messages(said: str) -> N
 def test_printable_keeps_both_ends_of_what_is_too_long() -> None:
     shown = printable("a" * 50 + "::" + "b" * 50, 20, 5)
     assert shown == "a" * 15 + "... (82 more characters) ... bbbbb"
+
+
+@given(st.text('#[\\:"u0023ab \n', max_size=40))
+def test_json_keeps_its_values_and_holds_no_command(text: str) -> None:
+    shown = harmless_json(json.dumps({text: [text]}, indent=2))
+    assert json.loads(shown) == {text: [text]}
+    assert "##[" not in shown
+    assert not any(line.lstrip().startswith("::") for line in shown.splitlines())
