@@ -7,9 +7,21 @@ from __future__ import annotations
 
 
 class PeelError(Exception):
-    """Base of everything that peel raises on purpose; `exit_code` is what the process ends with."""
+    """Base of everything that peel raises on purpose; `exit_code` is what the process ends with.
+
+    Its arguments are the lines of the message, nearly always one. A line may hold names from files: it is escaped
+    where it is printed, and a newline within it does not begin another line.
+    """
 
     exit_code = 3
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The message, line by line."""
+        return tuple(map(str, self.args))
 
 
 class UsageError(PeelError):

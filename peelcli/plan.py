@@ -24,6 +24,7 @@ from peelcli.machine import available_memory
 from peelcli.measuring import PART
 from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
+from peelcli.printable import printable
 from peelcli.progress import Progress
 from peelcli.workspace import Workspace
 
@@ -158,7 +159,7 @@ def render_plan(plan: Plan) -> str:
     free_memory = "unknown" if plan.free_memory is None else _size(plan.free_memory)
     return "\n".join(
         [
-            f"plan for {plan.checkpoint} (nothing is run)",
+            f"plan for {printable(str(plan.checkpoint))} (nothing is run)",
             f"  layers  {len(plan.layers)} of {plan.num_layers}, on {plan.tokens:,} tokens",
             f"  read    {_size(plan.read_nbytes)} of weights, once to scan and once a stage",
             f"  memory  {_size(plan.memory_nbytes)} at most; {free_memory} free",

@@ -17,8 +17,3 @@ class Progress:
     total: int
     detail: str = ""
     note: str = ""
-
-
-def printable(text: str) -> str:
-    """`text` with control characters spelt out: names from a checkpoint must not steer the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text)

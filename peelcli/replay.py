@@ -127,10 +127,10 @@ def replay_steps(
     yield Progress("verify", total, total, "all witnesses")
     failed = [r for r in found if not r.holds]
     if failed:
-        lines = [f"  {r.name}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed]
+        lines = [f"{r.name}: reported {r.reported:+.5f}, measured {r.measured:+.5f}" for r in failed]
         raise ReplayError(
-            f"{fit}: {len(failed)} of {len(found)} witnesses did not reproduce their gap (nats per token):\n"
-            + "\n".join(lines)
-            + "\nThe fit and the checkpoint do not belong together, or the file was changed. Fit again."
+            f"{fit}: {len(failed)} of {len(found)} witnesses did not reproduce their gap (nats per token):",
+            *lines,
+            "The fit and the checkpoint do not belong together, or the file was changed. Fit again.",
         )
     return found

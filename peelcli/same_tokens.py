@@ -65,11 +65,11 @@ def require_comparable(runs: Sequence[tuple[PurePath, Run]]) -> None:
     for number, group in enumerate(groups.values(), start=1):
         files = ", ".join(f"{file} ({PurePath(tokens.checkpoint).name})" for file, tokens in group)
         against = f"; other than in group 1: {_what_differs(first, group[0][1])}" if number > 1 else ""
-        lines.append(f"  group {number}: {files}{against}")
+        lines.append(f"group {number}: {files}{against}")
     lines.append(
         "Report each group on its own, or extract and fit again with one text, seed, tokenizer and --seq-len."
     )
-    raise UsageError("\n".join(lines))
+    raise UsageError(*lines)
 
 
 def _what_differs(first: Tokens, other: Tokens) -> str:

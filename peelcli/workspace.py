@@ -17,6 +17,7 @@ from peelcli import __version__, durable
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.checkpoint.stamp import Stamp
 from peelcli.errors import CalibrationError, ResourceError, UsageError
+from peelcli.printable import is_visible
 from peelcli.records import Finding
 
 
@@ -70,7 +71,7 @@ class Workspace:
     def under(cls, base: Path, checkpoint: Path) -> Workspace:
         """The directory for `checkpoint` below `base`: its name, and a hash of its whole path."""
         where = hashlib.sha256(str(checkpoint.resolve()).encode()).hexdigest()[:8]
-        workspace = cls(base / f"{checkpoint.resolve().name or 'checkpoint'}-{where}", checkpoint)
+        workspace = cls(base / f"{_plain_name(checkpoint.resolve())}-{where}", checkpoint)
         workspace._base = base
         return workspace
 
@@ -111,6 +112,12 @@ class Workspace:
         kept = json.loads(json.dumps(asdict(scan)))
         record = {"key": _scan_key(stamp), "digest": digest(kept), "scan": kept}
         durable.write_text(self._scan_path(), json.dumps(record))
+
+
+def _plain_name(checkpoint: Path) -> str:
+    """The checkpoint's name without what a terminal or a CI runner would obey: the paths in it are printed."""
+    name = "".join(char if is_visible(char) and char not in "#:" else "_" for char in checkpoint.name)
+    return name or "checkpoint"
 
 
 def _scan_key(stamp: Stamp) -> str:

@@ -55,6 +55,8 @@ FLOORS = (
         "records",
         "errors",
         "progress",
+        "printable",
+        "library_words",
         "machine",
         "sink",
         "locks",
@@ -69,11 +71,12 @@ FLOORS = (
 # What a room may import from its house and from outside; a room that is not named here is free of this line.
 HOUSE_ONLY = {
     "errors": set(),
+    "printable": set(),
     "records": set(),
     "statistics": set(),
     "same_tokens": {"records", "errors"},
     "verdict": {"records", "errors", "config", "statistics"},
-    "report": {"records", "errors"},
+    "report": {"records", "errors", "printable"},
     "quant": {"records", "errors", "kernels"},
     "kernels": {"records", "errors"},
     "references": {"records", "errors", "quant", "kernels", "progress", "workers"},
@@ -81,6 +84,7 @@ HOUSE_ONLY = {
 }
 OUTSIDE_ONLY = {
     "errors": set(),
+    "printable": set(),
     "records": set(),
     "config": {"yaml"},
     "statistics": {"numpy"},

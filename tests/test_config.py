@@ -194,7 +194,7 @@ def test_every_mistake_is_told_at_once_with_its_place() -> None:
         "--stepz: no such setting",
     ]
     assert lines[0] == f"{len(expected)} settings are wrong:"
-    for line, wanted in zip(sorted(lines[1:]), sorted("  " + item for item in expected), strict=True):
+    for line, wanted in zip(sorted(lines[1:]), sorted(expected), strict=True):
         start, _, end = wanted.partition(" ; ")
         assert line.startswith(start)
         assert line.endswith(end)

@@ -25,6 +25,7 @@ from peelcli import durable
 from peelcli.config import AuditConfig, ExtractConfig, FitConfig, ReportConfig, TrackConfig, resolve
 from peelcli.config.setting import settings_of
 from peelcli.metrics import metrics_of
+from peelcli.printable import printable
 
 SECTIONS = (ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)
 OURS = ("output", "format", "dry_run", "history")  # what a callback sets itself
@@ -41,6 +42,9 @@ class Outcome:
     step: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     report: Path | None = None
+
+    def __str__(self) -> str:
+        return f"{printable(self.name)}: {printable(self.message)}"
 
     @property
     def is_clean(self) -> bool:
@@ -289,4 +293,4 @@ def warn_of(outcomes: list[Outcome]) -> None:
     """Surface what was flagged and what failed as warnings, in the thread that asks."""
     for outcome in outcomes:
         if not outcome.is_clean:
-            warnings.warn(f"peel: {outcome.name}: {outcome.message}", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"peel: {outcome}", RuntimeWarning, stacklevel=3)

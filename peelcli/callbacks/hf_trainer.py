@@ -64,7 +64,7 @@ class PeelCallback(TrainerCallback):
 
     def _tell(self, state: TrainerState, outcomes: list[Outcome]) -> None:
         for outcome in outcomes:
-            logger.info("%s: %s", outcome.name, outcome.message)
+            logger.info("%s", outcome)
             if outcome.metrics:
                 state.log_history.append({**outcome.metrics, "step": outcome.step or 0})
         self.outcomes += outcomes

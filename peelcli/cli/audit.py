@@ -94,7 +94,7 @@ def audit(
             # One checkpoint's failure is not to cost the others' results. Text that served none yet is everyone's.
             if alone or (isinstance(error, CalibrationError) and one.first is None):
                 raise
-            console.error(str(error))
+            console.error(*error.lines)
             failed.append(str(member))
     if failed:
         console.error(

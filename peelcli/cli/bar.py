@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TextIO
 
 import rich.console
@@ -11,12 +12,22 @@ import rich.progress
 from rich.markup import escape
 from rich.text import Text
 
-from peelcli.progress import Progress, printable
+from peelcli.cli import signals
+from peelcli.printable import printable
+from peelcli.progress import Progress
 
 
 class _Terminal(rich.console.Console):
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would end the process with exit code 1, which means "flagged" here
+
+    @property  # type: ignore[misc]  # rich's can be set too, which nobody does here
+    def size(self) -> rich.console.ConsoleDimensions:
+        """The terminal's size; rich asks the descriptors 0 to 2, which need not lead there while libraries run."""
+        with suppress(OSError, ValueError):
+            if "COLUMNS" not in os.environ:
+                return rich.console.ConsoleDimensions(*os.get_terminal_size(self.file.fileno()))
+        return super().size
 
 
 class _Rate(rich.progress.ProgressColumn):
@@ -41,11 +52,16 @@ def bar(stderr: TextIO, *, color: bool) -> Iterator[tuple[rich.console.Console, 
         _Rate(),
         rich.progress.TimeRemainingColumn(),
     )
-    with rich.progress.Progress(*columns, console=terminal, transient=True, redirect_stdout=False) as shown:
+    # What is printed meanwhile comes through the console: rich would print it as it is.
+    shown = rich.progress.Progress(
+        *columns, console=terminal, transient=True, redirect_stdout=False, redirect_stderr=False
+    )
+    with shown:
         last = Progress("", 0, 0)
 
         def show(event: Progress) -> None:
             nonlocal last
+            signals.check()
             if (
                 event.stage != last.stage or event.done < last.done
             ):  # the next stage, or the next checkpoint's

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+import threading
 import time
+import unicodedata
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO, TypeVar, cast
 
+from peelcli.cli import signals
+from peelcli.cli.libraries import NativeOutput, Take, python_output
 from peelcli.config import ConsoleConfig
-from peelcli.progress import Progress, printable
+from peelcli.printable import printable
+from peelcli.progress import Progress
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EVERY_SECONDS = 5.0  # between two plain lines of one stage
+LONGEST_LINE, ITS_END = 4000, 1000  # characters of one line of a message, and how many of them end it
+MOST_LINES = 200  # of one message
 Show = Callable[[Progress], None]
 T = TypeVar("T")
 
@@ -38,6 +44,9 @@ class Console:
         self.clock = clock
         self._results: list[str] = []
         self._live: Any = None  # the rich console of a progress bar, while one is shown
+        self._libraries = ExitStack()  # what leads their output here, while they run
+        self._native: NativeOutput | None = None
+        self._lock = threading.RLock()
 
     def configure(self, config: ConsoleConfig) -> None:
         """Take over what the user asked for, once it is known."""
@@ -72,6 +81,15 @@ class Console:
             return False
         return True
 
+    def width(self, on_terminal: bool) -> int:
+        """Columns to lay a result out for: COLUMNS, or the terminal's where it goes there, or 80."""
+        given = self.env.get("COLUMNS", "")
+        if given.isdecimal() and int(given):
+            return int(given)
+        with suppress(OSError, ValueError):
+            return (os.get_terminal_size(self.stdout.fileno()).columns if on_terminal else 0) or 80
+        return 80
+
     def note(self, message: str) -> None:
         """Say something that is good to know."""
         if not self.config.quiet:
@@ -87,10 +105,10 @@ class Console:
         if not self.config.quiet:
             self._say(f"warning: {message}")
 
-    def error(self, message: str) -> None:
-        """Say why there is no result. Never raises: with stderr gone there is nobody left to tell."""
+    def error(self, message: str, *more: str) -> None:
+        """Say why there is no result, in one line or several. Never raises: without stderr nobody can be told."""
         with suppress(OSError):
-            self._say(f"error: {message}")
+            self._say(f"error: {message}", *more)
 
     def result(self, text: str) -> None:
         """Keep a piece of the result for stdout until the command has succeeded."""
@@ -100,8 +118,13 @@ class Console:
         """Name a file that was written: as the result for a program, as a note for a person."""
         if self.stdout_is_terminal:
             self.note(f"wrote {path}")
-        else:
-            self.result(str(path))
+            return
+        name = str(path)
+        if _is_one_plain_line(name):
+            self.result(name)
+        else:  # as it is, no program could read it back, and a CI runner might obey it
+            self.warn(f"{name}: the special characters of this path are spelt out in the result")
+            self.result(printable(name, LONGEST_LINE))
 
     def finish(self) -> None:
         """Write the whole result at once. Raises OSError (BrokenPipeError where the reader has gone)."""
@@ -110,13 +133,14 @@ class Console:
             return
         if self.stdout is None:  # the process was started with stdout closed
             raise BrokenPipeError
-        _write(self.stdout, text)
+        with signals.deferred():
+            _write(self.stdout, text)
 
     @contextmanager
     def progress(self) -> Iterator[Show]:
         """A function that shows how far a stage has come: a bar on a terminal, else a line now and then."""
         if self.config.quiet:
-            yield lambda event: None
+            yield lambda event: signals.check()
         elif self.interactive:
             with self._bar() as show:
                 yield show
@@ -147,7 +171,10 @@ class Console:
         show(event)
 
     def hush_libraries(self) -> None:
-        """Keep transformers and its kin to warnings, without bars, offline; call it before importing them."""
+        """Take over what libraries print, and have them work offline and without bars; call it before importing them.
+
+        --verbose shows what they say, escaped and under their names; otherwise nobody sees it. Ends with `close`.
+        """
         for name in DISTRIBUTED:  # started from a rank of a training job, it is still no rank of it
             os.environ.pop(name, None)
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "info" if self.verbose else "warning")
@@ -157,8 +184,7 @@ class Console:
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         # Threads that spin while they wait make a busy machine many times slower, an idle one hardly faster.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        # It warns that blocks are left on disk, which is what they are meant to be.
-        logging.getLogger("accelerate").setLevel(logging.INFO if self.verbose else logging.ERROR)
+        self._take_over()
         if "transformers" in sys.modules:  # imported already: the variables come too late
             from transformers.utils import logging as transformers_logging
 
@@ -166,18 +192,59 @@ class Console:
             if not self.verbose:
                 transformers_logging.set_verbosity_warning()
 
+    def _take_over(self) -> None:
+        if self._native is not None:
+            return
+        shown = self.verbose and not self.config.quiet
+        self._native = NativeOutput(self._pass_on if shown else None)
+        self._libraries.callback(self._give_back, self.stdout, self.stderr)
+        self.stdout = cast(TextIO, self._native.lead_away(1, self.stdout))
+        self.stderr = cast(TextIO, self._native.lead_away(2, self.stderr))
+        signals.speak_through(self.stderr)
+        nobody: Take = lambda library, line: None  # noqa: E731
+        self._libraries.enter_context(python_output(self._pass_on if shown else nobody))
+
+    def _give_back(self, stdout: TextIO, stderr: TextIO) -> None:
+        native, self._native = self._native, None
+        if native is not None:
+            native.drain()
+            native.close()
+        self.stdout, self.stderr = stdout, stderr
+        signals.speak_through(stderr)
+
+    def _pass_on(self, library: str, line: str) -> None:
+        """Show a line that a library printed. Never raises: a library's own handling of errors would print again."""
+        with suppress(OSError):
+            self._print(printable(f"{library}: {line}"))
+
+    def close(self) -> None:
+        """Let libraries print where they printed before."""
+        self._libraries.close()
+
     def abandon(self) -> None:
         """Give up both streams, so that nothing they still hold can disturb the exit code."""
         for stream in (self.stdout, self.stderr):
             if stream is not None:
                 abandon(stream)
 
-    def _say(self, message: str) -> None:
-        message = printable(message)
-        if self._live is not None:
-            self._live.print(message, markup=False, highlight=False, soft_wrap=True)
-        elif self.stderr is not None:
-            _write(self.stderr, message + "\n")
+    def _say(self, *lines: str) -> None:
+        """Print a message; every text on the way to stderr goes through here, and is escaped here.
+
+        Lines after the first are indented: nothing that a file brought along begins a line of its own.
+        """
+        if self._native is not None:
+            self._native.drain()
+        if len(lines) > MOST_LINES:
+            half, more = MOST_LINES // 2, len(lines) - MOST_LINES
+            lines = (*lines[:half], f"... ({more} more lines)", *lines[-half:])
+        self._print("\n  ".join(printable(line, LONGEST_LINE, ITS_END) for line in lines))
+
+    def _print(self, text: str) -> None:
+        with self._lock:
+            if self._live is not None:
+                self._live.print(text, markup=False, highlight=False, soft_wrap=True)
+            elif self.stderr is not None:
+                _write(self.stderr, text + "\n")
 
     @contextmanager
     def _bar(self) -> Iterator[Show]:
@@ -199,6 +266,7 @@ class _Lines:
         self.stage, self.started, self.first, self.done, self.said = "", 0.0, 0, 0, 0.0
 
     def __call__(self, event: Progress) -> None:
+        signals.check()
         now = self.clock()
         new = event.stage != self.stage or event.done < self.done  # the same stage of the next checkpoint
         if new:
@@ -235,6 +303,12 @@ def _write(stream: TextIO, text: str) -> None:
     except OSError:
         abandon(stream)
         raise
+
+
+def _is_one_plain_line(name: str) -> bool:
+    """Whether a path can be printed on a line of its own as it is: no control character, no runner's command."""
+    lines = any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
+    return not lines and not name.lstrip().startswith("::") and "##" not in name
 
 
 def _is_terminal(stream: TextIO | None) -> bool:

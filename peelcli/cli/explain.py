@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import judge_runs, page_width
+from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
 from peelcli.config import ReportConfig
 
@@ -35,6 +35,6 @@ def explain(layer: Layer, fits: Fits, console: Console, format: Format = "table"
     runs = [read_fit(path) for path in fits]
     require_comparable(list(zip(fits, runs, strict=True)))
     results = judge_runs(runs, ReportConfig())
-    width, color = page_width(console.stdout_is_terminal), console.color(console.stdout)
+    width, color = console.width(console.stdout_is_terminal), console.color(console.stdout)
     console.result(render_explanation(results, layer, format, width=width, color=color))
     return 0

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -150,7 +148,7 @@ def show(
     from peelcli.report import render
 
     output = settings.output if to_file and str(settings.output) != "-" else None
-    width = page_width(console.stdout_is_terminal and output is None)
+    width = console.width(console.stdout_is_terminal and output is None)
     color = output is None and console.color(console.stdout)
     unicode = output is not None or console.unicode(console.stdout)  # a file is written in UTF-8
     text = render(
@@ -192,11 +190,6 @@ def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console:
                 "whole all the same"
             ) from error
         console.note(f"logged to {target}")
-
-
-def page_width(on_terminal: bool) -> int:
-    """Columns to lay a report out for: the terminal's, or COLUMNS, or 80."""
-    return shutil.get_terminal_size().columns if on_terminal or "COLUMNS" in os.environ else 80
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:

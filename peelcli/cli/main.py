@@ -1,6 +1,7 @@
 """The `peel` command: the table of commands, the only try/except and the only exit.
 
-Exit codes: 0 audited, nothing flagged · 1 flagged · 2 wrong usage · 3 could not audit · 130 interrupted.
+Exit codes: 0 audited, nothing flagged · 1 flagged · 2 wrong usage · 3 could not audit · 130, 143, 129 interrupted by
+SIGINT (Ctrl-C), SIGTERM, SIGHUP.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from peelcli import __version__
+from peelcli.cli import signals
 from peelcli.cli.audit import audit
 from peelcli.cli.console import Console
 from peelcli.cli.demo import demo
@@ -27,8 +30,9 @@ from peelcli.cli.report import report
 from peelcli.cli.verify import verify
 from peelcli.cli.watch import watch
 from peelcli.errors import PeelError
+from peelcli.printable import LONGEST
 
-USAGE, FAILED, INTERRUPTED = 2, 3, 130
+USAGE, FAILED, BY_SIGNAL = 2, 3, 128  # and the signal's number
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # safetensors does not set errno
 NO_SPACE_WORDS = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -81,49 +85,73 @@ def main() -> NoReturn:
     """Run the command line of the process and end it with the exit code."""
     if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="peel")
+    signals.install()
     code = run(sys.argv[1:])
     if "triton" not in sys.modules:  # it counts on being collected, and complains
         gc.freeze()  # at its end Python would look for garbage in all that was imported, which takes a second
+    signals.uninstall()
     sys.exit(code)
 
 
 def run(arguments: Sequence[str], app: typer.Typer = app) -> int:
     """Run one command line and return its exit code; stdout gets the whole result or nothing."""
     console = Console()
+    try:
+        return _ended(arguments, app, console)
+    finally:
+        console.close()
+
+
+def _ended(arguments: Sequence[str], app: typer.Typer, console: Console) -> int:
+    """The exit code of the command line, once the user knows how it ended."""
     code = FAILED
     try:
-        code = _invoke(app, arguments, console)
-        console.finish()
+        with signals.listening():
+            code = _invoke(app, arguments, console)
+            console.finish()
     except BrokenPipeError:  # the reader has gone: nothing to tell it, and the exit code stays what it was
         console.abandon()
     except SystemExit as stop:  # a library's: rich ends the process where the pipe of its help is closed
         code = FAILED if stop.code else 0
     except (KeyboardInterrupt, typer.Abort):
-        console.error("interrupted; what was done is kept, and the same command goes on from there")
-        code = INTERRUPTED
+        code = _interrupted(console)
     except Exception as error:  # noqa: BLE001  # where every other failure becomes a message and a code
-        code, message = explain(error)
-        trace = "\n" + "".join(traceback.format_exception(error)) if console.verbose else ""
-        console.error(message + trace)
+        if signals.received() is not None:  # a library made an error of its own of the interruption
+            return _interrupted(console)
+        code, lines = explain(error)
+        console.error(*lines, *(_traceback(error) if console.verbose else ()))
     return code
 
 
-def explain(error: Exception) -> tuple[int, str]:
-    """The exit code that `error` ends with, and what to tell the user about it."""
+def _interrupted(console: Console) -> int:
+    number = signals.received() or signal.SIGINT
+    by = "" if number == signal.SIGINT else f" by {signals.name_of(number)}"
+    console.error(f"interrupted{by}; what was done is kept, and the same command goes on from there")
+    return BY_SIGNAL + number
+
+
+def explain(error: Exception) -> tuple[int, tuple[str, ...]]:
+    """The exit code that `error` ends with, and what to tell the user about it, line by line."""
     if isinstance(error, PeelError):
-        return error.exit_code, str(error)
+        return error.exit_code, error.lines
     if isinstance(error, ClickException):
-        return USAGE, _usage(error)
-    if getattr(error, "errno", None) in NO_SPACE or any(words in str(error) for words in NO_SPACE_WORDS):
-        return FAILED, f"no space left on the disk ({error}); free some, or go elsewhere with -o/--output"
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in str(error):
-        return FAILED, (
+        return USAGE, (_usage(error),)
+    return FAILED, (_failure(error),)
+
+
+def _failure(error: Exception) -> str:
+    """What to tell of an error that peel did not raise itself."""
+    text = _text(error)
+    if getattr(error, "errno", None) in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
+        return f"no space left on the disk ({text}); free some, or go elsewhere with -o/--output"
+    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in text:
+        return (
             f"out of memory ({_summary(error)}); try a smaller --batch-size or --seq-len, "
             "--dtype bfloat16, or --device cpu"
         )
     if isinstance(error, OSError) and error.strerror and error.filename:
-        return FAILED, f"{error.filename}: {error.strerror}; check the path and its permissions"
-    return FAILED, (
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    return (
         f"internal error: {_summary(error)} at {_place(error)}; this is a mistake in peel: "
         "please report it, with what --verbose adds"
     )
@@ -150,9 +178,20 @@ def _usage(error: Any) -> str:
     return f"{error.format_message().rstrip('.')}; see '{path} --help'"
 
 
+def _text(error: Exception) -> str:
+    try:
+        return str(error)
+    except Exception as worse:  # noqa: BLE001  # a library's error may fail to say what it is
+        return f"its message cannot be read: {type(worse).__name__}"
+
+
 def _summary(error: Exception) -> str:
     """Kind and first line of an error that was not meant for the user."""
-    return f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
+    return f"{type(error).__name__}: {_text(error)[:LONGEST]}".splitlines()[0].removesuffix(": ")
+
+
+def _traceback(error: Exception) -> list[str]:
+    return [line for entry in traceback.format_exception(error) for line in entry.splitlines()]
 
 
 def _place(error: Exception) -> str:

@@ -12,6 +12,7 @@ from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import Configs, DeviceConfig, ReportConfig, parse_layers
+from peelcli.printable import printable
 
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="File that `peel fit` wrote.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint it was fitted to.")]
@@ -58,7 +59,8 @@ def verify(
     maps = result.path_gaps() if over else []
     if not gaps and not maps:
         console.result(
-            f"{fit}: no flagged layer has a witness, and the zone is {result.network.zone or 'not known'}; nothing to "
+            f"{printable(str(fit))}: no flagged layer has a witness, and the zone is "
+            f"{result.network.zone or 'not known'}; nothing to "
             "verify. Name layers with --layers, or replay the peeled paths with --paths."
         )
         return 0
@@ -70,7 +72,7 @@ def verify(
         opened.stamp.require_unchanged()
     for replay in replays:
         console.result(
-            f"{replay.name}: gap reported {replay.reported:+.5f}, "
+            f"{printable(replay.name)}: gap reported {replay.reported:+.5f}, "
             f"measured {replay.measured:+.5f} nats per token: holds"
         )
     return 0

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -54,13 +51,12 @@ Directory = Annotated[
     ExtractConfig, TrainedSchemeConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig, WatchConfig
 )
 def watch(directory: Directory, configs: Configs, console: Console) -> int:
-    """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C, or as asked for."""
+    """Audit checkpoints as they appear, each once it is whole; stop with Ctrl-C or SIGTERM, or as asked for."""
     check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
     watcher = _Watcher(directory, configs, console)
     try:
-        with _stopped_by(signal.SIGTERM):
-            watcher.run()
+        watcher.run()
     except KeyboardInterrupt:
         console.note("stopped watching; what was done is kept, and the same command goes on from there")
     except BrokenPipeError:  # nobody reads the reports any more
@@ -138,7 +134,7 @@ class _Watcher:
             if not member.path.is_dir():
                 console.warn(f"{member}: was removed before it could be audited")
                 return
-            console.error(str(error))
+            console.error(*error.lines)
             self.failed = True
             return
         if len(self.auditor.runs) > before:
@@ -148,17 +144,3 @@ class _Watcher:
             show([result], settings, console, to_file=False)
             log_figures(self.configs[TrackConfig].log_to, [result], console)
         console.finish()
-
-
-@contextmanager
-def _stopped_by(number: signal.Signals) -> Iterator[None]:
-    """Have a signal end the watch as Ctrl-C does."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)

@@ -45,8 +45,8 @@ def resolve(
     ]
     if mistakes:
         mistakes = list(dict.fromkeys(mistakes))  # a shared flag is checked once a section
-        lead = "" if len(mistakes) == 1 else f"{len(mistakes)} settings are wrong:\n  "
-        raise UsageError(lead + "\n  ".join(mistakes))
+        lead = [] if len(mistakes) == 1 else [f"{len(mistakes)} settings are wrong:"]
+        raise UsageError(*lead, *mistakes)
     resolved = Configs()
     for section in sections:
         values: dict[str, Any] = {}

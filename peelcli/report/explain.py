@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from peelcli.errors import UsageError
+from peelcli.printable import harmless_json
 from peelcli.records import AuditResult, LayerVerdict
 from peelcli.report import changes, wording
 from peelcli.report.cells import ruled_table, text, verdict_text
@@ -204,4 +205,4 @@ def _json(results: Sequence[AuditResult], result: AuditResult, verdict: LayerVer
             for r, found in past
         ],
     }
-    return json.dumps(plain_object(report, "explanation"), indent=2, allow_nan=False) + "\n"
+    return harmless_json(json.dumps(plain_object(report, "explanation"), indent=2, allow_nan=False)) + "\n"

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from peelcli.printable import harmless_json
 from peelcli.records import (
     AuditResult,
     Bound,
@@ -53,7 +54,7 @@ def render_json(
         "runs": [_run(result, shown) for result in results],
         "history": [asdict(entry) for entry in history],
     }
-    return json.dumps(plain_object(report, "report"), indent=2, allow_nan=False) + "\n"
+    return harmless_json(json.dumps(plain_object(report, "report"), indent=2, allow_nan=False)) + "\n"
 
 
 def report_schema() -> dict[str, Any]:

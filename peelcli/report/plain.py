@@ -6,26 +6,9 @@ import math
 from collections.abc import Iterable
 from pathlib import PurePath
 
+from peelcli.printable import printable as printable  # the formats take both from here
+
 LOPSIDED = 1.5  # the sides of an interval that are shown as one differ by this factor at most
-LONGEST = 1000  # characters of one piece of text: a hostile name must not flood the report
-# What begins a command of GitHub's runner, which reads what is printed; wherever text wraps, a line begins.
-_COMMANDS = {"::": ":\\x3a", "##[": "#\\x23["}
-
-
-def printable(text: str) -> str:
-    """`text` in one line without control characters, terminal escapes or direction marks, and not overlong.
-
-    Names come from checkpoints, which are untrusted. What is not printable is shown as Python would write it
-    (`\\x1b`, `\\n`, `\\u202e`), and so is what a runner would read as a command (`:\\x3aerror:\\x3a`).
-    """
-    safe = "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
-    for command, shown in _COMMANDS.items():
-        safe = safe.replace(command, shown)
-    if len(safe) > LONGEST:
-        return f"{safe[:LONGEST]}... ({len(safe) - LONGEST} more characters)"
-    return safe
 
 
 def base_name(checkpoint: str) -> str:

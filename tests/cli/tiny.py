@@ -149,8 +149,10 @@ def _child(
         os.close(reader)
         os.dup2(writer, 1)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  # open for as long as the process lives
-    sys.stderr = struck = _Struck(open(2, "wb", closefd=False), line_buffering=True)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     if blow is not None:
+        # On a descriptor of its own, which the console keeps: it takes 1 and 2 from the libraries.
+        sys.stderr = struck = _Struck(open(os.dup(2), "wb"), line_buffering=True)  # noqa: SIM115
         console.EVERY_SECONDS, struck.blow = (
             0.0,
             blow,
