@@ -16,6 +16,7 @@ import torch
 from peelcli.activations import ActivationFile
 from peelcli.batching import block_batch
 from peelcli.calibration import Calibration, build_calibration
+from peelcli.checkpoint import other_files
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.checkpoint.tokenizer import load_tokenizer
@@ -301,7 +302,7 @@ def audit_steps(
     fitted = workspace.fit(fit_key(extraction, fit_settings, ids))
     if fitted.exists() and fit_settings.resume and not fit_settings.overwrite:
         acts = workspace.activations(extraction)
-        run = _read(fitted, skipped)
+        run = _read(fitted, opened, skipped)
         if tokens is not None:
             require_same_tokens(tokens, tokens_of(run))
         return AuditPaths(run, acts if acts.exists() else None, fitted)
@@ -312,13 +313,15 @@ def audit_steps(
         return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
     same_run = [other.path for other in others]
     fitted = yield from fit_steps(opened, activations, fit_settings, workspace, earlier=same_run)
-    return AuditPaths(_read(fitted, skipped), activations, fitted)
+    return AuditPaths(_read(fitted, opened, skipped), activations, fitted)
 
 
-def _read(fitted: Path, skipped: Sequence[str]) -> Run:
-    """The run of a fit, and what was left out of it before it began."""
+def _read(fitted: Path, opened: Opened, skipped: Sequence[str]) -> Run:
+    """The run of a fit, with what lies beside its checkpoint now, and what was left out of it before it began."""
     run = read_fit(fitted)
-    return replace(run, skipped=(*run.skipped, *skipped))
+    now = [finding for finding in opened.scan.findings if finding.kind in other_files.KINDS]
+    then = [finding for finding in run.findings if finding.kind not in other_files.KINDS]
+    return replace(run, findings=(*then, *now), skipped=(*run.skipped, *skipped))
 
 
 def open_fitted(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
+from peelcli.checkpoint.other_files import other_files
 from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.config import TrainedSchemeConfig
 from peelcli.precision import PLAIN, Precision, precision_of
@@ -58,4 +59,6 @@ def open_and_scan(
     if scan is None:
         scan = yield from scan_steps(files)
         workspace.keep_scan(files, scan)
+    # Found anew each time: what else lies there may change while the files that were scanned do not.
+    scan = replace(scan, findings=(*scan.findings, *other_files(files)))
     return Opened(path, files, scan, precision, trained)

@@ -16,6 +16,7 @@ from peelcli.calibration.text_files import default_text, read_documents
 from peelcli.calibration.token_files import read_segments
 from peelcli.calibration.token_ids import TokenPool
 from peelcli.errors import CalibrationError, UsageError
+from peelcli.records import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +39,7 @@ class Calibration:
     vocab_size: int
     starts_with_bos: bool  # every sequence does
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()  # what of the data was left out, or does not fit the checkpoint
 
     @property
     def tokens(self) -> dict[str, int]:

@@ -16,7 +16,8 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
+from peelcli.checkpoint.files import head_of, open_checkpoint
 from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
@@ -55,8 +56,10 @@ def _shapes(block: nn.Module) -> dict[str, torch.Size]:
 
 def load_model(
     directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path
-) -> tuple[Any, nn.Module, str]:
+) -> tuple[Any, nn.Module, str, tuple[str, ...]]:
     """The config, the model with its blocks on disk and the rest on `device` (may be "disk"), and the blocks' name.
+
+    Last come the names of the tensors in the files that the model does not use, sorted.
 
     Raises CheckpointError where transformers cannot build the model, or the weights are not those it calls for.
     """
@@ -88,7 +91,7 @@ def load_model(
             f"{directory}: {len(missing)} weights that config.json calls for are not in the checkpoint, such as "
             f"{missing[0]!r}. Copy the checkpoint again, or save it with save_pretrained."
         )
-    return config, model, blocks
+    return config, model, blocks, tuple(sorted(info["unexpected_keys"]))
 
 
 def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
@@ -183,17 +186,40 @@ def open_weights(
     `offload_dir` takes what cannot be read in place. Raises CheckpointError as `load_model` does.
     """
     plain = plain_directory(directory, dtype, offload_dir, running)
-    _, model, blocks = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
+    _, model, blocks, _ = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
     return BlockWeights(
         list(model.get_submodule(blocks).children()), dtype, torch.device("cpu"), running, blocks
     )
 
 
 def plain_directory(directory: Path, dtype: torch.dtype, offload_dir: Path, running: Running) -> Path:
-    """The directory whose tensors are plain: the checkpoint's own, or the one that it is unpacked into."""
+    """The directory whose tensors are plain: the checkpoint's own, or one in `offload_dir`.
+
+    The latter where the tensors are packed, or where an adapter lies beside them: a transformers that finds PEFT
+    installed would put it into the model.
+    """
     if running.packing is None:
-        return directory
+        return (
+            _without_adapter(directory, offload_dir) if (directory / ADAPTER_CONFIG).is_file() else directory
+        )
     return unpack(open_checkpoint(directory), running.packing, dtype, offload_dir)
+
+
+def _without_adapter(directory: Path, offload_dir: Path) -> Path:
+    """A directory with links to what the model is made of, and to nothing else."""
+    files = open_checkpoint(directory)
+    plain = offload_dir / "without-adapter"
+    plain.mkdir(parents=True, exist_ok=True)
+    beside = (directory / name for name in ("config.json", "generation_config.json"))
+    wanted = {path.name: path.resolve() for path in (*beside, head_of(files), *files.files) if path.is_file()}
+    for link in plain.iterdir():  # those that are right stay: another model may be reading through them
+        if wanted.get(link.name) == link.resolve():
+            del wanted[link.name]
+        else:
+            link.unlink()
+    for name, path in wanted.items():
+        (plain / name).symlink_to(path)
+    return plain
 
 
 def unpacked_modules(plain: Path, running: Running) -> dict[str, QuantizedModule]:
