@@ -16,10 +16,11 @@ import torch
 from peelcli.activations import ActivationFile
 from peelcli.batching import block_batch
 from peelcli.calibration import Calibration, build_calibration
+from peelcli.calibration.files import holds_text
 from peelcli.checkpoint import other_files
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
-from peelcli.checkpoint.tokenizer import load_tokenizer
+from peelcli.checkpoint.tokenizer import load_tokenizer, special_ids
 from peelcli.config import (
     DeviceConfig,
     ExtractConfig,
@@ -100,8 +101,7 @@ def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> 
 
 def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
     """The token ids of the run, through the checkpoint's own tokenizer."""
-    needs_tokenizer = not settings.data or any(p.suffix in (".txt", ".jsonl") for p in settings.data)
-    tokenizer = load_tokenizer(opened.path) if needs_tokenizer else None
+    tokenizer = load_tokenizer(opened.path) if not settings.data or holds_text(settings.data) else None
     budget = {"fit": settings.fit_tokens, "select": settings.select_tokens, "eval": settings.eval_tokens}
     return build_calibration(
         settings.data,
@@ -111,6 +111,7 @@ def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) ->
         settings.seq_len,
         budget,
         settings.seed,
+        special_ids(opened.files),
     )
 
 

@@ -15,8 +15,8 @@ MOST = 10  # annotations of one level that GitHub keeps of a step; what comes af
 def render_github(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
     """An `error` for each flagged network and layer, a `warning` for each finding, a `notice` on each run.
 
-    The newest run's come first. Of more than ten of one level the tenth counts those that GitHub would drop. Raises UsageError where `top` is
-    below 1; what it leaves out is counted in the notice.
+    The newest run's come first. Of more than ten of one level the tenth counts those that GitHub would drop. Raises
+    UsageError where `top` is below 1; what it leaves out is counted in the notice.
     """
     shown, left_out = shown_layers(results, top)
     errors = [error for result in reversed(results) for error in _errors(result, shown)]
