@@ -45,13 +45,12 @@ def unknown_tokens(
     `samples` are pieces of the text, `encoded` their token ids.
     """
     ids = np.concatenate([np.asarray(piece, dtype=np.int64) for piece in encoded])
-    unknown, mark = tokenizer.unk_token_id, tokenizer.unk_token
-    part = float((ids == unknown).mean()) if unknown is not None and len(ids) else 0.0
+    unknown = _unknown_marks(tokenizer)
+    mark = " or ".join(sorted(unknown))
+    part = float(np.isin(ids, list(unknown.values())).mean()) if len(ids) else 0.0
     dropped = _dropped_part(tokenizer, samples, encoded)
     if max(part, dropped) > _MOST_UNKNOWN:
-        found = (
-            f"{part:.0%} of its tokens are {mark!r}" if part >= dropped else f"it drops {dropped:.0%} of it"
-        )
+        found = f"{part:.0%} of its tokens are {mark}" if part >= dropped else f"it drops {dropped:.0%} of it"
         where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
         raise CalibrationError(
             f"{name}: the checkpoint's tokenizer{where} ({len(tokenizer):,} entries) does not know this text: {found}, "
@@ -62,10 +61,18 @@ def unknown_tokens(
     if part <= _NOTED:
         return ()
     message = (
-        f"{part:.0%} of the tokens of {name} are {mark!r}, which stands for what the tokenizer does not know: the loss "
+        f"{part:.0%} of the tokens of {name} are {mark}, which stands for what the tokenizer does not know: the loss "
         "is that of a text with these gaps. Pass text in the model's language with --data"
     )
     return (Finding("unknown-tokens", message),)
+
+
+def _unknown_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """The tokens that stand for what is unknown: the one that transformers is told of, and the vocabulary's own."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    own = getattr(getattr(backend, "model", None), "unk_token", None)
+    vocabulary = tokenizer.get_vocab()
+    return {mark: vocabulary[mark] for mark in (tokenizer.unk_token, own) if mark in vocabulary}
 
 
 def _dropped_part(

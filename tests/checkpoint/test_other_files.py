@@ -80,7 +80,9 @@ def test_an_older_single_file_beside_newer_shards_is_named_and_can_be_moved(
     shutil.copy2(ckpt / "model.safetensors", newer)
     finding = the_only(newer)
     assert finding.kind == "other-weights"
-    assert finding.message.startswith("two sets of weights lie here; audited: model.safetensors, which transformers")
+    assert finding.message.startswith(
+        "two sets of weights lie here; audited: model.safetensors, which transformers"
+    )
     assert "model-00001-of-000" in finding.message
     assert "written 3 days later" in finding.message
     assert "move model.safetensors to another directory and audit again" in finding.message
@@ -111,7 +113,10 @@ def test_shards_that_the_index_does_not_name_are_stale(shards: Path) -> None:
 OTHERS = [
     ("pytorch_model.bin", "a single pickle file"),
     ("pytorch_model-00001-of-00002.bin", "pickle shards"),
-    ("pytorch_model.bin.index.json", "pickle shards (pytorch_model.bin.index.json, whose shards are not here)"),
+    (
+        "pytorch_model.bin.index.json",
+        "pickle shards (pytorch_model.bin.index.json, whose shards are not here)",
+    ),
     ("model.safetensors.index.json", "whose shards are not here"),
     ("model.fp16.safetensors", "another variant"),
     ("ema.safetensors", "averaged (EMA) weights"),
@@ -168,7 +173,9 @@ def test_an_adapter_beside_a_model_is_left_out_and_named(ckpt: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("with_config", [False, True])
-def test_an_adapter_alone_is_refused_with_its_base_and_the_way_to_merge(with_config: bool, tmp_path: Path) -> None:
+def test_an_adapter_alone_is_refused_with_its_base_and_the_way_to_merge(
+    with_config: bool, tmp_path: Path
+) -> None:
     write_adapter(tmp_path)
     if with_config:
         (tmp_path / "config.json").write_text('{"model_type": "llama"}')

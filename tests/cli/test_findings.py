@@ -63,7 +63,9 @@ def test_every_format_shows_every_finding(format: str, base: Path, noted: Done) 
         assert word in out.replace("&#95;", "_")
 
 
-def test_what_lies_beside_a_checkpoint_is_looked_at_anew_where_the_fit_is_kept(base: Path, noted: Done) -> None:
+def test_what_lies_beside_a_checkpoint_is_looked_at_anew_where_the_fit_is_kept(
+    base: Path, noted: Done
+) -> None:
     (base / "noted" / "adapter_config.json").unlink()
     (base / "noted" / "consolidated.00.pth").write_bytes(b"x")
     again = audited(base, "noted", "padded.npy", "-f", "json")
