@@ -62,8 +62,8 @@ class Encoder:
             )
         except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exception
             raise CalibrationError(
-                f"the checkpoint's tokenizer fails on the calibration text ({error}); pass text in the model's language "
-                "with --data, or token ids as --data FILE.npy or FILE.bin"
+                f"the checkpoint's tokenizer fails on the calibration text ({error}); pass text in the model's "
+                "language with --data, or token ids as --data FILE.npy or FILE.bin"
             ) from error
         ids = list(encoded["input_ids"])
         ends = [end for _, end in encoded["offset_mapping"]] if self._offsets else []

@@ -16,8 +16,7 @@ from accelerate.hooks import remove_hook_from_module
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from peelcli.checkpoint.adapter import CONFIG as ADAPTER_CONFIG
-from peelcli.checkpoint.files import head_of, open_checkpoint
+from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
@@ -193,33 +192,10 @@ def open_weights(
 
 
 def plain_directory(directory: Path, dtype: torch.dtype, offload_dir: Path, running: Running) -> Path:
-    """The directory whose tensors are plain: the checkpoint's own, or one in `offload_dir`.
-
-    The latter where the tensors are packed, or where an adapter lies beside them: a transformers that finds PEFT
-    installed would put it into the model.
-    """
+    """The directory whose tensors are plain: the checkpoint's own, or the one that it is unpacked into."""
     if running.packing is None:
-        return (
-            _without_adapter(directory, offload_dir) if (directory / ADAPTER_CONFIG).is_file() else directory
-        )
+        return directory
     return unpack(open_checkpoint(directory), running.packing, dtype, offload_dir)
-
-
-def _without_adapter(directory: Path, offload_dir: Path) -> Path:
-    """A directory with links to what the model is made of, and to nothing else."""
-    files = open_checkpoint(directory)
-    plain = offload_dir / "without-adapter"
-    plain.mkdir(parents=True, exist_ok=True)
-    beside = (directory / name for name in ("config.json", "generation_config.json"))
-    wanted = {path.name: path.resolve() for path in (*beside, head_of(files), *files.files) if path.is_file()}
-    for link in plain.iterdir():  # those that are right stay: another model may be reading through them
-        if wanted.get(link.name) == link.resolve():
-            del wanted[link.name]
-        else:
-            link.unlink()
-    for name, path in wanted.items():
-        (plain / name).symlink_to(path)
-    return plain
 
 
 def unpacked_modules(plain: Path, running: Running) -> dict[str, QuantizedModule]:
