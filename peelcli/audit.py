@@ -16,9 +16,11 @@ import torch
 from peelcli.activations import ActivationFile
 from peelcli.batching import block_batch
 from peelcli.calibration import Calibration, build_calibration
+from peelcli.calibration.files import holds_text
+from peelcli.checkpoint import other_files
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
-from peelcli.checkpoint.tokenizer import load_tokenizer
+from peelcli.checkpoint.tokenizer import load_tokenizer, special_ids
 from peelcli.config import (
     DeviceConfig,
     ExtractConfig,
@@ -74,8 +76,7 @@ def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> 
 
 def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
     """The token ids of the run, through the checkpoint's own tokenizer."""
-    needs_tokenizer = not settings.data or any(p.suffix in (".txt", ".jsonl") for p in settings.data)
-    tokenizer = load_tokenizer(opened.path) if needs_tokenizer else None
+    tokenizer = load_tokenizer(opened.path) if not settings.data or holds_text(settings.data) else None
     budget = {"fit": settings.fit_tokens, "select": settings.select_tokens, "eval": settings.eval_tokens}
     return build_calibration(
         settings.data,
@@ -85,6 +86,7 @@ def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) ->
         settings.seq_len,
         budget,
         settings.seed,
+        special_ids(opened.files),
     )
 
 
@@ -299,10 +301,10 @@ def audit_steps(
     extraction = extraction_key(opened, extract_settings)
     ids = [other.scan.checkpoint_id for other in others]
     fitted = workspace.fit(fit_key(extraction, fit_settings, ids))
-    found = _found(fitted, fit_settings)
+    found = _found(fitted, opened, fit_settings)
     if found is None:
         with (yield from held(fitted, wait=fit_settings.wait)):
-            found = _found(fitted, fit_settings)
+            found = _found(fitted, opened, fit_settings)
             if found is None:
                 same_run = [other.path for other in others]
                 done = yield from _measure(
@@ -334,20 +336,27 @@ def _measure(
             return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
         try:
             yield from fit_steps(opened, activations, fit_settings, workspace, earlier=earlier, locked=fitted)
-            return AuditPaths(read_fit(fitted), activations, fitted)
+            return AuditPaths(_with_other_files(read_fit(fitted), opened), activations, fitted)
         except ArtefactError:
             if activations.exists():
                 raise  # else another audit of the same states has discarded them: extract them again
 
 
-def _found(fitted: Path, settings: FitConfig) -> Run | None:
+def _found(fitted: Path, opened: Opened, settings: FitConfig) -> Run | None:
     """The run of a finished fit; None where there is none that can be read."""
     if not fitted.exists() or settings.overwrite or not settings.resume:
         return None
     try:
-        return read_fit(fitted)
+        return _with_other_files(read_fit(fitted), opened)
     except ArtefactError:
         return None
+
+
+def _with_other_files(run: Run, opened: Opened) -> Run:
+    """The run of a fit, with what lies beside its checkpoint now instead of what lay there then."""
+    now = [finding for finding in opened.scan.findings if finding.kind in other_files.KINDS]
+    then = [finding for finding in run.findings if finding.kind not in other_files.KINDS]
+    return replace(run, findings=(*then, *now))
 
 
 def open_fitted(

@@ -20,7 +20,7 @@ from peelcli.precision import PLAIN, Precision
 from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.schemes import SCHEMES
-from peelcli.records import Quantized
+from peelcli.records import Finding, Quantized
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
 
@@ -185,9 +185,23 @@ def describe(
         "matrix_grids": [{n: list(g) if g else None for n, g in grid.matrices.items()} for grid in grids],
         "quantized": _quantized(model, precision),
         "layer_hashes": {str(n): h for n, h in scan.layer_hashes.items()},
-        "findings": [asdict(f) for f in scan.findings],
+        "findings": [asdict(f) for f in (*scan.findings, *calibration.findings, *_unused(model))],
         "skipped": skipped,
     }
+
+
+def _unused(model: BlockwiseModel) -> list[Finding]:
+    """Tensors that lie in the files and that the model, as transformers builds it, has no use for."""
+    names = model.unused_tensors
+    if not names:
+        return []
+    count = "1 tensor" if len(names) == 1 else f"{len(names):,} tensors"
+    shown = ", ".join(map(repr, names[:3])) + (", …" if len(names) > 3 else "")
+    message = (
+        f"{count} in the files took no part, because {model.family} has no place for them: {shown}. If they belong "
+        "to the network, config.json describes another than was trained, and the figures are that other's"
+    )
+    return [Finding("unused-tensors", message)]
 
 
 def _quantized(model: BlockwiseModel, precision: Precision) -> dict[str, Any] | None:

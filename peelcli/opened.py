@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
+from peelcli.checkpoint.other_files import other_files
 from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.config import TrainedSchemeConfig
@@ -66,4 +67,6 @@ def open_and_scan(
             stamp.require_unchanged()
             workspace.keep_scan(stamp, scan)
         stamp.require_unchanged()
+    # Found anew each time: what else lies there may change while the files that were scanned do not.
+    scan = replace(scan, findings=(*scan.findings, *other_files(files)))
     return Opened(path, files, scan, precision, trained, stamp)

@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peelcli.calibration.files import holds_text
+from peelcli.calibration.padding import NO_SPECIAL_IDS, SpecialIds, without_padding
 from peelcli.calibration.split import MIN_SEQUENCES, PARTS, Split, shrink_counts, split_rows, wanted_counts
 from peelcli.calibration.text import TextPool
 from peelcli.calibration.text_files import default_text, read_documents
 from peelcli.calibration.token_files import read_segments
 from peelcli.calibration.token_ids import TokenPool
 from peelcli.errors import CalibrationError, UsageError
+from peelcli.records import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -38,6 +40,7 @@ class Calibration:
     vocab_size: int
     starts_with_bos: bool  # every sequence does
     notes: tuple[str, ...] = ()
+    findings: tuple[Finding, ...] = ()  # what of the data was left out, or does not fit the checkpoint
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -53,20 +56,23 @@ def build_calibration(
     seq_len: int | None,
     tokens: Mapping[str, int],
     seed: int,
+    special: SpecialIds = NO_SPECIAL_IDS,
 ) -> Calibration:
     """Choose sequences and deal them into fit, select and eval; the same arguments give the same ids.
 
     `paths`: .txt, .jsonl (`text` field), .npy or .bin of token ids; none means the Python language reference.
     `vocab_size` and `max_positions` are the checkpoint's. `seq_len` None means at most 256, less where the
     text is too short for that. `tokens` holds the budget of each part in tokens; each part gets at least 8
-    sequences, and where the text is too short all three shrink in proportion, with a note.
+    sequences, and where the text is too short all three shrink in proportion, with a note. `special`: what the
+    checkpoint's files say of ids; padding is cut out of given token ids, and a finding counts it.
 
     Raises UsageError on a `seq_len` or budget that cannot be, CalibrationError on data that cannot be used.
     """
     _check_request(max_positions, seq_len, tokens)
     rng = np.random.default_rng([seed, 1])
     description = _describe(paths)
-    pool = _open_pool(paths, tokenizer, vocab_size, sum(tokens[part] for part in PARTS), description, rng)
+    wanted_tokens = sum(tokens[part] for part in PARTS)
+    pool = _open_pool(paths, tokenizer, vocab_size, wanted_tokens, description, rng, special)
     for length in _lengths(seq_len, max_positions, pool.longest):
         wanted = wanted_counts(tokens, length)
         rows, found_notes = pool.rows(length, sum(wanted), rng)
@@ -85,6 +91,7 @@ def build_calibration(
         vocab_size=vocab_size,
         starts_with_bos=pool.bos is not None and bool((split.sequences[:, 0] == pool.bos).all()),
         notes=tuple(notes),
+        findings=pool.findings,
     )
 
 
@@ -124,6 +131,7 @@ def _open_pool(
     wanted_tokens: int,
     description: str,
     rng: np.random.Generator,
+    special: SpecialIds,
 ) -> TextPool | TokenPool:
     # Several times what is wanted, so that there is a choice; a file beyond that is read in slices.
     max_bytes, max_ids = max(_MAX_BYTES, 32 * wanted_tokens), max(_MAX_IDS, 4 * wanted_tokens)
@@ -131,12 +139,18 @@ def _open_pool(
     if not is_text:
         bos = None if tokenizer is None else tokenizer.bos_token_id
         eos = None if tokenizer is None else tokenizer.eos_token_id
-        return TokenPool(read_segments(paths, vocab_size, max_ids, rng), bos, eos)
+        segments, padding = without_padding(read_segments(paths, vocab_size, max_ids, rng), special)
+        if padding and not segments:
+            raise CalibrationError(
+                f"{description}: expected token ids of text, found nothing but padding (id "
+                f"{' and '.join(map(str, padding))}); pass other data with --data"
+            )
+        return TokenPool(segments, bos, eos, padding, description)
     if tokenizer is None:
         raise CalibrationError(
             f"{description}: expected a tokenizer to turn this text into token ids, but the checkpoint has "
-            f"no tokenizer; put its tokenizer.json beside the weights, or pass token ids with "
-            f"--data FILE.npy or --data FILE.bin"
+            f"no tokenizer; copy tokenizer.json (and tokenizer_config.json) of the model that it was trained from "
+            f"into its directory, or pass token ids with --data FILE.npy or --data FILE.bin"
         )
     documents = read_documents(paths, max_bytes, rng) if paths else [default_text()]
     return TextPool(documents, tokenizer, vocab_size, description)
@@ -156,10 +170,14 @@ def _lengths(seq_len: int | None, max_positions: int | None, longest: int | None
 def _too_short(description: str, pool: TextPool | TokenPool, found: int, seq_len: int) -> CalibrationError:
     needed = MIN_SEQUENCES * len(PARTS)
     rows = "" if pool.longest is None else f", in rows of at most {pool.longest}"
+    left_out = f" ({pool.findings[0].message})" if pool.findings else ""
+    enough = pool.n_tokens >= 2 * needed * seq_len
+    cause = "; most of it is alike, and each sequence counts once" if enough and pool.longest is None else ""
+    more = "other text" if cause else "more text"
     return CalibrationError(
         f"{description}: expected at least {needed} different sequences of {seq_len} tokens, that is "
         f"{needed * seq_len} tokens and some between them, found {found}: there are about {pool.n_tokens} "
-        f"tokens in all{rows}; pass more text with --data, or ask for shorter sequences with --seq-len"
+        f"tokens in all{rows}{left_out}{cause}; pass {more} with --data, or ask for shorter sequences with --seq-len"
     )
 
 

@@ -35,8 +35,9 @@ class Encoder:
         plain = self.encode(sample)[0]
         if not plain:
             raise CalibrationError(
-                "the checkpoint's tokenizer turns the calibration text into no tokens at all, expected some; "
-                "pass text in the model's language with --data, or token ids as --data FILE.npy or FILE.bin"
+                f"the checkpoint's tokenizer ({len(tokenizer)} entries) turns the calibration text into no tokens at "
+                "all, expected some; pass text in the model's language with --data, copy tokenizer.json again if it "
+                "is not the model's own, or pass token ids as --data FILE.npy or FILE.bin"
             )
         full = list(tokenizer(sample, add_special_tokens=True, verbose=False)["input_ids"])
         before = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
@@ -52,12 +53,18 @@ class Encoder:
 
         A tokenizer without offsets counts all of `text` as used up by each: wasteful, but never overlapping.
         """
-        encoded = self._tokenizer(
-            text,
-            add_special_tokens=False,
-            return_offsets_mapping=self._offsets,
-            verbose=False,  # else transformers warns that the piece is longer than the model's context
-        )
+        try:
+            encoded = self._tokenizer(
+                text,
+                add_special_tokens=False,
+                return_offsets_mapping=self._offsets,
+                verbose=False,  # else transformers warns that the piece is longer than the model's context
+            )
+        except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exception
+            raise CalibrationError(
+                f"the checkpoint's tokenizer fails on the calibration text ({error}); pass text in the model's "
+                "language with --data, or token ids as --data FILE.npy or FILE.bin"
+            ) from error
         ids = list(encoded["input_ids"])
         ends = [end for _, end in encoded["offset_mapping"]] if self._offsets else []
         if not any(ends):  # no offsets, or a tokenizer that reports none

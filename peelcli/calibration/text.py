@@ -13,8 +13,9 @@ import numpy as np
 from peelcli.calibration.encoder import Encoder
 from peelcli.calibration.split import spread_indices
 from peelcli.calibration.starts import Place, next_start, next_word
-from peelcli.calibration.vocabulary import check_ids
+from peelcli.calibration.vocabulary import check_ids, unknown_tokens, vocabulary_finding
 from peelcli.errors import CalibrationError
+from peelcli.records import Finding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,16 +36,25 @@ class TextPool:
         self, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str
     ) -> None:
         """`name` is the text in words. Raises CalibrationError where there is no text, or no token in it."""
-        self._documents = _split_documents(documents, tokenizer)
+        self._documents, padding = _split_documents(documents, tokenizer)
         if not self._documents:
-            raise CalibrationError(f"{name}: expected text, found none; pass other text with --data")
+            raise CalibrationError(
+                f"{name}: expected text, found none (it is empty, or holds blanks and end marks only); pass other "
+                "text with --data FILE.txt"
+            )
         self._offsets = np.cumsum([0] + [len(document) for document in self._documents])
         self._size = int(self._offsets[-1])
         samples = self._samples()
         self._encoder = Encoder(tokenizer, "".join(samples)[:_SAMPLE_CHARS])
-        n_ids = sum(len(self._encoder.encode(sample)[0]) for sample in samples)
-        self._chars_per_token = sum(map(len, samples)) / max(1, n_ids)
+        encoded = [self._encoder.encode(sample)[0] for sample in samples]
+        self._chars_per_token = sum(map(len, samples)) / max(1, sum(map(len, encoded)))
+        self.findings = (
+            *_padding_finding(name, tokenizer, padding),
+            *unknown_tokens(name, tokenizer, samples, encoded),
+            *vocabulary_finding(tokenizer, vocab_size),
+        )
         self._vocab_size = vocab_size
+        self._belongs = f"the tokenizer, with {len(tokenizer)} entries, does not belong to this checkpoint"
         self.n_tokens = round(self._size / self._chars_per_token)  # an estimate
         self.bos = self._encoder.bos
 
@@ -74,8 +84,8 @@ class TextPool:
             rows,
             self._vocab_size,
             lambda index: f"position {index[1]} of calibration sequence {index[0]}",
-            "the tokenizer does not belong to this checkpoint: put the right tokenizer.json beside the "
-            "weights, or pass token ids as --data FILE.npy or FILE.bin",
+            f"{self._belongs}: put the right tokenizer.json beside the weights, or pass token ids as "
+            "--data FILE.npy or FILE.bin",
         )
         return rows, self._notes()
 
@@ -152,11 +162,26 @@ class TextPool:
         return [piece for piece in dict.fromkeys(pieces) if piece]
 
 
-def _split_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Texts cut where a document's end is spelt out (`</s>`, `<|endoftext|>`), stripped, never empty."""
-    marks = {"<|endoftext|>", tokenizer.bos_token, tokenizer.eos_token}
+def _split_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:
+    """Texts cut where a document's end is spelt out (`</s>`, `<|endoftext|>`), stripped, never empty.
+
+    They are cut at spelt-out padding (`<pad>`) too; how often it stood there comes second.
+    """
+    ends = {"<|endoftext|>", tokenizer.bos_token, tokenizer.eos_token}
+    pads = {tokenizer.pad_token} - ends - {tokenizer.unk_token}
     # A mark as short as a letter or a line break, as toy tokenizers have, is text.
-    spelt = sorted(mark for mark in marks if mark and len(mark) >= 3 and not re.search(r"\s", mark))
+    spelt = sorted(mark for mark in ends | pads if mark and len(mark) >= 3 and not re.search(r"\s", mark))
     mark = re.compile("|".join(re.escape(piece) for piece in spelt))
     stripped = (piece.strip() for text in texts for piece in mark.split(text))
-    return [piece for piece in stripped if piece]
+    padding = sum(text.count(pad) for pad in pads if pad in spelt for text in texts)
+    return [piece for piece in stripped if piece], padding
+
+
+def _padding_finding(name: str, tokenizer: PreTrainedTokenizerBase, count: int) -> tuple[Finding, ...]:
+    if not count:
+        return ()
+    message = (
+        f"the text of {name} spells out {count:,} pad tokens ({tokenizer.pad_token!r}), which were left out: neither "
+        "run, nor scored, nor counted"
+    )
+    return (Finding("padding", message),)

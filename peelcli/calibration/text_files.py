@@ -14,6 +14,7 @@ from peelcli.calibration.files import spread_slices
 from peelcli.errors import CalibrationError
 
 _SLICE_BYTES = 1 << 20
+_UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)  # UTF-32 begins with the same bytes
 _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 
@@ -47,10 +48,27 @@ def read_documents(paths: Sequence[Path], max_bytes: int, rng: np.random.Generat
             for start, stop in spread_slices(size, max_bytes // len(paths), _SLICE_BYTES, rng):
                 with path.open("rb") as file:
                     file.seek(start)
-                    documents.extend(read(path, file.read(stop - start), start, stop >= size))
+                    data = file.read(stop - start)
+                _require_text(path, data, start)
+                documents.extend(read(path, data, start, stop >= size))
         except OSError as error:
             raise CalibrationError(f"{path}: cannot be read ({error}); check its permissions") from error
     return documents
+
+
+def _require_text(path: Path, data: bytes, start: int) -> None:
+    """CalibrationError on bytes that are UTF-8 by chance, or known to be another encoding."""
+    convert = "convert it: `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
+    if start == 0 and data.startswith(_UTF16):
+        raise CalibrationError(
+            f"{path}: expected UTF-8 text, found UTF-16 (by its first two bytes); {convert}"
+        )
+    zeros = data.count(0)
+    if zeros > len(data) / 100:  # a text scraped from somewhere may hold a few
+        raise CalibrationError(
+            f"{path}: expected text, found {zeros:,} zero bytes from byte {start} on: the file is binary, or UTF-16 "
+            f"without a mark. If it is text, {convert}; token ids belong in a .npy or .bin file"
+        )
 
 
 def _read_text(path: Path, data: bytes, start: int, is_last: bool) -> Iterator[str]:
@@ -69,7 +87,8 @@ def _read_text(path: Path, data: bytes, start: int, is_last: bool) -> Iterator[s
     except UnicodeDecodeError as error:
         raise CalibrationError(
             f"{path}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at byte "
-            f"{start + error.start} that is none; convert the file to UTF-8"
+            f"{start + error.start} that is none; convert it, from Latin-1 for example: "
+            "`iconv -f LATIN1 -t UTF-8 FILE > NEW`; a compressed file must be unpacked first"
         ) from error
     yield text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
 
@@ -91,14 +110,17 @@ def _line_text(line: bytes, where: str) -> str:
         record = json.loads(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise CalibrationError(
-            f"{where}: expected a JSON object in UTF-8, found {error}; mend the line"
+            f"{where}: expected a JSON object in UTF-8 on a line of its own, found {error}; mend the line"
         ) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
         found = f"the fields {sorted(record)[:8]}" if isinstance(record, dict) else type(record).__name__
-        raise CalibrationError(
-            f"{where}: expected an object with a string `text`, found {found}; mend the line"
-        )
+        remedy = "rename the field that holds the text to `text`, or write the text alone to a .txt file"
+        if isinstance(record, dict) and "input_ids" in record:
+            remedy = "token ids belong in a .npy file: numpy.save them, one sequence a row, and pass that"
+        elif isinstance(record, list):
+            remedy = "write one object a line, in place of one array in the whole file"
+        raise CalibrationError(f"{where}: expected an object with a string `text`, found {found}; {remedy}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -14,7 +14,10 @@ from peelcli.calibration.vocabulary import check_ids
 from peelcli.errors import CalibrationError
 
 _SLICE_IDS = 1 << 16
-_REMEDY = "the file was made with another tokenizer or holds another type: pass data made for this checkpoint"
+_REMEDY = (
+    "the file was made with another tokenizer or holds another type: pass data made for this checkpoint (a negative id "
+    "is a mark in labels, such as -100: pass the input ids instead)"
+)
 
 
 def read_segments(
@@ -67,14 +70,32 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # not .npy, cut short, or pickled objects, which are never loaded
-        raise CalibrationError(f"{path}: expected a .npy array of token ids, found none: {error}") from error
+        if "allow_pickle" in str(error):
+            raise CalibrationError(
+                f"{path}: expected an array of integer token ids, found pickled Python objects, which are never "
+                "loaded (rows of different lengths?); pad the rows to one length with the checkpoint's pad id, which "
+                "is left out again, and numpy.save them as an integer array"
+            ) from error
+        raise CalibrationError(
+            f"{path}: expected a .npy array of token ids, found none ({error}); save the ids with numpy.save"
+        ) from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu" or array.ndim not in (1, 2):
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive of arrays"
         raise CalibrationError(
             f"{path}: expected a 1-D or 2-D array of integer token ids, found {found}; "
-            f"save the ids with numpy.save"
+            f"{_how_to_reshape(array)} and numpy.save them"
         )
     return array
+
+
+def _how_to_reshape(array: object) -> str:
+    if not isinstance(array, np.ndarray):
+        return "take the array of ids out of the archive"
+    if array.dtype.kind == "f":
+        return "if its values are whole numbers, convert them with .astype('int32'); logits and embeddings are no ids;"
+    if array.dtype.kind in "iu" and array.ndim > 2:
+        return "make one sequence a row with .reshape(-1, ids.shape[-1])"
+    return "make the ids integers, one sequence a row,"
 
 
 def _open_bin(path: Path, vocab_size: int) -> np.ndarray:
@@ -84,6 +105,7 @@ def _open_bin(path: Path, vocab_size: int) -> np.ndarray:
     if size == 0 or size % dtype.itemsize:
         raise CalibrationError(
             f"{path}: expected {dtype.name} token ids, since the vocabulary has {vocab_size} entries, found "
-            f"{size} bytes, which is not a whole, positive number of them; save the ids with numpy's tofile"
+            f"{size} bytes, which is not a whole, positive number of them; save the ids as that type with numpy's "
+            "tofile, or with numpy.save as .npy, which knows its type"
         )
     return np.memmap(path, dtype=dtype, mode="r")

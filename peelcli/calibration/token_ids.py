@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
 from peelcli.calibration.split import spread_indices, unique_rows
+from peelcli.records import Finding
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,18 +26,41 @@ class Segment:
 class TokenPool:
     """Segments from which windows are cut."""
 
-    def __init__(self, segments: Sequence[Segment], bos: int | None, eos: int | None) -> None:
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        bos: int | None,
+        eos: int | None,
+        padding: Mapping[int, int] = MappingProxyType({}),
+        name: str = "the data",
+    ) -> None:
+        """padding: how many ids of each pad token were cut out of the data, which `name` names in words."""
         self._segments = segments
+        self._padding, self._name = padding, name
         self._eos = eos
         self.bos = bos
         self.n_tokens = sum(len(segment.ids) for segment in segments)
         self.longest: int | None = max((len(segment.ids) for segment in segments), default=0)
 
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """What the report says of the data: how much of it was padding."""
+        if not self._padding:
+            return ()
+        count = sum(self._padding.values())
+        ids = ", ".join(f"id {token}: {n:,}" for token, n in self._padding.items())
+        message = (
+            f"{count:,} of the {self.n_tokens + count:,} token ids in {self._name} are padding ({ids}) and were left "
+            "out: neither run, nor scored, nor counted"
+        )
+        return (Finding("padding", message),)
+
     def rows(self, seq_len: int, count: int, rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, ...]]:
         """Up to `count` distinct windows, (n_seq, seq_len) int64, spread over the data and in its order.
 
         Windows begin at a row's start, at BOS, or behind EOS where BOS is not known; only where those are too
-        few, one window follows the other. Returns the rows and notes for the report.
+        few, one window follows the other, and where the rows had padding, one row the other. Returns the rows and
+        notes for the report.
         """
         proper = [_apart(self._starts(segment), seq_len, len(segment.ids)) for segment in self._segments]
         rows, notes = self._windows(proper, seq_len), []
@@ -48,9 +73,23 @@ class TokenPool:
                     "windows of the token ids start mid-document, since too few rows, BOS or EOS marks give "
                     "enough starts: the loss may be off by up to tenths of a nat"
                 )
+        if len(rows) < count and self._padding:
+            running = self._running_on(seq_len)
+            if len(running) > len(rows):
+                rows = running
+                notes = [
+                    f"too few rows have {seq_len} tokens without their padding, so sequences run on into the next row"
+                ]
         if len(rows) > count:
             rows = rows[spread_indices(len(rows), count, rng)]
         return rows, tuple(notes)
+
+    def _running_on(self, seq_len: int) -> np.ndarray:
+        """The distinct windows that begin at a row's start and run on into the rows behind it, (n, seq_len) int64."""
+        ids = np.concatenate([segment.ids for segment in self._segments])
+        begins = np.cumsum([0, *(len(segment.ids) for segment in self._segments[:-1])])
+        starts = begins[[segment.begins for segment in self._segments]]
+        return _distinct([ids[at : at + seq_len] for at in _apart(starts, seq_len, len(ids))], seq_len)
 
     def _starts(self, segment: Segment) -> np.ndarray:
         """Ascending positions at which a training sequence began."""
@@ -68,9 +107,13 @@ class TokenPool:
             for segment, at in zip(self._segments, starts, strict=True)
             for start in at
         ]
-        if not windows:
-            return np.empty((0, seq_len), dtype=np.int64)
-        return unique_rows(np.stack(windows).astype(np.int64))
+        return _distinct(windows, seq_len)
+
+
+def _distinct(windows: Sequence[np.ndarray], seq_len: int) -> np.ndarray:
+    if not windows:
+        return np.empty((0, seq_len), dtype=np.int64)
+    return unique_rows(np.stack(windows).astype(np.int64))
 
 
 def _apart(starts: np.ndarray, seq_len: int, size: int) -> list[int]:

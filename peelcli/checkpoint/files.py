@@ -84,6 +84,11 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     return CheckpointFiles(path, config, tensors, _format(files[0]), files)
 
 
+def head_of(files: CheckpointFiles) -> Path:
+    """The file that holds the weights, or the index of their shards."""
+    return _find_weights(files.directory, files.config)
+
+
 def read_tensor(info: TensorInfo, rows: slice | None = None) -> torch.Tensor:
     """The contents of one tensor, or of a slice of its first dimension, on the CPU, in its own dtype."""
     with FORMATS[_format(info.file)].opened(info.file) as read:

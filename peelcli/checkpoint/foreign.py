@@ -5,6 +5,8 @@ from __future__ import annotations
 from fnmatch import fnmatch
 from pathlib import Path
 
+from peelcli.checkpoint.adapter import find_adapter, how_to_merge, is_adapter_file
+
 # What else people have: file patterns, what it is, and the way to a directory that peel can open.
 _FOREIGN = (
     (
@@ -44,11 +46,6 @@ _FOREIGN = (
         "copy its 'model' weights into a GPT2LMHeadModel, then save_pretrained",
     ),
     (
-        ("adapter_model.*",),
-        "an adapter without its base model",
-        "merge_and_unload() it, then save_pretrained",
-    ),
-    (
         ("tf_model*.h5", "flax_model*.msgpack"),
         "TensorFlow or Flax weights",
         "load them with a transformers 4 (from_tf or from_flax), then save_pretrained",
@@ -77,13 +74,26 @@ _VAGUE = (
 
 def how_to_open(path: Path) -> str:
     """How a message about `path`, a directory or file that cannot be opened, ends: what it is, what to do."""
-    found = _matches(path, _FOREIGN)[:3]
+    found = [*_adapter_alone(path), *_matches(path, _FOREIGN)][:3]
     if not found and path.is_file():
         return f"; name the directory it lies in, {path.parent}"
     found = found or _matches(path, _VAGUE)[:1]
     if not found:
         return "; copy or download the checkpoint again, or save it with save_pretrained"
     return ". " + "; ".join(found)
+
+
+def _adapter_alone(path: Path) -> list[str]:
+    """An adapter where a model was expected: peel needs the two as one."""
+    if path.is_file() and not is_adapter_file(path.name):
+        return []
+    directory = path.parent if path.is_file() else path
+    adapter = find_adapter(directory) if directory.is_dir() else None
+    return (
+        []
+        if adapter is None
+        else [f"{adapter}, without that model's weights: {how_to_merge(adapter, directory)}"]
+    )
 
 
 def _matches(path: Path, table: tuple[tuple[tuple[str, ...], str, str], ...]) -> list[str]:

@@ -111,7 +111,7 @@ class BlockwiseModel:
         self._running, self.stamp = running, stamp
         with stamp.watched():
             self.plain_directory = plain_directory(directory, dtype, offload_dir, running)
-            config, model, self.blocks_name = load_model(
+            config, model, self.blocks_name, self.unused_tensors = load_model(
                 self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
             )
             stamp.require_unchanged()

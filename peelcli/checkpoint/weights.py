@@ -61,8 +61,10 @@ def _shapes(block: nn.Module) -> dict[str, torch.Size]:
 
 def load_model(
     directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path
-) -> tuple[Any, nn.Module, str]:
+) -> tuple[Any, nn.Module, str, tuple[str, ...]]:
     """The config, the model with its blocks on disk and the rest on `device` (may be "disk"), and the blocks' name.
+
+    Last come the names of the tensors in the files that the model does not use, sorted.
 
     Raises CheckpointError where transformers cannot build the model, or the weights are not those it calls for.
     """
@@ -97,7 +99,7 @@ def load_model(
             f"{directory}: {len(missing)} weights that config.json calls for are not in the checkpoint, such as "
             f"{missing[0]!r}. Copy the checkpoint again, or save it with save_pretrained."
         )
-    return config, model, blocks
+    return config, model, blocks, tuple(sorted(info["unexpected_keys"]))
 
 
 def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
@@ -207,7 +209,7 @@ def open_weights(
     """
     with stamp.watched():
         plain = plain_directory(directory, dtype, offload_dir, running)
-        _, model, blocks = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
+        _, model, blocks, _ = load_model(plain, dtype=dtype, device="disk", offload_dir=offload_dir)
         stamp.require_unchanged()
     modules = list(model.get_submodule(blocks).children())
     return BlockWeights(modules, dtype, torch.device("cpu"), running, blocks, stamp)

@@ -12,10 +12,12 @@ from peelcli.records.reference import Paths, Score
 
 @dataclass(frozen=True)
 class Finding:
-    """Something the scan of the files found before any model was built."""
+    """Something found in the files of the checkpoint or of the text."""
 
-    # "non-finite" and "duplicate-layer" make a layer broken; notes are "constant", "surplus-layers", "layers-unknown",
-    # "identical-checkpoint" and "identical-layer"
+    # "non-finite" and "duplicate-layer" make a layer broken. All others are notes: "constant", "surplus-layers",
+    # "layers-unknown", "identical-checkpoint", "identical-layer"; of files that were not audited or not run
+    # "other-weights", "stale-shards", "adapter", "own-code", "unused-tensors"; of the text "padding",
+    # "unknown-tokens" and "tokenizer"
     kind: str
     message: str
     layer: int | None = None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from io import StringIO
 
 from peelcli.records import AuditResult, LayerChange, LayerVerdict
+from peelcli.report import wording
 from peelcli.report.changes import change_of
 from peelcli.report.plain import printable
 from peelcli.report.ranking import shown_layers
@@ -48,6 +49,10 @@ OF_CHANGE: dict[str, Callable[[LayerChange], Cell]] = {
     "gap_change_low": lambda c: c.gap_change_interval[0] if c.gap_change_interval else None,
     "gap_change_high": lambda c: c.gap_change_interval[1] if c.gap_change_interval else None,
 }
+# Behind all others, for columns are only ever added at the end.
+OF_FILES: dict[str, Callable[[AuditResult], Cell]] = {
+    "findings": lambda r: " ".join(map(wording.finding, r.run.findings)),
+}
 
 
 def render_csv(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
@@ -60,18 +65,19 @@ def render_csv(results: Sequence[AuditResult], *, top: int | None = None, **_pag
     shown, _ = shown_layers(results, top)
     out = StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*OF_RUN, "layer", "flagged", *OF_LAYER, *OF_CHANGE])
+    writer.writerow([*OF_RUN, "layer", "flagged", *OF_LAYER, *OF_CHANGE, *OF_FILES])
     for result in results:
         run = [_cell(read(result)) for read in OF_RUN.values()]
+        files = [_cell(read(result)) for read in OF_FILES.values()]
         if not result.layers:
-            writer.writerow([*run, *[""] * (2 + len(OF_LAYER) + len(OF_CHANGE))])
+            writer.writerow([*run, *[""] * (2 + len(OF_LAYER) + len(OF_CHANGE)), *files])
         for verdict in result.layers:
             if verdict.layer in shown:
                 flagged = _cell(verdict.layer in result.flagged)
                 cells = [_cell(read(verdict)) for read in OF_LAYER.values()]
                 change = change_of(result, verdict.layer)
                 changed = [_cell(read(change) if change else None) for read in OF_CHANGE.values()]
-                writer.writerow([*run, verdict.layer, flagged, *cells, *changed])
+                writer.writerow([*run, verdict.layer, flagged, *cells, *changed, *files])
     return out.getvalue()
 
 

@@ -13,17 +13,18 @@ MOST = 10  # annotations of one level that GitHub keeps of a step; what comes af
 
 
 def render_github(results: Sequence[AuditResult], *, top: int | None = None, **_page: object) -> str:
-    """An `error` for each flagged network and layer, the newest run's first, and a `notice` on each run.
+    """An `error` for each flagged network and layer, a `warning` for each finding, a `notice` on each run.
 
-    Of more than ten of one level the tenth counts those that GitHub would drop. Raises UsageError where `top` is
-    below 1; what it leaves out is counted in the notice.
+    The newest run's come first. Of more than ten of one level the tenth counts those that GitHub would drop. Raises
+    UsageError where `top` is below 1; what it leaves out is counted in the notice.
     """
     shown, left_out = shown_layers(results, top)
     errors = [error for result in reversed(results) for error in _errors(result, shown)]
+    warnings = [warning for result in reversed(results) for warning in _warnings(result)]
     notices = [_notice(result, left_out) for result in reversed(results)]
     return "".join(
         f"::{level} title={_escaped(title, ':,')}::{_escaped(message)}\n"
-        for level, found in (("error", errors), ("notice", notices))
+        for level, found in (("error", errors), ("warning", warnings), ("notice", notices))
         for title, message in _at_most(found)
     )
 
@@ -38,6 +39,11 @@ def _errors(result: AuditResult, shown: frozenset[int]) -> Iterator[tuple[str, s
     for verdict in sorted(flagged, key=lambda v: (VERDICTS.index(v.verdict), v.layer)):
         title = f"peel: layer {verdict.layer} {changes.outcome(result, verdict)}"
         yield title, f"{name}, layer {verdict.layer}: {' '.join(changes.words(result, verdict))}"
+
+
+def _warnings(result: AuditResult) -> Iterator[tuple[str, str]]:
+    for found in wording.notes_on_files(result):
+        yield f"peel: {found.kind}", f"{base_name(result.run.checkpoint)}: {wording.finding(found)}"
 
 
 def _notice(result: AuditResult, left_out: Sequence[int]) -> tuple[str, str]:

@@ -48,15 +48,29 @@ def render_sarif(results: Sequence[AuditResult], *, top: int | None = None, **_p
         ],
     }
     found = [entry for result in results for entry in _of_run(result, shown)]
+    notes = [note for result in results for note in _notifications(result)]
     run = {
         "tool": {"driver": driver},
-        "invocations": [{"executionSuccessful": True}],
+        "invocations": [
+            {"executionSuccessful": True, **({"toolExecutionNotifications": notes} if notes else {})}
+        ],
         "columnKind": "unicodeCodePoints",
         "results": found,
     }
     return (
         json.dumps({"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}, indent=2, allow_nan=False) + "\n"
     )
+
+
+def _notifications(result: AuditResult) -> Iterable[dict[str, Any]]:
+    """What was found in the files and no verdict carries: no result, for it says nothing of a layer."""
+    for found in wording.notes_on_files(result):
+        yield {
+            "descriptor": {"id": printable(found.kind)},
+            "level": "warning",
+            "message": {"text": _message(f"{base_name(result.run.checkpoint)}: {wording.finding(found)}")},
+            "locations": [{"physicalLocation": {"artifactLocation": {"uri": _uri(result.run.checkpoint)}}}],
+        }
 
 
 def _of_run(result: AuditResult, shown: frozenset[int]) -> Iterable[dict[str, Any]]:

@@ -209,6 +209,11 @@ def network_lines(result: AuditResult) -> list[str]:
     return list(result.network.notes) or flags
 
 
+def notes_on_files(result: AuditResult) -> list[Finding]:
+    """The findings that no verdict carries already: what may have been misread, and what was left out."""
+    return [f for f in result.run.findings if f.kind not in ("non-finite", "duplicate-layer")]
+
+
 def finding(found: Finding) -> str:
     """One finding of the scan, with where it is."""
     layer = None if found.layer is None else f"layer {found.layer}"

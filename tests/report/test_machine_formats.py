@@ -238,7 +238,7 @@ def test_a_summary_keeps_below_what_github_takes_and_says_so():
 
 # -- github ------------------------------------------------------------------------------------------------------------
 
-COMMAND = re.compile(r"::(error|notice) title=([^:,]*)::(.*)")
+COMMAND = re.compile(r"::(error|warning|notice) title=([^:,]*)::(.*)")
 
 
 def commands(*results, **options):
@@ -254,7 +254,7 @@ def commands(*results, **options):
 @example("\x85::error::z")
 def test_a_name_makes_no_command_of_its_own(name):
     found = commands(hostile(name))
-    assert [level for level, _, _ in found] == ["error", "error", "notice"]
+    assert [level for level, _, _ in found] == ["error", "error", "warning", "notice"]
 
     def decoded(text):
         text = text.replace("%0D", "\r").replace("%0A", "\n").replace("%3A", ":").replace("%2C", ",")

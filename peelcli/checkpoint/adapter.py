@@ -1,0 +1,71 @@
+"""A PEFT adapter among the files of a checkpoint: what it says of itself, and how to merge it into its base."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+CONFIG = "adapter_config.json"
+_WEIGHTS = "adapter_model*"
+_LARGEST_JSON = 1 << 20  # bytes; an adapter's config has a few hundred
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The files of an adapter in one directory. `kind` and `base` are None where its config does not name them."""
+
+    files: tuple[str, ...]
+    kind: str | None  # such as "LORA"
+    base: str | None  # the name or path of the model that it was trained on
+
+    def __str__(self) -> str:
+        kind = f"{self.kind!r} adapter" if self.kind else "adapter"
+        base = f" of the base model {self.base!r}" if self.base else ", whose base model is not named"
+        return f"{', '.join(self.files)}: a PEFT {kind}{base}"
+
+
+def find_adapter(directory: Path) -> Adapter | None:
+    """The adapter that lies in `directory`, None where there is none."""
+    names = sorted(path.name for path in directory.glob("adapter_*") if is_adapter_file(path.name))
+    if not names:
+        return None
+    config = read_object_if_whole(directory / CONFIG)
+    kind, base = config.get("peft_type"), config.get("base_model_name_or_path")
+    return Adapter(
+        tuple(names[:3]), kind if isinstance(kind, str) else None, base if isinstance(base, str) else None
+    )
+
+
+def is_adapter_file(name: str) -> bool:
+    """Whether PEFT saves a file of an adapter under this name."""
+    return name == CONFIG or fnmatch(name, _WEIGHTS)
+
+
+def how_to_merge(adapter: Adapter, directory: Path) -> str:
+    """What to run to make one checkpoint of an adapter and its base."""
+    tokenizer = "copy the tokenizer's files of the base model beside them"
+    if adapter.base is None:
+        return (
+            "merge it into its base model, which you have to name: "
+            "`peft.PeftModel.from_pretrained(transformers.AutoModelForCausalLM.from_pretrained(BASE), "
+            f"{str(directory)!r}).merge_and_unload().save_pretrained(MERGED)`; {tokenizer}, and name MERGED"
+        )
+    return (
+        "merge it into that base: "
+        f"`peft.AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload()"
+        f".save_pretrained(MERGED)`; {tokenizer}, and name MERGED"
+    )
+
+
+def read_object_if_whole(file: Path, largest: int = _LARGEST_JSON) -> dict[str, Any]:
+    """The JSON object in a file on which no result depends; empty where it is missing, damaged or too large."""
+    try:
+        if not file.is_file() or file.stat().st_size > largest:
+            return {}
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
