@@ -14,7 +14,6 @@ import ctypes
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from peelcli.checkpoint.attention import widen_narrow_heads
+from peelcli.checkpoint.arguments import BlockArguments, Prepared, Returned, equal, hidden_of
+from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
 from peelcli.checkpoint.few_bits import FewBits
+from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise, require_no_flow
 from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
     Matrix,
@@ -33,6 +35,7 @@ from peelcli.checkpoint.structure import (
     find_sublayers,
     head_dim,
     num_hidden_layers,
+    stated,
     text_config,
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
@@ -44,22 +47,6 @@ SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share
 
 class _Captured(Exception):  # noqa: N818  control flow, never seen outside this file
     """Raised by the last recorder: everything that was wanted is known, the head need not run."""
-
-
-@dataclass(frozen=True)
-class BlockArguments:
-    """What the model passes to one block beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch on its way: `hidden` (n_seq, seq_len, d_model) is O_0; one BlockArguments a layer, layer 1 first."""
-
-    hidden: Tensor
-    arguments: tuple[BlockArguments, ...]
 
 
 class _Asked(threading.local):
@@ -116,8 +103,7 @@ class BlockwiseModel:
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
-        self.max_positions: int | None = getattr(text_config(config), "max_position_embeddings", None)
-        self.head_dim = head_dim(config)
+        self.max_positions: int | None = stated(text_config(config), "max_position_embeddings")
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
@@ -125,7 +111,7 @@ class BlockwiseModel:
         self._quantized = FewBits(
             self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
         )
-        self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
+        self.returned, self._layout = Returned(), Layout()
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
         self._asked = _Asked()
@@ -200,6 +186,10 @@ class BlockwiseModel:
         """What is known of every matrix that runs in few bits."""
         return self._quantized.everything()
 
+    def head_dim(self, layer: int) -> int:
+        """Features of one head of a block's attention, 0 where config.json does not say."""
+        return head_dim(self.config, layer)
+
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """Attention and MLP of one block; empty where they could not be told apart."""
         return self._sublayers[layer - 1]
@@ -207,13 +197,13 @@ class BlockwiseModel:
     # -- running ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _stand_ins(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        """For the length of the context, block i's forward is make(i) in this thread."""
-        self._asked.make = make
+    def _stand_ins(self, make: Callable[[int], Callable[..., Any]] | None) -> Iterator[None]:
+        """For the length of the context, block i's forward is make(i) in this thread; None: its own."""
+        before, self._asked.make = self._asked.make, make
         try:
             yield
         finally:
-            self._asked.make = None
+            self._asked.make = before
 
     def _record(self, ids: Tensor) -> Prepared:
         recorded: list[BlockArguments] = []
@@ -221,25 +211,69 @@ class BlockwiseModel:
 
         def make(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                kwargs = dict(kwargs)
-                hidden = args[0] if args else kwargs.pop("hidden_states")
-                if index == 0:
+                hidden, arguments = BlockArguments.of_call(args, kwargs)
+                if index == len(recorded):
+                    recorded.append(arguments)
                     first.append(hidden)
-                recorded.append(BlockArguments(tuple(args[1:]), kwargs))
                 if index == self.num_layers - 1:
                     raise _Captured
-                return self._like_output(hidden)
+                return self.returned.around(hidden, arguments)
 
             return forward
 
         with self._stand_ins(make), torch.no_grad(), contextlib.suppress(_Captured):
-            self.model(input_ids=ids.to(self.device), use_cache=False)
-        if len(recorded) != self.num_layers:
+            self._forward(ids)
+        self._require_all(len(recorded))
+        return Prepared(self._layout.rows(first[0]), tuple(recorded))
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """The logits of the model's own forward pass. Raises CheckpointError where the library does not run it."""
+        try:
+            logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+        except torch.OutOfMemoryError:
+            raise
+        except LIBRARY_ERRORS as error:
             raise CheckpointError(
-                f"{self.family} ran {len(recorded)} of its {self.num_layers} blocks on a plain batch: "
+                f"{self.family}: transformers' own forward pass does not run on token ids alone "
+                f"({type(error).__name__}: {error}). peel audits decoders that need nothing else."
+            ) from error
+        return logits
+
+    def _require_all(self, num_run: int) -> None:
+        if num_run != self.num_layers:
+            raise CheckpointError(
+                f"{self.family} ran {num_run} of its {self.num_layers} blocks on a plain batch: "
                 "peel audits decoders that run every block once, in order."
             )
-        return Prepared(first[0], tuple(recorded))
+
+    def plain_pass(self, ids: Tensor, at_block: Callable[[int, nn.Module, Tensor, Tensor], None]) -> Tensor:
+        """The logits of the model's own forward pass, each block's weights in memory while it runs.
+
+        After each block: at_block(layer, module, hidden, out), states (n_seq, seq_len, d_model) before and after it.
+        """
+        run: list[int] = []
+
+        def make(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = BlockArguments.of_call(args, kwargs)[0].clone()
+                run.append(index)
+                with self.block(index + 1) as module:
+                    with self._stand_ins(None), unwidened():
+                        out = module(*args, **kwargs)
+                    with self._stand_ins(None):
+                        at_block(index + 1, module, *map(self._layout.rows, (hidden, hidden_of(out))))
+                return out
+
+            return forward
+
+        with self._stand_ins(make), torch.no_grad():
+            logits = self._forward(ids)
+        self._require_all(len(run))
+        return logits
+
+    def require_blockwise(self, ids: Tensor) -> None:
+        """Raise CheckpointError where running `ids` block by block is not running the model; see `single_pass`."""
+        require_blockwise(self, ids)
 
     def prepare(self, ids: Tensor) -> Prepared:
         """Embed token ids (n_seq, seq_len) and find what each block is given beside the hidden states."""
@@ -275,20 +309,34 @@ class BlockwiseModel:
             for sublayer in self.sublayers(layer) if dropped else ():
                 if sublayer.name in dropped:
                     stack.enter_context(silenced(module, sublayer))
-            inputs = (hidden, *arguments.args)
-            if weights:
-                out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
-            else:
-                out = module(*inputs, **arguments.kwargs)
-        return out[0] if isinstance(out, (tuple, list)) else out
+            return self.run_with(arguments, module, hidden, weights)
+
+    def run_with(
+        self,
+        arguments: BlockArguments,
+        module: nn.Module,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """`run_block` of a block with arguments that are known already."""
+        inputs = (self._layout.own(hidden), *arguments.args)
+        if weights:
+            out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
+        else:
+            out = module(*inputs, **arguments.kwargs)
+        return self._layout.rows(hidden_of(out))
 
     def logits(self, hidden: Tensor, ids: Tensor, head: Tensor | None = None) -> Tensor:
         """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head.
 
         head: A (d_model, d_model), which turns what enters the head's matrix, x, into x + x·A.
         """
-        stand_in = lambda index: lambda *args, **kwargs: self._like_output(hidden)  # noqa: E731
-        with self._stand_ins(stand_in):
+        own = self._layout.own(hidden)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.returned.around(own, BlockArguments.of_call(args, kwargs)[1])
+
+        with self._stand_ins(lambda index: forward):
             self._asked.head = head
             try:
                 return self.model(input_ids=ids.to(self.device), use_cache=False).logits
@@ -311,20 +359,16 @@ class BlockwiseModel:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Run the first block once, to learn what a block returns and whether its sublayers can be silenced."""
+        """Run the first block, to learn what a block returns and whether its sublayers can be silenced."""
         length = min(8, self.max_positions or 8)
         ids = torch.arange(2 * length).view(2, length) % self.vocab_size
         self._sublayers: list[tuple[Sublayer, ...]] = [() for _ in self._blocks]
-        prepared = self._record(ids)
-        self._constant_arguments = _equal(
-            prepared.arguments, self._record((ids + 7) % self.vocab_size).arguments
-        )
-        arguments = prepared.arguments[0]
         with self.block(1) as module:
-            out = module(prepared.hidden, *arguments.args, **arguments.kwargs)
-            if isinstance(out, (tuple, list)):
-                rest = tuple(out[1:])
-                self._like_output = lambda hidden: (hidden, *rest)
+            self._learn(ids, module)
+            prepared = self._record(ids)
+            require_no_flow(self, prepared.arguments)
+            other = self._record((ids + 7) % self.vocab_size)
+            self._constant_arguments = equal(prepared.arguments, other.arguments)
             found = [find_sublayers(block) for block in self._blocks]
             if found[0]:
                 self._sublayers = found
@@ -332,6 +376,39 @@ class BlockwiseModel:
                 # Dropping both updates must leave the input as it was; else "dropping" means something else here.
                 if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
                     self._sublayers = [() for _ in self._blocks]
+
+    def _learn(self, ids: Tensor, module: nn.Module) -> None:
+        """Learn, inside the model's own pass, what block 1 returns and how its hidden states are laid out.
+
+        module: block 1, its weights in memory.
+        """
+        seen: list[tuple[Tensor, Returned]] = []
+
+        def make(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, arguments = BlockArguments.of_call(args, kwargs)
+                with self._stand_ins(None):
+                    seen.append((hidden, Returned.of(module(*args, **kwargs), arguments)))
+                raise _Captured
+
+            return forward
+
+        def shape_of(ids: Tensor) -> torch.Size:
+            with self._stand_ins(make), contextlib.suppress(_Captured):
+                self._forward(ids)
+            self._require_all(len(seen) and self.num_layers)
+            return seen[-1][0].shape
+
+        shape = shape_of(ids)
+        self.returned = seen[0][1]
+        if len(shape) != 3 or shape[:2] != ids.shape:
+            layout = Layout.of(shape, shape_of(ids.repeat(2, 1)), shape_of(ids[:, :-1]))
+            if layout is None:
+                raise CheckpointError(
+                    f"{self.family}: its blocks take hidden states of shape {list(shape)} for {list(ids.shape)} tokens; "
+                    "peel audits decoders whose states have one row a token."
+                )
+            self._layout = layout
 
 
 def same_weights(module: nn.Module) -> nn.Module:
@@ -381,16 +458,3 @@ def put_in_place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
         owner, _, key = name.rpartition(".")
         holder = module.get_submodule(owner) if owner else module
         setattr(holder, key, nn.Parameter(value, requires_grad=False))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two nests of arguments hold the same tensors and plain values."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, BlockArguments):
-        return isinstance(b, BlockArguments) and _equal(a.args, b.args) and _equal(a.kwargs, b.kwargs)
-    if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, (tuple, list)):
-        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_equal, a, b))
-    return isinstance(a, (int, float, str, bool, type(None), torch.dtype)) and a == b

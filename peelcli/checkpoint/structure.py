@@ -47,23 +47,37 @@ def text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
+def stated(config: Any, name: str) -> Any:
+    """What a transformers config says under a name; None where it says nothing, or another thing for each layer.
+
+    Reading an attribute that differs by layer (Gemma 4's head_dim) off the config of the whole raises RuntimeError.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
+
+
 def num_hidden_layers(config: object) -> int:
     """The number of decoder blocks that a transformers config names."""
     text = text_config(config)
     for key in _NUM_LAYERS:
-        value = getattr(text, key, None)
+        value = stated(text, key)
         if isinstance(value, int) and value > 0:
             return value
     raise CheckpointError(_NO_LAYERS)
 
 
-def head_dim(config: Any) -> int:
-    """Features of one head of the attention, 0 where a transformers config does not say."""
+def head_dim(config: Any, layer: int) -> int:
+    """Features of one head of the attention in a layer, from 1; 0 where a transformers config does not say."""
     text = text_config(config)
-    stated, width, heads = (
-        getattr(text, key, None) for key in ("head_dim", "hidden_size", "num_attention_heads")
-    )
-    return int(stated or (width // heads if width and heads else 0))
+    by_layer = stated(text, "per_layer_config") if stated(text, "is_heterogeneous") else None
+    if by_layer is not None:
+        text = by_layer[layer - 1]
+    told, width, heads = (stated(text, key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    if isinstance(told, int) and told > 0:
+        return told
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else 0
 
 
 def layers_of(config: Mapping[str, Any]) -> int:
