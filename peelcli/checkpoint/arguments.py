@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,45 +45,30 @@ class Prepared:
 class Returned:
     """What the blocks of a family return: hidden states alone, or the first item of a tuple or list.
 
-    rest: the further items, as block 1 returned them; an argument that is handed through is a function that finds it.
+    rest: one entry a further item: the name of the argument that is handed through, None for anything else. A tensor
+    among them is a state that the next block may read. has_more: whether there was one.
     """
 
     kind: type | None = None
-    rest: tuple[Any, ...] = ()
+    rest: tuple[str | None, ...] = ()
+    has_more: bool = False
 
     @classmethod
     def of(cls, out: Any, arguments: BlockArguments) -> Returned:
         """Learn it from what one block returned for its arguments."""
         if not isinstance(out, (tuple, list)):
             return cls()
-        places = [_Through(name) for name, _ in arguments.named()]
-        values = [value for _, value in arguments.named()]
-
-        def item(value: Any) -> Any:
-            found = [p for p, v in zip(places, values, strict=True) if v is value and v is not None]
-            return found[0] if found else value
-
-        return cls(list if isinstance(out, list) else tuple, tuple(item(value) for value in out[1:]))
+        names = {id(value): name for name, value in arguments.named() if value is not None}
+        rest = tuple(names.get(id(value)) for value in out[1:])
+        made = [value for value, name in zip(out[1:], rest, strict=True) if name is None]
+        return cls(list if isinstance(out, list) else tuple, rest, any(True for _ in tensors_in(made)))
 
     def around(self, hidden: Tensor, arguments: BlockArguments) -> Any:
-        """What a block would return whose hidden states are `hidden`."""
+        """What a block would return whose hidden states are `hidden`, without what it computes beside them."""
         if self.kind is None:
             return hidden
         given = dict(arguments.named())
-        rest = (given.get(v.name) if isinstance(v, _Through) else v for v in self.rest)
-        return self.kind((hidden, *rest))
-
-    def handed_on(self, arguments: BlockArguments) -> str | None:
-        """The name of an argument that is a tensor which the block before returned; None where there is none."""
-        made = {id(tensor) for value in self.rest for tensor in tensors_in(value)}
-        return next((n for n, v in arguments.named() if any(id(t) in made for t in tensors_in(v))), None)
-
-
-@dataclass(frozen=True)
-class _Through:
-    """An argument that a block hands on as it got it."""
-
-    name: str
+        return self.kind((hidden, *(None if name is None else given.get(name) for name in self.rest)))
 
 
 def hidden_of(out: Any) -> Tensor:
@@ -124,6 +109,3 @@ def equal(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(equal, a, b))
     return isinstance(a, (int, float, str, bool, type(None), torch.dtype)) and a == b
-
-
-Forward = Callable[..., Any]

@@ -26,7 +26,7 @@ from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.running import AS_STORED, Running
-from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise, require_no_flow
+from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise
 from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
     Matrix,
@@ -34,7 +34,6 @@ from peelcli.checkpoint.structure import (
     find_matrices,
     find_sublayers,
     head_dim,
-    num_hidden_layers,
     stated,
     text_config,
 )
@@ -98,15 +97,20 @@ class BlockwiseModel:
             self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
         )
         widen_narrow_heads(model, device)
+        if stated(config, "rescale_every"):
+            # RWKV halves its states now and then, and the weights that add to them, for float16's range: the network
+            # is the same without, and then every block's input is the output of the one before.
+            config.rescale_every = model.config.rescale_every = 0
         self.config = config
-        self.num_layers = num_hidden_layers(config)
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
-        self.max_positions: int | None = stated(text_config(config), "max_position_embeddings")
+        positions = stated(text_config(config), "max_position_embeddings")
+        self.max_positions = positions if isinstance(positions, int) and positions > 0 else None  # XLNet says −1
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
+        self.num_layers = len(self._blocks)
         self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name)
         self._quantized = FewBits(
             self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
@@ -366,7 +370,6 @@ class BlockwiseModel:
         with self.block(1) as module:
             self._learn(ids, module)
             prepared = self._record(ids)
-            require_no_flow(self, prepared.arguments)
             other = self._record((ids + 7) % self.vocab_size)
             self._constant_arguments = equal(prepared.arguments, other.arguments)
             found = [find_sublayers(block) for block in self._blocks]
@@ -376,6 +379,8 @@ class BlockwiseModel:
                 # Dropping both updates must leave the input as it was; else "dropping" means something else here.
                 if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
                     self._sublayers = [() for _ in self._blocks]
+        if self.returned.has_more:  # which later blocks may read
+            self.require_blockwise(ids)
 
     def _learn(self, ids: Tensor, module: nn.Module) -> None:
         """Learn, inside the model's own pass, what block 1 returns and how its hidden states are laid out.
@@ -424,7 +429,7 @@ def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
 
     def zero(_: nn.Module, __: Any, out: Any) -> Any:
         if isinstance(out, (tuple, list)):
-            return (torch.zeros_like(out[0]), *out[1:])
+            return type(out)((torch.zeros_like(out[0]), *out[1:]))
         return torch.zeros_like(out)
 
     return [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]

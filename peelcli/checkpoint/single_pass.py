@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from peelcli.checkpoint.arguments import BlockArguments
 from peelcli.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -53,14 +52,6 @@ def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
     logits = model.plain_pass(ids, at_block)
     if _differ(model.logits(expected, ids), logits, model.dtype):
         raise _refusal(model, "the last block's states by themselves give other logits than a plain forward pass")
-
-
-def require_no_flow(model: BlockwiseModel, arguments: tuple[BlockArguments, ...]) -> None:
-    """Raise CheckpointError where a block is passed a tensor that the one before returned beside its hidden states."""
-    for layer, given in enumerate(arguments[1:], start=2):
-        name = model.returned.handed_on(given)
-        if name is not None:
-            raise _refusal(model, f"block {layer} is passed what block {layer - 1} computed, as {name!r}")
 
 
 def _refusal(model: BlockwiseModel, found: str) -> CheckpointError:

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.running import AS_STORED, Running
-from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
+from peelcli.checkpoint.structure import find_blocks, find_matrices, layer_counts
 from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
@@ -40,7 +40,7 @@ def _skeleton(directory: Path) -> tuple[Any, nn.Module, str]:
             f"{directory}: transformers cannot build this model as a causal language model: {error}. "
             "peel audits decoder-only models of families that transformers knows; remote code is never run."
         ) from error
-    return config, skeleton, find_blocks(skeleton, num_hidden_layers(config))
+    return config, skeleton, find_blocks(skeleton, layer_counts(config))
 
 
 def block_shapes(directory: Path) -> list[dict[str, torch.Size]]:

@@ -87,10 +87,38 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0],
     },
     "reformer": {"axial_pos_embds": False, "is_decoder": True, "attn_layers": ["local"] * 4},
-    "blt": {},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "nemotron_h": {"layers_block_type": ["linear_attention", "moe", "full_attention", "mlp"]},
 }
 
 # Name → model type and what sets it apart from the plain form.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {}
+_NARROW = {"head_dim": 8}
+_NARROW_MLA = {"head_dim": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "qk_head_dim": 16}
+_GEMMA4 = {"layer_types": ["sliding_attention", "full_attention"] * 2, "global_head_dim": 32}
+_LLAMA4 = {"intermediate_size_mlp": 64, "num_experts_per_tok": 1}
+
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama narrow heads": ("llama", _NARROW),
+    "afmoe narrow heads": ("afmoe", _NARROW),
+    "gpt_oss narrow heads": ("gpt_oss", _NARROW),
+    "gemma3 narrow heads": ("gemma3_text", _NARROW),
+    "deepseek_v32 narrow heads": ("deepseek_v32", _NARROW_MLA),
+    "axk2 narrow heads": ("axk2", _NARROW_MLA),
+    "dots3_note narrow heads": ("dots3_note_text", _NARROW_MLA),
+    "minimax_m3_vl narrow heads": ("minimax_m3_vl_text", _NARROW),
+    "glm_moe_dsa shared indexers": ("glm_moe_dsa", {"indexer_types": ["full", "shared"] * 2}),
+    "glm_moe_dsa own indexers": ("glm_moe_dsa", {"indexer_types": ["full"] * 4}),
+    "hy_v4 own indexers": ("hy_v4", {"indexer_types": ["full"] * 4}),
+    "hy_v4 shared indexers": ("hy_v4", {"indexer_types": ["full", "full", "shared", "shared"]}),
+    "gemma4 head_dim by layer": ("gemma4_text", {**_GEMMA4, "num_kv_shared_layers": 0}),
+    "gemma4 shared keys and values": ("gemma4_text", {**_GEMMA4, "num_kv_shared_layers": 2}),
+    "gemma4 mixture": ("gemma4_text", {**_GEMMA4, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2}),
+    "gemma3n own keys and values": ("gemma3n_text", {"num_kv_shared_layers": 0}),
+    "llama4 every layer a mixture": ("llama4_text", {**_LLAMA4, "interleave_moe_layer_step": 1}),
+    "llama4 every second layer": ("llama4_text", {**_LLAMA4, "interleave_moe_layer_step": 2}),
+    "rwkv of 13 layers": ("rwkv", {"num_hidden_layers": 13}),
+    "qwen3_next hybrid": ("qwen3_next", _HYBRID),
+    "granitemoehybrid hybrid": ("granitemoehybrid", _HYBRID),
+    "bamba hybrid": ("bamba", {"layer_types": ["linear_attention", "full_attention"] * 2}),
+    "qwen2 some sliding": ("qwen2", {"use_sliding_window": True, "max_window_layers": 2}),
+}
