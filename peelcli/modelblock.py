@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from peelcli.checkpoint.model import BlockwiseModel, same_weights
+from peelcli.checkpoint.block import same_weights
+from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.references.interface import LinearMap
 
 

@@ -9,20 +9,16 @@ So a stage can go layer by layer over all tokens, reading each block once, for a
 from __future__ import annotations
 
 import contextlib
-import copy
-import ctypes
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from peelcli.checkpoint.arguments import BlockArguments, Prepared, Returned, equal, hidden_of
 from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
+from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_place, silenced, unless_asked
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.running import AS_STORED, Running
@@ -42,33 +38,6 @@ from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
-
-
-class _Captured(Exception):  # noqa: N818  control flow, never seen outside this file
-    """Raised by the last recorder: everything that was wanted is known, the head need not run."""
-
-
-class _Asked(threading.local):
-    """What one thread asks of the skeleton, which all share: what its blocks do, and what its head is turned by."""
-
-    make: Callable[[int], Callable[..., Any]] | None = None
-    head: Tensor | None = None
-
-    def turn(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """What enters the head's matrix, turned where this thread asks for it."""
-        return None if self.head is None else (args[0] + args[0] @ self.head.to(args[0]), *args[1:])
-
-
-def _unless_asked(own: Callable[..., Any], index: int, asked: _Asked) -> Callable[..., Any]:
-    """The forward of a block, which a thread may ask another function to stand in for.
-
-    It is put in place once and stays: a block whose attributes change can't be copied by another thread.
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return asked.make(index)(*args, **kwargs) if asked.make else own(*args, **kwargs)
-
-    return forward
 
 
 class BlockwiseModel:
@@ -106,7 +75,9 @@ class BlockwiseModel:
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
         positions = stated(text_config(config), "max_position_embeddings")
-        self.max_positions = positions if isinstance(positions, int) and positions > 0 else None  # XLNet says −1
+        self.max_positions = (
+            positions if isinstance(positions, int) and positions > 0 else None
+        )  # XLNet says −1
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
@@ -118,9 +89,9 @@ class BlockwiseModel:
         self.returned, self._layout = Returned(), Layout()
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
-        self._asked = _Asked()
+        self._asked = Asked()
         for index, block in enumerate(self._blocks):
-            block.forward = _unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
+            block.forward = unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is not None:
             matrix.register_forward_pre_hook(self._asked.turn)
@@ -141,7 +112,7 @@ class BlockwiseModel:
             yield module
         finally:
             put_in_place(module, {n: p.to("meta") for n, p in module.named_parameters()})
-            _give_back_memory()
+            give_back_memory()
 
     def block_nbytes(self, layer: int) -> int:
         """Bytes of one block's weights in the dtype it runs in."""
@@ -220,12 +191,12 @@ class BlockwiseModel:
                     recorded.append(arguments)
                     first.append(hidden)
                 if index == self.num_layers - 1:
-                    raise _Captured
+                    raise Captured
                 return self.returned.around(hidden, arguments)
 
             return forward
 
-        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(_Captured):
+        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(Captured):
             self._forward(ids)
         self._require_all(len(recorded))
         return Prepared(self._layout.rows(first[0]), tuple(recorded))
@@ -394,12 +365,12 @@ class BlockwiseModel:
                 hidden, arguments = BlockArguments.of_call(args, kwargs)
                 with self._stand_ins(None):
                     seen.append((hidden, Returned.of(module(*args, **kwargs), arguments)))
-                raise _Captured
+                raise Captured
 
             return forward
 
         def shape_of(ids: Tensor) -> torch.Size:
-            with self._stand_ins(make), contextlib.suppress(_Captured):
+            with self._stand_ins(make), contextlib.suppress(Captured):
                 self._forward(ids)
             self._require_all(len(seen) and self.num_layers)
             return seen[-1][0].shape
@@ -407,59 +378,10 @@ class BlockwiseModel:
         shape = shape_of(ids)
         self.returned = seen[0][1]
         if len(shape) != 3 or shape[:2] != ids.shape:
-            layout = Layout.of(shape, shape_of(ids.repeat(2, 1)), shape_of(ids[:, :-1]))
+            layout = Layout.of(ids.shape, shape, shape_of(ids.repeat(2, 1)), shape_of(ids[:, :-1]))
             if layout is None:
                 raise CheckpointError(
-                    f"{self.family}: its blocks take hidden states of shape {list(shape)} for {list(ids.shape)} tokens; "
-                    "peel audits decoders whose states have one row a token."
+                    f"{self.family}: its blocks take hidden states of shape {list(shape)} for "
+                    f"{list(ids.shape)} tokens; peel audits decoders whose states have one row a token."
                 )
             self._layout = layout
-
-
-def same_weights(module: nn.Module) -> nn.Module:
-    """A block that shares the weights of `module` and may be given others, or be silenced, without its knowing."""
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    own = copy.deepcopy(module, shared)
-    own.__dict__.pop("forward", None)  # the one of `_unless_asked` would run `module` itself
-    return own
-
-
-def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
-    """From now on the sublayer adds nothing to the residual stream, until the handles are removed."""
-
-    def zero(_: nn.Module, __: Any, out: Any) -> Any:
-        if isinstance(out, (tuple, list)):
-            return type(out)((torch.zeros_like(out[0]), *out[1:]))
-        return torch.zeros_like(out)
-
-    return [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]
-
-
-@contextlib.contextmanager
-def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
-    """For the length of the context, the sublayer adds nothing to the residual stream."""
-    handles = silence(module, sublayer)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _give_back_memory() -> None:
-    """Hand free memory back to the system.
-
-    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took a process to 708 MB
-    rather than 479. It costs milliseconds; another C library has no such function, and no such need.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def put_in_place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a block other weights, by the names of the parameters that they replace."""
-    for name, value in weights.items():
-        owner, _, key = name.rpartition(".")
-        holder = module.get_submodule(owner) if owner else module
-        setattr(holder, key, nn.Parameter(value, requires_grad=False))

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 # What a library's code raises when it is given other arguments than it expects.
 LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
-_SHARE = 0.05  # of the tokens may differ by more than the tolerance: rounding sends few tokens to another expert
+_SHARE = (
+    0.05  # of the tokens may differ by more than the tolerance: rounding sends few tokens to another expert
+)
 
 
 @torch.no_grad()
@@ -51,7 +53,9 @@ def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
 
     logits = model.plain_pass(ids, at_block)
     if _differ(model.logits(expected, ids), logits, model.dtype):
-        raise _refusal(model, "the last block's states by themselves give other logits than a plain forward pass")
+        raise _refusal(
+            model, "the last block's states by themselves give other logits than a plain forward pass"
+        )
 
 
 def _refusal(model: BlockwiseModel, found: str) -> CheckpointError:
@@ -63,7 +67,7 @@ def _refusal(model: BlockwiseModel, found: str) -> CheckpointError:
 
 
 def _differ(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    """Whether more tokens than rounding explains are apart; tokens that are not finite in the plain pass are left out."""
+    """Whether more tokens are apart than rounding explains; those not finite in the plain pass are left out."""
     if ours.shape != plain.shape:
         return True
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2

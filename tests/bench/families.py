@@ -1,7 +1,7 @@
 """Every causal language model that transformers can build, tiny and random: does peel run it as transformers does?
 
-For each model type a checkpoint is built from its config, opened as peel opens it, run block by block, and compared with
-a plain forward pass on the same ids. `--write` puts what was found into `peelcli/docs/families.md`.
+For each model type a checkpoint is built from its config, opened as peel opens it, run block by block, and compared
+with a plain forward pass on the same ids. `--write` puts what was found into `peelcli/docs/families.md`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def model_types() -> list[str]:
 def cases() -> dict[str, tuple[str, dict[str, Any]]]:
     """Name → model type and settings, the variants of a type after its plain form."""
     encoders = {"is_decoder": True}  # what makes decoders of them, and means nothing to others
-    plain = {kind: (kind, (encoders if kind in MASKED else {}) | OVERRIDES.get(kind, {})) for kind in model_types()}
+    plain = {
+        kind: (kind, (encoders if kind in MASKED else {}) | OVERRIDES.get(kind, {})) for kind in model_types()
+    }
     return plain | {name: (kind, OVERRIDES.get(kind, {}) | more) for name, (kind, more) in VARIANTS.items()}
 
 
