@@ -135,8 +135,8 @@ class EndToEnd:
         blocks = {n: ModelBlock(self.model, n, module) for n, module in self.modules.items()}
         layers = dict.fromkeys(r.layer for r in references)
         matrices = {n: self._matrices(blocks[n]) for n in layers}
-        head_dim = self.model.head_dim
-        pieces = {n: pieces_of(blocks[n].maps, matrices[n].get("attention", ()), head_dim) for n in layers}
+        attention = {n: matrices[n].get("attention", ()) for n in layers}
+        pieces = {n: pieces_of(blocks[n].maps, attention[n], self.model.head_dim(n)) for n in layers}
         trained = {n: {m.name: m.weight for m in blocks[n].maps} for n in layers}
 
         def logits(factors: Factors, batch: Batch) -> Tensor:

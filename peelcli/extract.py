@@ -52,6 +52,7 @@ def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -
     """Write `task.output`, yielding after each layer. Raises CheckpointError where a layer's states are not finite."""
     sequences = calibration.split.sequences
     ids = torch.from_numpy(sequences)
+    model.require_blockwise(ids[:2])  # before anything is written
     width = model.prepare(ids[:1]).hidden.shape[-1]
     writer = ActivationWriter(
         task.output,

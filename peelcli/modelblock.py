@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from peelcli.checkpoint.model import BlockwiseModel, same_weights
+from peelcli.checkpoint.block import same_weights
+from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.references.interface import LinearMap
 
 
@@ -67,7 +68,7 @@ class ModelBlock:
 
         def look(_: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
             seen.extend((args[0], out.detach().requires_grad_()))
-            return seen[1]
+            return seen[1].clone()  # a family may add to it in place, which torch forbids of a leaf
 
         with self._module() as module:
             handle = module.get_submodule(name.rpartition(".")[0]).register_forward_hook(look)

@@ -24,7 +24,8 @@ from peelcli import durable
 from peelcli.activations import ActivationFile, require_space
 from peelcli.batching import free_memory, head_batch
 from peelcli.carried import Carried, InFiles, OnDevice
-from peelcli.checkpoint.model import BlockwiseModel, put_in_place, same_weights, silence
+from peelcli.checkpoint.block import put_in_place, same_weights, silence
+from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.progress import Progress
 from peelcli.records import Reference
 from peelcli.references.interface import Witness

@@ -8,32 +8,63 @@ causal mask hides: a quarter of the queries at a time, with the keys up to its e
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from peelcli.checkpoint.structure import head_dim
-
-_NAME = "peel_widened_sdpa"
 _LANES = 16
 _NARROW = 12  # heads below are widened
 _PIECES, _LEAST_PIECE = 4, 32  # of the queries, and tokens of one
 _NOT_PLAIN = ("is_causal", "position_bias", "cache", "sliding_window")  # more than a causal mask may be meant
+_MARK = "_peel_widens_narrow_heads"
 
 
-def widen_narrow_heads(model: Any, device: str) -> None:
-    """Let a model of narrow heads that uses torch's attention on a CPU widen them as it runs."""
-    is_sdpa = model.config._attn_implementation == "sdpa"
-    if is_sdpa and device == "cpu" and 0 < head_dim(model.config) < _NARROW:
-        AttentionInterface.register(_NAME, _widened)
-        AttentionMaskInterface.register(_NAME, sdpa_mask)
-        model.set_attn_implementation(_NAME)
+class _Switch(threading.local):
+    """Whether this thread widens heads."""
+
+    on = True
+
+
+_switch = _Switch()
+
+
+def widen_narrow_heads(model: nn.Module, device: str) -> None:
+    """Let a model that uses torch's attention on a CPU widen its narrow heads as it runs.
+
+    The attention keeps its name, "sdpa": families ask for it, and leave out their sparse mask under any other. So the
+    function under that name changes; it does what it did for every module that is not marked as one of this model.
+    """
+    if device != "cpu":
+        return
+    AttentionInterface.register("sdpa", _attention)
+    for module in model.modules():
+        setattr(module, _MARK, True)  # a copy of the module keeps it
+
+
+@contextlib.contextmanager
+def unwidened() -> Iterator[None]:
+    """For the length of the context, this thread runs every attention as transformers does."""
+    _switch.on = False
+    try:
+        yield
+    finally:
+        _switch.on = True
+
+
+def _attention(module: nn.Module, query: Tensor, *args: Any, **more: Any) -> tuple[Tensor, None]:
+    """Attention under the name "sdpa": widened where the heads are narrow and the module is marked."""
+    is_narrow = query.shape[-1] < _NARROW and query.device.type == "cpu"
+    if is_narrow and _switch.on and getattr(module, _MARK, False):
+        return _widened(module, query, *args, **more)
+    return sdpa_attention_forward(module, query, *args, **more)
 
 
 def _widened(
@@ -55,14 +86,15 @@ def _widened(
 
     is_plain = attention_mask is None and all(more.get(name) is None for name in _NOT_PLAIN)
     if not (is_plain and getattr(module, "is_causal", True) and num == key.shape[-2]):
-        return attend(query, key, value, attention_mask)[..., :width], None
+        return attend(query, key, value, attention_mask)[..., :width].contiguous(), None
     piece = max(_LEAST_PIECE, math.ceil(num / _PIECES))
     found = []
     for start in range(0, num, piece):
         stop = min(start + piece, num)
         mask = _causal_mask(start, stop, query.dtype) if start else None
         found.append(attend(query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :], mask))
-    return torch.cat(found, dim=1)[..., :width], None  # (n_seq, seq_len, n_heads, head_dim)
+    # (n_seq, seq_len, n_heads, head_dim); whole in memory, as what it replaces is: some families view it.
+    return torch.cat(found, dim=1)[..., :width].contiguous(), None
 
 
 @lru_cache(maxsize=32)  # a few lengths, in pieces

@@ -9,22 +9,20 @@ So a stage can go layer by layer over all tokens, reading each block once, for a
 from __future__ import annotations
 
 import contextlib
-import copy
-import ctypes
-import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from peelcli.checkpoint.attention import widen_narrow_heads
+from peelcli.checkpoint.arguments import BlockArguments, Prepared, Returned, equal, hidden_of
+from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
+from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_place, silenced, unless_asked
 from peelcli.checkpoint.few_bits import FewBits
+from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
@@ -33,7 +31,7 @@ from peelcli.checkpoint.structure import (
     find_matrices,
     find_sublayers,
     head_dim,
-    num_hidden_layers,
+    stated,
     text_config,
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
@@ -41,49 +39,6 @@ from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
-
-
-class _Captured(Exception):  # noqa: N818  control flow, never seen outside this file
-    """Raised by the last recorder: everything that was wanted is known, the head need not run."""
-
-
-@dataclass(frozen=True)
-class BlockArguments:
-    """What the model passes to one block beside the hidden states."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A batch on its way: `hidden` (n_seq, seq_len, d_model) is O_0; one BlockArguments a layer, layer 1 first."""
-
-    hidden: Tensor
-    arguments: tuple[BlockArguments, ...]
-
-
-class _Asked(threading.local):
-    """What one thread asks of the skeleton, which all share: what its blocks do, and what its head is turned by."""
-
-    make: Callable[[int], Callable[..., Any]] | None = None
-    head: Tensor | None = None
-
-    def turn(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """What enters the head's matrix, turned where this thread asks for it."""
-        return None if self.head is None else (args[0] + args[0] @ self.head.to(args[0]), *args[1:])
-
-
-def _unless_asked(own: Callable[..., Any], index: int, asked: _Asked) -> Callable[..., Any]:
-    """The forward of a block, which a thread may ask another function to stand in for.
-
-    It is put in place once and stays: a block whose attributes change can't be copied by another thread.
-    """
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        return asked.make(index)(*args, **kwargs) if asked.make else own(*args, **kwargs)
-
-    return forward
 
 
 class BlockwiseModel:
@@ -116,26 +71,32 @@ class BlockwiseModel:
             )
             stamp.require_unchanged()
         widen_narrow_heads(model, device)
+        if stated(config, "rescale_every"):
+            # RWKV halves its states now and then, and the weights that add to them, for float16's range: the network
+            # is the same without, and then every block's input is the output of the one before.
+            config.rescale_every = model.config.rescale_every = 0
         self.config = config
-        self.num_layers = num_hidden_layers(config)
         self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
-        self.max_positions: int | None = getattr(text_config(config), "max_position_embeddings", None)
-        self.head_dim = head_dim(config)
+        positions = stated(text_config(config), "max_position_embeddings")
+        self.max_positions = (
+            positions if isinstance(positions, int) and positions > 0 else None
+        )  # XLNet says −1
         self.vocab_size = int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
         container = self.model.get_submodule(self.blocks_name)
         self._blocks: list[nn.Module] = list(container.children())
+        self.num_layers = len(self._blocks)
         self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name, stamp)
         self._quantized = FewBits(
             self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
         )
-        self._like_output: Callable[[Tensor], Any] = lambda hidden: hidden
+        self.returned, self._layout = Returned(), Layout()
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
-        self._asked = _Asked()
+        self._asked = Asked()
         for index, block in enumerate(self._blocks):
-            block.forward = _unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
+            block.forward = unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is not None:
             matrix.register_forward_pre_hook(self._asked.turn)
@@ -156,7 +117,7 @@ class BlockwiseModel:
             yield module
         finally:
             put_in_place(module, {n: p.to("meta") for n, p in module.named_parameters()})
-            _give_back_memory()
+            give_back_memory()
 
     def block_nbytes(self, layer: int) -> int:
         """Bytes of one block's weights in the dtype it runs in."""
@@ -205,6 +166,10 @@ class BlockwiseModel:
         """What is known of every matrix that runs in few bits."""
         return self._quantized.everything()
 
+    def head_dim(self, layer: int) -> int:
+        """Features of one head of a block's attention, 0 where config.json does not say."""
+        return head_dim(self.config, layer)
+
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
         """Attention and MLP of one block; empty where they could not be told apart."""
         return self._sublayers[layer - 1]
@@ -212,13 +177,13 @@ class BlockwiseModel:
     # -- running ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _stand_ins(self, make: Callable[[int], Callable[..., Any]]) -> Iterator[None]:
-        """For the length of the context, block i's forward is make(i) in this thread."""
-        self._asked.make = make
+    def _stand_ins(self, make: Callable[[int], Callable[..., Any]] | None) -> Iterator[None]:
+        """For the length of the context, block i's forward is make(i) in this thread; None: its own."""
+        before, self._asked.make = self._asked.make, make
         try:
             yield
         finally:
-            self._asked.make = None
+            self._asked.make = before
 
     def _record(self, ids: Tensor) -> Prepared:
         recorded: list[BlockArguments] = []
@@ -226,25 +191,69 @@ class BlockwiseModel:
 
         def make(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
-                kwargs = dict(kwargs)
-                hidden = args[0] if args else kwargs.pop("hidden_states")
-                if index == 0:
+                hidden, arguments = BlockArguments.of_call(args, kwargs)
+                if index == len(recorded):
+                    recorded.append(arguments)
                     first.append(hidden)
-                recorded.append(BlockArguments(tuple(args[1:]), kwargs))
                 if index == self.num_layers - 1:
-                    raise _Captured
-                return self._like_output(hidden)
+                    raise Captured
+                return self.returned.around(hidden, arguments)
 
             return forward
 
-        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(_Captured):
-            self.model(input_ids=ids.to(self.device), use_cache=False)
-        if len(recorded) != self.num_layers:
+        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(Captured):
+            self._forward(ids)
+        self._require_all(len(recorded))
+        return Prepared(self._layout.rows(first[0]), tuple(recorded))
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        """The logits of the model's own forward pass. Raises CheckpointError where the library does not run it."""
+        try:
+            logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+        except torch.OutOfMemoryError:
+            raise
+        except LIBRARY_ERRORS as error:
             raise CheckpointError(
-                f"{self.family} ran {len(recorded)} of its {self.num_layers} blocks on a plain batch: "
+                f"{self.family}: transformers' own forward pass does not run on token ids alone "
+                f"({type(error).__name__}: {error}). peel audits decoders that need nothing else."
+            ) from error
+        return logits
+
+    def _require_all(self, num_run: int) -> None:
+        if num_run != self.num_layers:
+            raise CheckpointError(
+                f"{self.family} ran {num_run} of its {self.num_layers} blocks on a plain batch: "
                 "peel audits decoders that run every block once, in order."
             )
-        return Prepared(first[0], tuple(recorded))
+
+    def plain_pass(self, ids: Tensor, at_block: Callable[[int, nn.Module, Tensor, Tensor], None]) -> Tensor:
+        """The logits of the model's own forward pass, each block's weights in memory while it runs.
+
+        After each block: at_block(layer, module, hidden, out), states (n_seq, seq_len, d_model) before and after it.
+        """
+        run: list[int] = []
+
+        def make(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden = BlockArguments.of_call(args, kwargs)[0].clone()
+                run.append(index)
+                with self.block(index + 1) as module:
+                    with self._stand_ins(None), unwidened():
+                        out = module(*args, **kwargs)
+                    with self._stand_ins(None):
+                        at_block(index + 1, module, *map(self._layout.rows, (hidden, hidden_of(out))))
+                return out
+
+            return forward
+
+        with self._stand_ins(make), torch.no_grad():
+            logits = self._forward(ids)
+        self._require_all(len(run))
+        return logits
+
+    def require_blockwise(self, ids: Tensor) -> None:
+        """Raise CheckpointError where running `ids` block by block is not running the model; see `single_pass`."""
+        require_blockwise(self, ids)
 
     def prepare(self, ids: Tensor) -> Prepared:
         """Embed token ids (n_seq, seq_len) and find what each block is given beside the hidden states."""
@@ -280,20 +289,34 @@ class BlockwiseModel:
             for sublayer in self.sublayers(layer) if dropped else ():
                 if sublayer.name in dropped:
                     stack.enter_context(silenced(module, sublayer))
-            inputs = (hidden, *arguments.args)
-            if weights:
-                out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
-            else:
-                out = module(*inputs, **arguments.kwargs)
-        return out[0] if isinstance(out, (tuple, list)) else out
+            return self.run_with(arguments, module, hidden, weights)
+
+    def run_with(
+        self,
+        arguments: BlockArguments,
+        module: nn.Module,
+        hidden: Tensor,
+        weights: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """`run_block` of a block with arguments that are known already."""
+        inputs = (self._layout.own(hidden), *arguments.args)
+        if weights:
+            out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
+        else:
+            out = module(*inputs, **arguments.kwargs)
+        return self._layout.rows(hidden_of(out))
 
     def logits(self, hidden: Tensor, ids: Tensor, head: Tensor | None = None) -> Tensor:
         """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head.
 
         head: A (d_model, d_model), which turns what enters the head's matrix, x, into x + x·A.
         """
-        stand_in = lambda index: lambda *args, **kwargs: self._like_output(hidden)  # noqa: E731
-        with self._stand_ins(stand_in):
+        own = self._layout.own(hidden)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return self.returned.around(own, BlockArguments.of_call(args, kwargs)[1])
+
+        with self._stand_ins(lambda index: forward):
             self._asked.head = head
             try:
                 return self.model(input_ids=ids.to(self.device), use_cache=False).logits
@@ -316,20 +339,15 @@ class BlockwiseModel:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Run the first block once, to learn what a block returns and whether its sublayers can be silenced."""
+        """Run the first block, to learn what a block returns and whether its sublayers can be silenced."""
         length = min(8, self.max_positions or 8)
         ids = torch.arange(2 * length).view(2, length) % self.vocab_size
         self._sublayers: list[tuple[Sublayer, ...]] = [() for _ in self._blocks]
-        prepared = self._record(ids)
-        self._constant_arguments = _equal(
-            prepared.arguments, self._record((ids + 7) % self.vocab_size).arguments
-        )
-        arguments = prepared.arguments[0]
         with self.block(1) as module:
-            out = module(prepared.hidden, *arguments.args, **arguments.kwargs)
-            if isinstance(out, (tuple, list)):
-                rest = tuple(out[1:])
-                self._like_output = lambda hidden: (hidden, *rest)
+            self._learn(ids, module)
+            prepared = self._record(ids)
+            other = self._record((ids + 7) % self.vocab_size)
+            self._constant_arguments = equal(prepared.arguments, other.arguments)
             found = [find_sublayers(block) for block in self._blocks]
             if found[0]:
                 self._sublayers = found
@@ -337,65 +355,38 @@ class BlockwiseModel:
                 # Dropping both updates must leave the input as it was; else "dropping" means something else here.
                 if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
                     self._sublayers = [() for _ in self._blocks]
+        if self.returned.has_more:  # which later blocks may read
+            self.require_blockwise(ids)
 
+    def _learn(self, ids: Tensor, module: nn.Module) -> None:
+        """Learn, inside the model's own pass, what block 1 returns and how its hidden states are laid out.
 
-def same_weights(module: nn.Module) -> nn.Module:
-    """A block that shares the weights of `module` and may be given others, or be silenced, without its knowing."""
-    shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
-    own = copy.deepcopy(module, shared)
-    own.__dict__.pop("forward", None)  # the one of `_unless_asked` would run `module` itself
-    return own
+        module: block 1, its weights in memory.
+        """
+        seen: list[tuple[Tensor, Returned]] = []
 
+        def make(index: int) -> Callable[..., Any]:
+            def forward(*args: Any, **kwargs: Any) -> Any:
+                hidden, arguments = BlockArguments.of_call(args, kwargs)
+                with self._stand_ins(None):
+                    seen.append((hidden, Returned.of(module(*args, **kwargs), arguments)))
+                raise Captured
 
-def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
-    """From now on the sublayer adds nothing to the residual stream, until the handles are removed."""
+            return forward
 
-    def zero(_: nn.Module, __: Any, out: Any) -> Any:
-        if isinstance(out, (tuple, list)):
-            return (torch.zeros_like(out[0]), *out[1:])
-        return torch.zeros_like(out)
+        def shape_of(ids: Tensor) -> torch.Size:
+            with self._stand_ins(make), contextlib.suppress(Captured):
+                self._forward(ids)
+            self._require_all(len(seen) and self.num_layers)
+            return seen[-1][0].shape
 
-    return [module.get_submodule(name).register_forward_hook(zero) for name in sublayer.outputs]
-
-
-@contextlib.contextmanager
-def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
-    """For the length of the context, the sublayer adds nothing to the residual stream."""
-    handles = silence(module, sublayer)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _give_back_memory() -> None:
-    """Hand free memory back to the system.
-
-    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took a process to 708 MB
-    rather than 479. It costs milliseconds; another C library has no such function, and no such need.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
-
-
-def put_in_place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a block other weights, by the names of the parameters that they replace."""
-    for name, value in weights.items():
-        owner, _, key = name.rpartition(".")
-        holder = module.get_submodule(owner) if owner else module
-        setattr(holder, key, nn.Parameter(value, requires_grad=False))
-
-
-def _equal(a: Any, b: Any) -> bool:
-    """Whether two nests of arguments hold the same tensors and plain values."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
-    if isinstance(a, BlockArguments):
-        return isinstance(b, BlockArguments) and _equal(a.args, b.args) and _equal(a.kwargs, b.kwargs)
-    if isinstance(a, Mapping):
-        return isinstance(b, Mapping) and a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, (tuple, list)):
-        return isinstance(b, (tuple, list)) and len(a) == len(b) and all(map(_equal, a, b))
-    return isinstance(a, (int, float, str, bool, type(None), torch.dtype)) and a == b
+        shape = shape_of(ids)
+        self.returned = seen[0][1]
+        if len(shape) != 3 or shape[:2] != ids.shape:
+            layout = Layout.of(ids.shape, shape, shape_of(ids.repeat(2, 1)), shape_of(ids[:, :-1]))
+            if layout is None:
+                raise CheckpointError(
+                    f"{self.family}: its blocks take hidden states of shape {list(shape)} for "
+                    f"{list(ids.shape)} tokens; peel audits decoders whose states have one row a token."
+                )
+            self._layout = layout

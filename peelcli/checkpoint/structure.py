@@ -7,7 +7,7 @@ that is named so; the MLP is every other child that holds matrices.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from peelcli.errors import CheckpointError
 
 _ATTENTION_NAME = re.compile(r"attn|attention|mixer|mamba|ssm|temporal|linear_attn|recurrent", re.IGNORECASE)
 _NORM_NAME = re.compile(r"norm|(^|_)ln(_|$|\d)", re.IGNORECASE)
+_OTHER_SENSES = re.compile(r"vision|visual|image|audio|speech", re.IGNORECASE)
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 _NO_LAYERS = (
     "config.json does not say how many layers the model has: expected num_hidden_layers (or n_layer). "
@@ -47,23 +48,36 @@ def text_config(config: Any) -> Any:
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
-def num_hidden_layers(config: object) -> int:
-    """The number of decoder blocks that a transformers config names."""
-    text = text_config(config)
-    for key in _NUM_LAYERS:
-        value = getattr(text, key, None)
-        if isinstance(value, int) and value > 0:
-            return value
-    raise CheckpointError(_NO_LAYERS)
+def stated(config: Any, name: str) -> Any:
+    """What a transformers config says under a name; None where it says nothing, or another thing for each layer.
+
+    Reading an attribute that differs by layer (Gemma 4's head_dim) off the config of the whole raises RuntimeError.
+    """
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
 
 
-def head_dim(config: Any) -> int:
-    """Features of one head of the attention, 0 where a transformers config does not say."""
+def layer_counts(config: object) -> tuple[int, ...]:
+    """The numbers of decoder blocks that a transformers config may mean, the likeliest first."""
+    found = (stated(text_config(config), key) for key in _NUM_LAYERS)
+    counts = tuple(dict.fromkeys(n for n in found if isinstance(n, int) and n > 0))
+    if not counts:
+        raise CheckpointError(_NO_LAYERS)
+    return counts
+
+
+def head_dim(config: Any, layer: int) -> int:
+    """Features of one head of the attention in a layer, from 1; 0 where a transformers config does not say."""
     text = text_config(config)
-    stated, width, heads = (
-        getattr(text, key, None) for key in ("head_dim", "hidden_size", "num_attention_heads")
-    )
-    return int(stated or (width // heads if width and heads else 0))
+    by_layer = stated(text, "per_layer_config") if stated(text, "is_heterogeneous") else None
+    if by_layer is not None:
+        text = by_layer[layer - 1]
+    told, width, heads = (stated(text, key) for key in ("head_dim", "hidden_size", "num_attention_heads"))
+    if isinstance(told, int) and told > 0:
+        return told
+    return width // heads if isinstance(width, int) and isinstance(heads, int) and heads > 0 else 0
 
 
 def layers_of(config: Mapping[str, Any]) -> int:
@@ -76,21 +90,23 @@ def layers_of(config: Mapping[str, Any]) -> int:
     raise CheckpointError(_NO_LAYERS)
 
 
-def find_blocks(model: nn.Module, num_layers: int) -> str:
-    """The dotted name of the ModuleList that holds the decoder blocks."""
-    lists = [
-        (sum(p.numel() for p in module.parameters()), name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers
-    ]
-    # The blocks hold the most parameters; an inner list of the same length (experts) is inside one of them.
-    outer = [(size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)]
-    if not outer:
-        raise CheckpointError(
-            f"{type(model).__name__} has no list of {num_layers} blocks: expected a ModuleList whose length is "
-            "num_hidden_layers. peel audits decoder-only transformers with one list of blocks."
-        )
-    return max(outer)[1]
+def find_blocks(model: nn.Module, counts: Sequence[int]) -> str:
+    """The dotted name of the ModuleList that holds the decoder blocks; counts: how many there may be."""
+    for count in counts:
+        lists = [
+            (sum(p.numel() for p in module.parameters()), name)
+            for name, module in model.named_modules()
+            if isinstance(module, nn.ModuleList) and len(module) == count
+        ]
+        # The blocks hold the most parameters; an inner list of the same length (experts) is inside one of them.
+        outer = [(size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)]
+        if outer:
+            # What reads images or sound is never run on text.
+            return max([found for found in outer if not _OTHER_SENSES.search(found[1])] or outer)[1]
+    raise CheckpointError(
+        f"{type(model).__name__} has no list of {' or '.join(map(str, counts))} blocks: expected a ModuleList whose "
+        "length is num_hidden_layers. peel audits decoder-only transformers with one list of blocks."
+    )
 
 
 def find_sublayers(block: nn.Module) -> tuple[Sublayer, ...]:

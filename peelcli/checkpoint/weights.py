@@ -24,7 +24,7 @@ from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.reading import StoredTensor, transformers_unmapped
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
-from peelcli.checkpoint.structure import find_blocks, find_matrices, num_hidden_layers
+from peelcli.checkpoint.structure import find_blocks, find_matrices, layer_counts
 from peelcli.errors import CheckpointError
 from peelcli.library_words import library_words
 from peelcli.records import QuantizedModule
@@ -46,7 +46,7 @@ def _skeleton(directory: Path) -> tuple[Any, nn.Module, str]:
             f"{directory}: transformers cannot build this model as a causal language model: {library_words(error)}. "
             "peel audits decoder-only models of families that transformers knows; remote code is never run."
         ) from error
-    return config, skeleton, find_blocks(skeleton, num_hidden_layers(config))
+    return config, skeleton, find_blocks(skeleton, layer_counts(config))
 
 
 def block_shapes(directory: Path) -> list[dict[str, torch.Size]]:

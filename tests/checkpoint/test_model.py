@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import FAMILIES, build_model
 
-from peelcli.checkpoint.model import BlockwiseModel, same_weights, silence
+from peelcli.checkpoint.block import same_weights, silence
+from peelcli.checkpoint.model import BlockwiseModel
 
 WITHOUT_SUBLAYERS = {"bloom"}  # adds the residual inside its attention and MLP modules
 

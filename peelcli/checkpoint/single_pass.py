@@ -1,0 +1,80 @@
+"""Whether a model run block by block is the model: each block compared inside one plain forward pass.
+
+What peel passes to a block was recorded from a pass whose blocks did nothing. That is right for a model whose blocks
+read the hidden states and arguments known beforehand (masks, rotary tables). It is wrong where a block reads what an
+earlier one computed beside the hidden states, such as keys and values or a router's state, and where the model changes
+the hidden states between two blocks.
+
+So transformers' own forward pass runs once, on real tokens, each block's weights in memory while it runs. Every block
+runs twice: as the model calls it, and as peel would, on the same hidden states. Its input must be the output of the
+block before, and its two outputs must agree; so must the logits. This costs one more reading of the weights and
+two runs of two sequences. It happens before anything is written.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from peelcli.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from peelcli.checkpoint.model import BlockwiseModel
+
+# What a library's code raises when it is given other arguments than it expects.
+LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
+_SHARE = (
+    0.05  # of the tokens may differ by more than the tolerance: rounding sends few tokens to another expert
+)
+
+
+@torch.no_grad()
+def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
+    """Raise CheckpointError where `ids` (n_seq, seq_len) give other states block by block than in a plain pass."""
+    expected = model.prepare(ids).hidden
+
+    def at_block(layer: int, module: nn.Module, hidden: Tensor, plain: Tensor) -> None:
+        nonlocal expected
+        if _differ(hidden, expected, model.dtype):
+            raise _refusal(model, f"what goes into block {layer} is not what came out of block {layer - 1}")
+        arguments = model.prepare(ids).arguments[layer - 1]
+        try:
+            ours = model.run_with(arguments, module, hidden.clone())
+        except torch.OutOfMemoryError:
+            raise
+        except LIBRARY_ERRORS as error:
+            why = f"block {layer} cannot run by itself ({type(error).__name__}: {error})"
+            raise _refusal(model, why) from error
+        if _differ(ours, plain, model.dtype):
+            raise _refusal(model, f"block {layer} by itself gives other states than in a plain forward pass")
+        expected = plain
+
+    logits = model.plain_pass(ids, at_block)
+    if _differ(model.logits(expected, ids), logits, model.dtype):
+        raise _refusal(
+            model, "the last block's states by themselves give other logits than a plain forward pass"
+        )
+
+
+def _refusal(model: BlockwiseModel, found: str) -> CheckpointError:
+    return CheckpointError(
+        f"{model.family} cannot be audited block by block: {found}. peel replaces one block at a time, "
+        "which needs blocks that share nothing but the hidden states. Nothing was written; "
+        "peelcli/docs/families.md lists the families that can be audited."
+    )
+
+
+def _differ(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
+    """Whether more tokens are apart than rounding explains; those not finite in the plain pass are left out."""
+    if ours.shape != plain.shape:
+        return True
+    tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+    a, b = (t.flatten(0, 1).flatten(1).float() for t in (ours, plain))
+    finite = b.isfinite().all(dim=1)
+    if not bool(finite.any()):
+        return False
+    a, b = a[finite], b[finite]
+    near = (a - b).norm(dim=1) <= tolerance * b.norm(dim=1) + 1e-12
+    return float(near.float().mean()) < 1 - _SHARE
