@@ -26,8 +26,21 @@ import torch
 from torch import Tensor
 
 from peelcli import __version__, durable
+from peelcli.check_run import UNBOUNDED, check_about, check_network
 from peelcli.errors import ArtefactError, ResourceError
-from peelcli.h5files import open_h5, read_json, write_root
+from peelcli.h5files import (
+    Group,
+    Rows,
+    create_h5,
+    note_non_finite,
+    open_h5,
+    put_array,
+    put_attribute,
+    require_ids,
+    write_root,
+)
+from peelcli.records import Run
+from peelcli.revive import revive
 from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 1
@@ -56,6 +69,11 @@ def _check_of(key: str, layer: str, checksum: str) -> str:
     return str(zlib.crc32(f"{key} {layer} {checksum}".encode()))
 
 
+def _plain(value: Any) -> Any:
+    """A value as h5py reads it, texts decoded."""
+    return value.decode("utf-8") if isinstance(value, bytes) else value
+
+
 def _to_stored(states: Tensor, dtype: str) -> np.ndarray:
     states = states.detach().cpu()
     if dtype == "bfloat16":
@@ -63,11 +81,9 @@ def _to_stored(states: Tensor, dtype: str) -> np.ndarray:
     return states.to(getattr(torch, dtype)).numpy()
 
 
-def _from_stored(dataset: h5py.Dataset, rows: slice) -> Tensor:
-    stored = torch.from_numpy(dataset[rows])
-    if dataset.attrs["torch_dtype"] == "bfloat16":
-        stored = stored.view(torch.bfloat16)
-    return stored
+def _from_stored(values: np.ndarray, dtype: str) -> Tensor:
+    stored = torch.from_numpy(values)
+    return stored.view(torch.bfloat16) if dtype == "bfloat16" else stored
 
 
 class ActivationWriter:
@@ -110,13 +126,13 @@ class ActivationWriter:
         self._sink = Sink(self._partial, new=True)  # from here on it is ours
         self._journal.unlink(missing_ok=True)
         durable.sync_directory(path.parent)
-        self._file = h5py.File(self._sink, "w")
+        self._file = create_h5(self._sink)
         try:
             write_root(self._file, SCHEMA, SCHEMA_VERSION, about, config)
-            self._file.create_dataset("ids", data=ids.astype(np.int32))
+            put_array(self._file, "ids", ids.astype(np.int32))
             for name in ("nll", "entropy"):
-                self._file.create_dataset(name, shape=(n_seq,), dtype=np.float64)
-            self._allocate(stored, shape)
+                put_array(self._file, name, np.zeros(n_seq))
+            self._allocate(stored, (n_seq, seq_len, d_model))
             self._file.flush()
             self._sink.check()
         except BaseException:
@@ -131,12 +147,14 @@ class ActivationWriter:
         for layer in stored:
             create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
             create.set_chunk((1, shape[1], shape[2]))
+            create.set_fletcher32()
+            # Filled at once: a chunk without its checksum is shorter, and would be moved when it is written.
             create.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            create.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            create.set_fill_time(h5py.h5d.FILL_TIME_ALLOC)
             kind = h5py.h5t.py_create(np.dtype(_NUMPY[self.dtype]))
             h5py.h5d.create(group.id, f"{layer:03d}".encode(), kind, h5py.h5s.create_simple(shape), create)
             dataset = group[f"{layer:03d}"]
-            dataset.attrs["torch_dtype"] = self.dtype
+            put_attribute(dataset, "torch_dtype", self.dtype)
             for axis, name in enumerate(("sequence", "position", "feature")):
                 dataset.dims[axis].attach_scale(scales[name])
 
@@ -154,7 +172,7 @@ class ActivationWriter:
         try:
             self._file = h5py.File(self._sink, "r+")
             whole = self._is_as_made(ids, stored, shape)
-            self._resumed = whole and all(self._checksum_of(n) == known for n, known in checksums.items())
+            self._resumed = whole and self._is_whole(checksums)
         except _DAMAGE:
             self._resumed = False  # it is written anew
         if self._resumed:
@@ -168,23 +186,19 @@ class ActivationWriter:
     def _is_as_made(self, ids: np.ndarray, stored: Sequence[int], shape: tuple[int, ...]) -> bool:
         """Whether all that is not states is what this run would have written itself."""
         file, about = self._file, json.loads(self._about)
-        root = {
-            "schema": SCHEMA,
-            "schema_version": SCHEMA_VERSION,
-            "peel_version": __version__,
-            "config": self._config,
-        }
+        root = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "peel_version": __version__}
         root |= {"checkpoint_id": str(about["checkpoint_id"]), "seed": int(about["seed"])}
         states = {f"{layer:03d}" for layer in stored}
         return (
-            all(file.attrs[name] == value for name, value in root.items())
-            and file["about"][()].decode() == self._about
+            all(_plain(file.attrs[name]) == value for name, value in root.items())
+            and _plain(file["config"][()]) == self._config
+            and _plain(file["about"][()]) == self._about
             and np.array_equal(file["ids"][...], ids)
             and file["nll"].shape == file["entropy"].shape == (len(ids),)
             and set(file["states"]) == states
             and all(file["states"][n].shape == shape for n in states)
             and all(file["states"][n].dtype == _NUMPY[self.dtype] for n in states)
-            and all(file["states"][n].attrs["torch_dtype"] == self.dtype for n in states)
+            and all(_plain(file["states"][n].attrs["torch_dtype"]) == self.dtype for n in states)
         )
 
     def _read_journal(self) -> dict[int, int]:
@@ -198,6 +212,13 @@ class ActivationWriter:
         records = (line.split() for line in lines[1:])
         whole = [r for r in records if len(r) == 3 and r[2] == _check_of(self._key, *r[:2])]
         return {int(layer): int(checksum) for layer, checksum, _ in whole}
+
+    def _is_whole(self, checksums: Mapping[int, int]) -> bool:
+        """Whether the file holds the states that these checksums were taken of."""
+        try:
+            return all(self._checksum_of(layer) == known for layer, known in checksums.items())
+        except _DAMAGE:  # HDF5 keeps checksums of its own
+            return False
 
     def _checksum_of(self, layer: int) -> int:
         """Of the bytes of a state as the file holds them."""
@@ -215,7 +236,7 @@ class ActivationWriter:
 
     def read(self, layer: int, rows: slice) -> Tensor:
         """States written before, as the next layer's input when a run is resumed."""
-        return _from_stored(self._file[f"states/{layer:03d}"], rows)
+        return _from_stored(self._file[f"states/{layer:03d}"][rows], self.dtype)
 
     def finish_layer(self, layer: int) -> None:
         """O_layer is whole, all its rows written in order: payload first, then the journal."""
@@ -234,12 +255,14 @@ class ActivationWriter:
 
     def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
         """Store the trained model's losses (n_seq,) and give the file its name."""
-        if self._resumed and any(self._checksum_of(n) != known for n, known in self._checksums.items()):
+        if self._resumed and not self._is_whole(self._checksums):
             self.discard()
             raise ArtefactError(
                 f"{self._partial}: what an interrupted run left was damaged and is deleted. Run the command again."
             )
-        self._file["nll"][...], self._file["entropy"][...] = nll, entropy
+        for name, values in (("nll", nll), ("entropy", entropy)):
+            self._file[name][...] = values
+            note_non_finite(self._file[name], values)
         self._file.close()
         self._sink.take_name(self.path)
         self._sink.close()
@@ -267,15 +290,36 @@ class ActivationFile:
         """Open `path`; raises ArtefactError where it is not a whole file of this schema."""
         self.path = path
         self._file = open_h5(path, SCHEMA, SCHEMA_VERSION)
-        self.about, self.config = read_json(self._file, "about"), read_json(self._file, "config")
         try:
-            self.ids = torch.from_numpy(self._file["ids"][...].astype(np.int64))
-            self.nll: np.ndarray = self._file["nll"][...]
-            self.entropy: np.ndarray = self._file["entropy"][...]
-            self.stored = sorted(int(name) for name in self._file["states"])
-            sizes = [int(self.about["rows"][part]) for part in ("fit", "select", "eval")]
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel extract`.") from error
+            self._read(self._file.root)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _read(self, root: Group) -> None:
+        self.about, self.config = root.json("about"), root.json("config")
+        with self._file.reading("about"):
+            run = revive(Run, self.about, unbounded=UNBOUNDED)
+            check_network(run)
+            check_about(self.about, run)
+        sizes = [self.about["rows"][part] for part in ("fit", "select", "eval")]
+        ids = root.array("ids", ("int32",), (sum(sizes), run.seq_len))
+        with self._file.reading("ids"):
+            require_ids(ids, run.vocab_size, run.seq_len)
+        self.ids = torch.from_numpy(ids.astype(np.int64))
+        self.nll, self.entropy = (root.array(name, ("float64",), (len(ids),)) for name in ("nll", "entropy"))
+        states = root.group("states")
+        self._states = {
+            _layer(states, name, run.num_layers): _states(states, name) for name in states.names()
+        }
+        self.stored = sorted(self._states)
+        with self._file.reading("states"):
+            if not self._states or len({rows.shape for rows, _ in self._states.values()}) != 1:
+                raise ValueError("the states of all layers should have the same shape")
+            (shape,) = {rows.shape for rows, _ in self._states.values()}
+            if shape[:2] != ids.shape:
+                raise ValueError(f"expected states of {ids.shape} tokens, found {shape}")
+        self.d_model = shape[2]
         ends = np.cumsum(sizes).tolist()
         self.rows = {
             part: slice(end - size, end)
@@ -284,14 +328,31 @@ class ActivationFile:
 
     def states(self, layer: int, rows: slice) -> Tensor:
         """O_layer of `rows`: (n_rows, seq_len, d_model), in the dtype it is stored in."""
-        name = f"states/{layer:03d}"
-        if name not in self._file:
+        if layer not in self._states:
             raise ArtefactError(
                 f"{self.path}: the states of layer {layer} are not in this file, which holds {self.stored}. "
                 "Extract again without --layers, or with the layers you want to fit."
             )
-        return _from_stored(self._file[name], rows)
+        stored, dtype = self._states[layer]
+        return _from_stored(stored.read(rows), dtype)
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _layer(states: Group, name: str, num_layers: int) -> int:
+    with states.stored.reading("states"):
+        if not (name.isascii() and name.isdigit() and name == f"{int(name):03d}" and int(name) <= num_layers):
+            raise ValueError(f"expected layers 000 to {num_layers:03d}, found {name!r}")
+        return int(name)
+
+
+def _states(states: Group, name: str) -> tuple[Rows, str]:
+    """The states of a layer and the dtype that they are of."""
+    rows = states.rows(name, ("float32", "float16", "uint16"), (None, None, None))
+    dtype = rows.attributes.attribute("torch_dtype", str)
+    with states.stored.reading(rows.name):
+        if dtype not in _NUMPY or rows.dtype != _NUMPY[dtype]:
+            raise ValueError(f"expected {dtype}, found {rows.dtype}")
+    return rows, dtype

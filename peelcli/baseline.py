@@ -15,12 +15,16 @@ from pathlib import Path
 import numpy as np
 
 from peelcli import __version__, durable
+from peelcli.check_run import UNBOUNDED, check_result
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult
 from peelcli.revive import revive
+from peelcli.smallfiles import parse_json, read_bounded
 
 SCHEMA, SCHEMA_VERSION = "peel/baseline", 1
 DIGITS = 7  # decimals of a loss: a hundredth of what anything is decided by
+
+_LARGEST = 2**27  # bytes: the losses of some thousand references on a thousand sequences
 
 
 def write_baseline(path: Path, result: AuditResult) -> None:
@@ -57,13 +61,12 @@ def read_baseline(path: Path) -> AuditResult:
     """The audit that a baseline keeps. Raises ArtefactError where it is none, is damaged, or of a newer schema."""
     again = "write one with `peel report FIT --write-baseline FILE`"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        why = getattr(error, "strerror", None) or "not text"
-        raise ArtefactError(f"{path}: the baseline cannot be read ({why}); {again}") from error
+        data = read_bounded(path, _LARGEST)
+    except OSError as error:
+        raise ArtefactError(f"{path}: the baseline cannot be read ({error.strerror}); {again}") from error
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise ArtefactError(f"{path}: is no baseline, or a damaged one ({error}); {again}") from error
     if not isinstance(value, dict) or value.get("schema") != SCHEMA:
         found = value.get("schema") if isinstance(value, dict) else type(value).__name__
@@ -74,7 +77,9 @@ def read_baseline(path: Path) -> AuditResult:
             f"use the peel that wrote it, or {again}"
         )
     try:
-        return revive(AuditResult, value.get("audit"))
+        result = revive(AuditResult, value.get("audit"), unbounded=UNBOUNDED)
+        check_result(result)
+        return result
     except ValueError as error:
         raise ArtefactError(f"{path}: damaged ({error}); {again}") from error
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,8 +20,12 @@ from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
+from peelcli.smallfiles import parse_json, read_bounded
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
+
+_LARGEST_STATE = 2**27  # bytes of trainer_state.json, which logs each step of a run
+_LARGEST_STEP = 2**53
 
 
 def training_step(directory: Path) -> int | None:
@@ -30,15 +33,17 @@ def training_step(directory: Path) -> int | None:
     state = directory / "trainer_state.json"
     if state.is_file():
         try:
-            step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
-        except (ValueError, AttributeError) as error:
+            step = parse_json(read_bounded(state, _LARGEST_STATE), nan=True).get("global_step")
+        except (ValueError, AttributeError, OSError) as error:
+            why = getattr(error, "strerror", None) or error
             raise CheckpointError(
-                f"{state}: not the JSON object that the Trainer writes ({error}); mend or remove it."
+                f"{state}: not the JSON object that the Trainer writes ({why}); mend or remove it."
             ) from error
-        if isinstance(step, int):
+        if type(step) is int and 0 <= step <= _LARGEST_STEP:
             return step
     match = _STEP.search(directory.resolve().name)
-    return int(match.group(1)) if match else None
+    step = int(match.group(1)[:20]) if match else None
+    return step if step is None or step <= _LARGEST_STEP else None
 
 
 @dataclass(frozen=True)

@@ -5,18 +5,20 @@ What a report needs, so that it starts at once. `fitstore` lays the file out, wr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-import h5py
-
-from peelcli.errors import ArtefactError
-from peelcli.h5files import open_h5, read_json
-from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score, run_from
+from peelcli.check_run import UNBOUNDED, check_outcome, check_run
+from peelcli.h5files import Group, StoredFile, open_h5
+from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
+from peelcli.revive import revive
 
 SCHEMA, SCHEMA_VERSION = "peel/fit", 1
 CONTROL = "control"
+# What a finished fit says it holds, so that nothing can be left out of it unseen: reference keys, names of maps.
+HOLDS_REFERENCES, HOLDS_PATHS = "holds_references", "holds_paths"
 _TRAINED_ARRAYS = ("nll_select", "nll_eval", "entropy_eval")
 _SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")
 
@@ -24,35 +26,46 @@ _SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")
 def key_of(path: Path) -> str | None:
     """Which work a finished fit is the result of."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        key = read_json(file, "config").get("key")
+        key = file.root.json("config").get("key")
     return key if isinstance(key, str) else None
 
 
 def read_fit(path: Path) -> Run:
     """The run that `path` holds, with the losses of every reference and none of the weights."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        about = read_json(file, "about")
-        try:
-            scores = tuple(
-                Score(
-                    reference_of(one), outcome_of(one), *(tuple(one[n][...].tolist()) for n in _SCORE_ARRAYS)
-                )
-                for one in file["references"].values()
-            )
-            arrays = {n: tuple(file["trained"][n][...].tolist()) for n in _TRAINED_ARRAYS}
-            return run_from(about, scores=scores, paths=_read_paths(file), **arrays)
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise ArtefactError(f"{path}: damaged ({error}); make it anew with `peel fit`.") from error
+        about = file.root.json("about")
+        references = file.root.group("references").groups()
+        _require_all(file, about, HOLDS_REFERENCES, [name for name, _ in references])
+        scores = tuple(_read_score(one) for _, one in references)
+        trained = file.root.group("trained")
+        measured = {name: _losses(trained, name) for name in _TRAINED_ARRAYS}
+        paths = _read_paths(file, about)
+        with file.reading("about"):
+            plain = {name: value for name, value in about.items() if name not in ("scores", "paths")}
+            run = revive(Run, {**plain, **measured}, unbounded=(*UNBOUNDED, *measured))
+            run = replace(run, scores=scores, paths=paths)
+        with file.reading("the run"):
+            check_run(run)
+        return run
 
 
-def reference_of(group: h5py.Group) -> Reference:
+def reference_of(group: Group) -> Reference:
     """The reference that a group holds."""
-    return Reference(**json.loads(group.attrs["reference"]))
+    value = group.json("reference")
+    with group.stored.reading(f"{group.name}/reference"):
+        reference = revive(Reference, value)
+        if reference.key != group.name.rpartition("/")[2]:
+            raise ValueError(f"it is that of {reference.key}")
+        return reference
 
 
-def outcome_of(group: h5py.Group) -> FitOutcome:
+def outcome_of(group: Group) -> FitOutcome:
     """How its fit went."""
-    return FitOutcome(**json.loads(group.attrs["fit"]))
+    value = group.json("fit")
+    with group.stored.reading(f"{group.name}/fit"):
+        outcome = revive(FitOutcome, value, unbounded=UNBOUNDED)
+        check_outcome(outcome)
+        return outcome
 
 
 def name_of(target_map: Sequence[int]) -> str:
@@ -60,29 +73,50 @@ def name_of(target_map: Sequence[int]) -> str:
     return "-".join(map(str, target_map)) or CONTROL
 
 
-def read_path_score(group: h5py.Group) -> PathScore:
-    """The losses of a peeled path, or of the head control."""
-    values = json.loads(group["score"][()])
-    return PathScore(
-        target_map=tuple(values["target_map"]),
-        fits=tuple(FitOutcome(**fit) for fit in values["fits"]),
-        unexplained=tuple(values["unexplained"]),
-        nll_select=tuple(group["nll_select"][...].tolist()),
-        nll_eval=tuple(group["nll_eval"][...].tolist()),
-    )
+def read_path_score(group: Group, name: str | None = None) -> PathScore:
+    """The losses of a peeled path, or of the head control. name: of the map that it must be of, as `name_of` has it."""
+    losses = {name: _losses(group, name) for name in ("nll_select", "nll_eval")}
+    value = group.json("score")
+    with group.stored.reading(f"{group.name}/score"):
+        score = revive(PathScore, {**value, **losses}, unbounded=(*UNBOUNDED, *losses))
+        if name is not None and name_of(score.target_map) != name:
+            raise ValueError(f"it is that of the map {name_of(score.target_map)}")
+        return score
 
 
-def _read_paths(file: h5py.File) -> Paths | None:
+def _losses(group: Group, name: str) -> tuple[float, ...]:
+    return tuple(group.array(name, ("float64",), (None,)).tolist())
+
+
+def _read_score(group: Group) -> Score:
+    return Score(reference_of(group), outcome_of(group), *(_losses(group, name) for name in _SCORE_ARRAYS))
+
+
+def _read_paths(file: StoredFile, about: dict[str, Any]) -> Paths | None:
     """What a finished fit holds of paths, without weights; None where none was peeled."""
-    if "paths" not in file:
+    found = file.root.group("paths") if "paths" in file.root else None
+    names = [name for name in found.names() if name != "about"] if found else []
+    _require_all(file, about, HOLDS_PATHS, names)
+    if found is None:
         return None
-    group = file["paths"]
-    about = json.loads(group["about"][()])
-    return Paths(
-        control=read_path_score(group[CONTROL]),
-        scores=tuple(read_path_score(one) for name, one in group.items() if name not in (CONTROL, "about")),
-        schemes=tuple(about["schemes"]),
-        left_out=tuple(about["left_out"]),
-        num_fits=int(about["num_fits"]),
-        seconds=float(about["seconds"]),
-    )
+    value = found.json("about")
+    scores = {name: read_path_score(found.group(name), name) for name in names}
+    with file.reading("paths"):
+        control = scores.pop(CONTROL)
+        return Paths(control=control, scores=tuple(scores.values()), **_paths_about(value))
+
+
+def _paths_about(value: dict[str, Any]) -> dict[str, Any]:
+    """What is said of all paths together."""
+    nothing = asdict(PathScore((), (), (), (), ()))
+    checked = revive(Paths, {**value, "control": nothing, "scores": []})
+    return {name: getattr(checked, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
+
+
+def _require_all(file: StoredFile, about: dict[str, Any], what: str, names: Sequence[str]) -> None:
+    """ArtefactError where something is there that was not written, or missing that was."""
+    with file.reading("about"):
+        if file.is_checked and sorted(about[what]) != sorted(names):
+            raise ValueError(
+                f"the file should hold {len(about[what])} {what.removeprefix('holds_')}, others are there"
+            )

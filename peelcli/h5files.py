@@ -1,7 +1,14 @@
-"""What all HDF5 files of peel's have in common: a schema with a version, and JSON about what they hold. No torch."""
+"""What all HDF5 files of peel's have in common: a schema with a version, checksums, JSON about themselves. No torch.
+
+Whatever is written carries a checksum. The format of HDF5 1.10 has one on all its structure and on short attributes;
+arrays are stored through HDF5's `fletcher32`, and texts with their SHA-256 in an attribute. What is written of peel's
+values that are not finite is counted in the attribute `non_finite`, so that none can arise unseen. Files that an older
+peel wrote have none of that (the root attribute `checked` is missing) and are read all the same.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -13,19 +20,39 @@ import numpy as np
 
 from peelcli import __version__
 from peelcli.errors import ArtefactError
+from peelcli.h5read import CHECKED, DIGEST, NON_FINITE, Group, Rows, StoredFile
+
+_LIBVER = ("v110", "v110")  # the format in which all structure carries checksums
+_CHUNK_NBYTES = 2**20
+_COMMANDS = {"peel/activations": "peel extract"}
 
 
-def open_h5(path: Path, schema: str, version: int) -> h5py.File:
+def open_h5(path: Path, schema: str, version: int) -> StoredFile:
     """Open one of peel's files for reading, or say in words why it cannot be."""
     if path.is_dir():
         raise ArtefactError(
             f"{path}: a directory. Name the file in it: `peel extract` and `peel fit` print its path, and an audit "
             "leaves it in its --output."
         )
+    if path.exists() and not path.is_file():
+        raise ArtefactError(
+            f"{path}: a device or a pipe, expected a regular file. Name a file that peel wrote."
+        )
     if not path.is_file():
         raise ArtefactError(
             f"{path}: no such file. Write it first: `peel extract` makes activations, `peel fit` a fit."
         )
+    stored = open_plain(path, _COMMANDS.get(schema, "peel fit"))
+    try:
+        _require_schema(stored, schema, version)
+    except BaseException:
+        stored.close()
+        raise
+    return stored
+
+
+def open_plain(path: Path, command: str = "peel fit") -> StoredFile:
+    """Open any HDF5 file for reading, whatever its schema. command: what makes such a file, for messages."""
     try:
         file = h5py.File(path, "r")
     except BlockingIOError as error:
@@ -33,46 +60,121 @@ def open_h5(path: Path, schema: str, version: int) -> h5py.File:
             f"{path}: another process holds the file locked ({error}). Wait for it to end, or set "
             "HDF5_USE_FILE_LOCKING=FALSE if the file system does not support locks."
         ) from error
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError, KeyError, SystemError) as error:
         raise ArtefactError(
             f"{path}: not a whole HDF5 file: {error}. It is truncated or something else; delete it and make it anew."
         ) from error
-    found, at = file.attrs.get("schema"), file.attrs.get("schema_version")
+    try:
+        return StoredFile(path, file, command)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _require_schema(stored: StoredFile, schema: str, version: int) -> None:
+    root = stored.root
+    found = root.attribute("schema", str) if root.has_attribute("schema") else None
     if found != schema:
-        file.close()
         raise ArtefactError(
-            f"{path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments."
+            f"{stored.path}: expected a file of schema {schema}, found {found!r}. Check the order of arguments."
         )
-    if not isinstance(at, (int, np.integer)) or int(at) > version:
-        file.close()
+    at = root.attribute("schema_version", int)
+    if at > version:
         raise ArtefactError(
-            f"{path}: schema version {at} is newer than {version}, the newest that peel {__version__} reads. Upgrade."
+            f"{stored.path}: schema version {at} is newer than {version}, the newest that peel {__version__} reads. "
+            "Upgrade."
         )
+    if at < 1:
+        raise ArtefactError(
+            f"{stored.path}: has schema version {at}, and there is none below 1. Make it anew."
+        )
+
+
+def create_h5(target: Any) -> h5py.File:
+    """A new file, empty, in the format whose structure carries checksums. target: what HDF5 is to write to."""
+    file = h5py.File(target, "w", libver=_LIBVER)
+    file.attrs[CHECKED] = True
     return file
 
 
 def write_root(
     file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
-    """The root attributes that every file of peel's carries."""
-    file.attrs["schema"], file.attrs["schema_version"] = schema, version
-    file.attrs["peel_version"], file.attrs["checkpoint_id"] = __version__, str(about["checkpoint_id"])
-    file.attrs["seed"] = int(about["seed"])
-    file.attrs["created"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file.attrs["config"] = json.dumps(config, sort_keys=True)
-    # A dataset, not an attribute: an attribute holds at most 64 KiB.
-    file.create_dataset("about", data=json.dumps(about, sort_keys=True))
+    """What the root of every finished file of peel's carries."""
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    file.attrs["schema_version"], file.attrs["seed"] = version, int(about["seed"])
+    put_attribute(file, "schema", schema)
+    put_attribute(file, "peel_version", __version__)
+    put_attribute(file, "checkpoint_id", str(about["checkpoint_id"]))
+    put_attribute(file, "created", created)
+    put_text(file, "config", json.dumps(config, sort_keys=True))
+    put_text(file, "about", json.dumps(about, sort_keys=True))
 
 
-def read_json(file: h5py.File, name: str) -> dict[str, Any]:
-    """A JSON object stored in the file, as `about` or the attribute `config`."""
-    try:
-        raw = file.attrs[name] if name in file.attrs else file[name][()]
-        value = json.loads(raw)
-    except (KeyError, ValueError, TypeError, OSError) as error:
-        raise ArtefactError(
-            f"{file.filename}: {name!r} is missing or damaged ({error}); make the file anew."
-        ) from error
-    if not isinstance(value, dict):
-        raise ArtefactError(f"{file.filename}: {name!r} should be a JSON object; make the file anew.")
-    return value
+def put_array(group: h5py.Group, name: str, values: np.ndarray) -> h5py.Dataset:
+    """Store numbers with checksums, and how many of them are not finite."""
+    # A dataset without values, or of a single one without axes, has no chunks to bear a checksum.
+    if values.size and values.ndim:
+        chunks = _chunks(values.shape, values.dtype.itemsize)
+        dataset = group.create_dataset(name, data=values, chunks=chunks, fletcher32=True)
+    else:
+        dataset = group.create_dataset(name, data=values)
+    note_non_finite(dataset, values)
+    return dataset
+
+
+def note_non_finite(dataset: h5py.Dataset, values: np.ndarray) -> None:
+    """Keep how many of the values of a dataset are not finite, where any are: a reader counts them again."""
+    count = int(values.size - np.isfinite(values).sum()) if values.dtype.kind == "f" else 0
+    if count:
+        dataset.attrs[NON_FINITE] = count
+
+
+def put_text(group: h5py.Group, name: str, text: str) -> None:
+    """Store a text with its SHA-256. A dataset, not an attribute: an attribute holds at most 64 KiB."""
+    raw = text.encode("utf-8")
+    # Of fixed length: what HDF5 stores of varying length lies in a heap without checksums.
+    kind = h5py.string_dtype("utf-8", max(1, len(raw)))
+    dataset = group.create_dataset(name, data=np.array(raw, dtype=kind), dtype=kind)
+    put_attribute(dataset, DIGEST, hashlib.sha256(raw).hexdigest())
+
+
+def put_attribute(target: h5py.Group | h5py.Dataset, name: str, text: str) -> None:
+    """Store a short text as an attribute, within the structure that HDF5 keeps a checksum of."""
+    raw = text.encode("utf-8")
+    kind = h5py.string_dtype("utf-8", max(1, len(raw)))
+    target.attrs.create(name, np.array(raw, dtype=kind), dtype=kind)
+
+
+def require_ids(ids: np.ndarray, vocab_size: int, seq_len: int) -> None:
+    """ValueError unless `ids` (n_seq, seq_len) are tokens of the vocabulary."""
+    if ids.shape[1] != seq_len:
+        raise ValueError(f"expected sequences of {seq_len} tokens, found {ids.shape[1]}")
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
+        raise ValueError(f"expected ids from 0 to {vocab_size - 1}, found {ids.min()} to {ids.max()}")
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Chunks of about 1 MiB: whole last axes, as many of the others as fit, all of about the same size."""
+    left, chunks = _CHUNK_NBYTES // itemsize, []
+    for size in reversed(shape):
+        count = -(-size // max(1, min(size, left)))
+        chunks.append(-(-size // count))
+        left //= chunks[-1]
+    return tuple(reversed(chunks))
+
+
+__all__ = [
+    "Group",
+    "Rows",
+    "StoredFile",
+    "create_h5",
+    "note_non_finite",
+    "open_h5",
+    "open_plain",
+    "put_array",
+    "put_attribute",
+    "put_text",
+    "require_ids",
+    "write_root",
+]

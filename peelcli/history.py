@@ -20,11 +20,13 @@ from typing import Any
 from peelcli import __version__, durable
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.locks import open_locked
-from peelcli.records import AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
+from peelcli.records import VERDICTS, AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
 from peelcli.revive import revive
+from peelcli.smallfiles import parse_json, require_regular
 
 SCHEMA, SCHEMA_VERSION = "peel/history", 1
 _PAUSE_SECONDS = 0.01
+_LARGEST = 2**26  # bytes: some thousand audits
 
 
 @dataclass(frozen=True)
@@ -112,9 +114,12 @@ def read_history(path: Path) -> History:
 @contextlib.contextmanager
 def _locked(path: Path, flags: int) -> Iterator[int]:
     """The file's descriptor, locked for reading alone or for writing until it is closed."""
+    # A pipe without a writer would block at its opening.
+    flags |= getattr(os, "O_NONBLOCK", 0)
     while (file := open_locked(path, flags, shared=not flags & os.O_RDWR)) is None:
         time.sleep(_PAUSE_SECONDS)  # a line takes another no longer than that
     try:
+        require_regular(file, path, _LARGEST)
         yield file
     finally:
         os.close(file)
@@ -154,8 +159,8 @@ def _parse(text: bytes, path: Path) -> History:
         if not line.strip():
             continue
         try:
-            entries.append(_entry(json.loads(line)))
-        except (ValueError, RecursionError) as error:  # text that is no UTF-8 is a ValueError, too
+            entries.append(_entry(parse_json(line)))
+        except ValueError as error:  # text that is no UTF-8 is a ValueError, too
             cut_off = " (a write was cut off)" if number == len(lines) else ""
             warnings.append(f"{path}: line {number} is damaged{cut_off} and left out: {error}")
     return History(tuple(entries), tuple(warnings))
@@ -166,4 +171,20 @@ def _entry(value: Any) -> HistoryEntry:
         raise ValueError("expected an audit")
     if value.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"has version {value.get('schema_version')!r}, and this peel reads {SCHEMA_VERSION}")
-    return revive(HistoryEntry, value)
+    entry = revive(HistoryEntry, value)
+    _check(entry)
+    return entry
+
+
+def _check(entry: HistoryEntry) -> None:
+    """ValueError unless the layers of an entry are those of a network."""
+    if entry.num_layers < 1 or (entry.step is not None and not 0 <= entry.step < 2**53):
+        raise ValueError(f"expected counts, found {entry.num_layers} layers at step {entry.step}")
+    for layer in entry.layers:
+        if layer.verdict not in VERDICTS:
+            raise ValueError(
+                f"layer {layer.layer}: expected one of {', '.join(VERDICTS)}, found {layer.verdict!r}"
+            )
+    numbers = [*(layer.layer for layer in entry.layers), *entry.flagged_layers]
+    if not all(1 <= number <= entry.num_layers for number in numbers):
+        raise ValueError(f"expected layers 1 to {entry.num_layers}, found {numbers[:20]}")

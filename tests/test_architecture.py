@@ -49,8 +49,10 @@ FLOORS = (
         "statistics",
         "same_tokens",
     },
+    {"check_run"},
     {"config"},
     {"h5files"},
+    {"h5read"},
     {
         "records",
         "errors",
@@ -63,6 +65,7 @@ FLOORS = (
         "durable",
         "workers",
         "revive",
+        "smallfiles",
         "metrics",
         "batching",
         "carried",
@@ -89,7 +92,8 @@ OUTSIDE_ONLY = {
     "config": {"yaml"},
     "statistics": {"numpy"},
     "h5files": {"h5py", "numpy"},  # no torch: a report is to start at once
-    "fittedrun": {"h5py"},
+    "h5read": {"h5py", "numpy"},
+    "fittedrun": set(),
     "verdict": {"numpy"},
     "report": {"numpy", "rich", "plotly"},
     "quant": {"torch", "numpy"},
@@ -99,7 +103,7 @@ OUTSIDE_ONLY = {
 }
 # Libraries, and the only rooms that may import them.
 LIBRARIES = {
-    "h5py": {"activations", "fitstore", "fittedrun", "h5files"},
+    "h5py": {"activations", "fitstore", "h5files", "h5read"},
     "rich": {"report", "cli"},
     "plotly": {"report"},
     "typer": {"cli"},

@@ -21,25 +21,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.errors import ArtefactError
 from peelcli.fitstore.paths import PathParts, write_paths
-from peelcli.fitstore.witness import replacing
-from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION
-from peelcli.h5files import open_h5, write_root
+from peelcli.fitstore.witness import copy_witness, replacing
+from peelcli.fittedrun import HOLDS_PATHS, HOLDS_REFERENCES, SCHEMA, SCHEMA_VERSION, name_of
+from peelcli.h5files import open_h5, open_plain, put_array, put_attribute, require_ids, write_root
 from peelcli.records import Run
 
 
 def read_eval_ids(path: Path) -> Tensor:
     """The token ids (n_eval, seq_len) on which the figures of a fit were measured."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        if "ids_eval" not in file:
-            raise ArtefactError(f"{path}: holds no token ids to measure on; make it anew with `peel fit`.")
-        return torch.from_numpy(file["ids_eval"][...].astype(np.int64))
+        about, (n_eval,) = (
+            file.root.json("about"),
+            file.root.group("trained").rows("nll_eval", ("float64",)).shape,
+        )
+        ids = file.root.array("ids_eval", ("int32",), (n_eval, None))
+        with file.reading("ids_eval"):
+            require_ids(ids, int(about["vocab_size"]), int(about["seq_len"]))
+        return torch.from_numpy(ids.astype(np.int64))
 
 
 def write_fit(
@@ -52,22 +55,26 @@ def write_fit(
     about = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _ARRAYS}
     about["findings"] = [asdict(f) for f in run.findings]
     about["quantized"] = None if run.quantized is None else asdict(run.quantized)
+    about[HOLDS_REFERENCES] = [score.reference.key for score in run.scores]
+    about[HOLDS_PATHS] = []
+    if run.paths is not None and path_parts is not None:
+        about[HOLDS_PATHS] = [name_of(score.target_map) for score in (run.paths.control, *run.paths.scores)]
     with replacing(path) as file:
         write_root(file, SCHEMA, SCHEMA_VERSION, about, run.config)
         trained = file.create_group("trained")
         for name in ("nll_select", "nll_eval", "entropy_eval"):
-            trained.create_dataset(name, data=np.array(getattr(run, name), dtype=np.float64))
-        file.create_dataset("ids_eval", data=ids.numpy().astype(np.int32))
+            put_array(trained, name, np.array(getattr(run, name), dtype=np.float64))
+        put_array(file, "ids_eval", ids.numpy().astype(np.int32))
         group = file.create_group("references", track_order=True)
         for score in run.scores:
             one = group.create_group(score.reference.key)
-            one.attrs["reference"] = json.dumps(asdict(score.reference))
-            one.attrs["fit"] = json.dumps(asdict(score.fit))
+            put_attribute(one, "reference", json.dumps(asdict(score.reference)))
+            put_attribute(one, "fit", json.dumps(asdict(score.fit)))
             for name in ("nll_select", "nll_eval", "kl_eval"):
-                one.create_dataset(name, data=np.array(getattr(score, name), dtype=np.float64))
+                put_array(one, name, np.array(getattr(score, name), dtype=np.float64))
             if score.reference.key in parts:
-                with h5py.File(parts[score.reference.key], "r") as part:
-                    part.copy(f"references/{score.reference.key}/weights", one)
+                with open_plain(parts[score.reference.key]) as part:
+                    copy_witness(part.root.group("references").group(score.reference.key), one)
         if run.paths is not None and path_parts is not None:
             write_paths(file, run.paths, path_parts)
 

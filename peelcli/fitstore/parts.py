@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import h5py
 import torch
 
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.witness import read_witness, replacing, write_witness
+from peelcli.fitstore.witness import key_digest, read_witness, replacing, write_witness
 from peelcli.fittedrun import outcome_of, reference_of
+from peelcli.h5files import open_plain, put_attribute
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Witness
 from peelcli.sink import is_sealed
@@ -21,14 +21,12 @@ from peelcli.sink import is_sealed
 def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, FitOutcome]]) -> None:
     """One layer's fitted references, whole or not at all; `key` says which fit they belong to."""
     with replacing(path, sealed=True) as file:
-        file.attrs["key"] = key
+        put_attribute(file, "key", key_digest(key))
         group = file.create_group("references")
         for reference, (witness, outcome) in results.items():
             one = group.create_group(reference.key)
-            one.attrs["reference"], one.attrs["fit"] = (
-                json.dumps(asdict(reference)),
-                json.dumps(asdict(outcome)),
-            )
+            put_attribute(one, "reference", json.dumps(asdict(reference)))
+            put_attribute(one, "fit", json.dumps(asdict(outcome)))
             write_witness(one, witness)
 
 
@@ -36,22 +34,25 @@ def part_is_whole(path: Path, key: str) -> bool:
     """Whether `path` is an undamaged part of the fit that `key` names; what is not is fitted again."""
     if not is_sealed(path):
         return False
-    with h5py.File(path, "r") as file:
-        return bool(file.attrs.get("key") == key)
+    try:
+        with open_plain(path) as file:
+            return file.root.has_attribute("key") and file.root.attribute("key", str) == key_digest(key)
+    except ArtefactError:
+        return False  # parts are renamed when whole; what cannot be read is fitted again
 
 
 def read_part(path: Path) -> dict[Reference, FitOutcome]:
     """The references in a part, without their weights."""
-    with h5py.File(path, "r") as file:
-        return {reference_of(one): outcome_of(one) for one in file["references"].values()}
+    with open_plain(path) as file:
+        return {reference_of(one): outcome_of(one) for _, one in file.root.group("references").groups()}
 
 
 def load_witness(path: Path, reference: Reference, device: torch.device | str = "cpu") -> Witness:
     """The weights of one reference, from a part or from a finished fit, on `device`."""
-    with h5py.File(path, "r") as file:
-        name = f"references/{reference.key}"
-        if name not in file:
+    with open_plain(path) as file:
+        references = file.root.group("references")
+        if reference.key not in references:
             raise ArtefactError(
                 f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
             )
-        return read_witness(file[name], device)
+        return read_witness(references.group(reference.key), device)

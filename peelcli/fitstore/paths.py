@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.witness import read_witness, replacing
+from peelcli.fitstore.witness import copy_witness, key_digest, read_witness, replacing
 from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
-from peelcli.h5files import open_h5
+from peelcli.h5files import Group, open_h5, open_plain, put_array, put_attribute, put_text
 from peelcli.records import Paths, PathScore
 from peelcli.references.interface import Witness
 
@@ -37,23 +37,31 @@ def part_name(kind: str, target_map: Sequence[int]) -> str:
 def write_path_part(path: Path, key: str, score: PathScore, head: Tensor) -> None:
     """A finished map, whole or not at all: its losses and its head. `key` says which fit it belongs to."""
     with replacing(path, sealed=True) as file:
-        file.attrs["key"] = key
+        put_attribute(file, "key", key_digest(key))
         _write_score(file.create_group("path"), score, head)
 
 
 def read_path_part(path: Path) -> tuple[PathScore, Tensor]:
     """What `write_path_part` stored."""
-    with h5py.File(path, "r") as file:
-        group = file["path"]
-        return read_path_score(group), torch.from_numpy(group["head"][...])
+    with open_plain(path) as file:
+        group = file.root.group("path")
+        return read_path_score(group), _read_head(group)
+
+
+def _read_head(group: Group) -> Tensor:
+    head = group.array("head", ("float32",), (None, None))
+    with group.stored.reading(f"{group.name}/head"):
+        if head.shape[0] != head.shape[1]:
+            raise ValueError(f"expected a square matrix, found {head.shape}")
+        return torch.from_numpy(head)
 
 
 def _write_score(group: h5py.Group, score: PathScore, head: Tensor) -> None:
     values = asdict(score)
     for name in ("nll_select", "nll_eval"):
-        group.create_dataset(name, data=np.array(values.pop(name), dtype=np.float64))
-    group.create_dataset("score", data=json.dumps(values))
-    group.create_dataset("head", data=head.detach().float().cpu().numpy())
+        put_array(group, name, np.array(values.pop(name), dtype=np.float64))
+    put_text(group, "score", json.dumps(values))
+    put_array(group, "head", head.detach().float().cpu().numpy())
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
     """The group /paths of a finished fit, with the weights of the maps all of whose prefixes are in `parts`."""
     group = file.create_group("paths", track_order=True)
     about = {name: getattr(paths, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
-    group.create_dataset("about", data=json.dumps(about))
+    put_text(group, "about", json.dumps(about))
     for score in (paths.control, *paths.scores):
         one = group.create_group(name_of(score.target_map))
         _write_score(one, score, read_path_part(parts.maps[score.target_map])[1])
@@ -76,23 +84,21 @@ def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
         if prefixes and all(prefix in parts.blocks for prefix in prefixes):
             kept = one.create_group("blocks")
             for layer, prefix in enumerate(prefixes, start=1):
-                with h5py.File(parts.blocks[prefix], "r") as part:
-                    (only,) = part["references"].values()
-                    part.copy(only, kept, name=f"{layer:03d}")
+                with open_plain(parts.blocks[prefix]) as part:
+                    (only,) = part.root.group("references").groups()
+                    copy_witness(only[1], kept.create_group(f"{layer:03d}"))
 
 
 def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Witness, ...], Tensor]:
     """The blocks of layers 1…K (none for the control) and the head of a peeled path."""
+    name = name_of(target_map)
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
-        name = f"paths/{name_of(target_map)}"
-        if name not in file or (target_map and "blocks" not in file[name]):
-            raise ArtefactError(f"{path}: holds no weights of the path {name_of(target_map)}; fit again.")
-        group = file[name]
-        try:
-            head = torch.from_numpy(group["head"][...])
-            blocks = tuple(read_witness(group["blocks"][f"{n:03d}"]) for n in range(1, len(target_map) + 1))
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise ArtefactError(
-                f"{path}: the path {name_of(target_map)} is damaged ({error}); fit again."
-            ) from error
-    return blocks, head
+        paths = file.root.group("paths")
+        if name not in paths or (target_map and "blocks" not in paths.group(name)):
+            raise ArtefactError(f"{path}: holds no weights of the path {name}; fit again.")
+        group = paths.group(name)
+        blocks: tuple[Witness, ...] = ()
+        if target_map:
+            kept = group.group("blocks")
+            blocks = tuple(read_witness(kept.group(f"{n:03d}")) for n in range(1, len(target_map) + 1))
+        return blocks, _read_head(group)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -11,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.errors import ArtefactError
-from peelcli.quant.packing import pack, unpack
-from peelcli.quant.schemes import scheme_named
+from peelcli.h5files import Group, create_h5, put_array, put_attribute
+from peelcli.quant.groups import scale_shape
+from peelcli.quant.packing import pack, packed_nbytes, unpack
+from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
 from peelcli.sink import Sink
 
@@ -28,7 +31,7 @@ def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with closing(Sink(path.with_name(path.name + ".partial"), new=True)) as sink:
         try:
-            with h5py.File(sink, "w") as file:
+            with create_h5(sink) as file:
                 yield file
             if sealed:
                 sink.seal()
@@ -38,11 +41,9 @@ def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
             raise
 
 
-def _put_plain(group: h5py.Group, value: Tensor) -> None:
-    value = value.detach().cpu().contiguous()
-    is_bfloat16 = value.dtype == torch.bfloat16
-    group.create_dataset("plain", data=(value.view(torch.uint16) if is_bfloat16 else value).numpy())
-    group.attrs["torch_dtype"] = str(value.dtype).removeprefix("torch.")
+def key_digest(key: str) -> str:
+    """What a part keeps of the key of its fit, which may be longer than an attribute."""
+    return hashlib.sha256(key.encode()).hexdigest()
 
 
 def write_witness(group: h5py.Group, witness: Witness) -> None:
@@ -50,54 +51,119 @@ def write_witness(group: h5py.Group, witness: Witness) -> None:
     weights = group.create_group("weights")
     for name, matrix in witness.quantized.items():
         one = weights.create_group(str(len(weights)))
+        put_attribute(one, "name", name)
+        put_attribute(one, "scheme", matrix.scheme)
         one.attrs.update(
-            name=name,
             shape=np.array(matrix.codes.shape),
-            scheme=matrix.scheme,
             group_size=matrix.group_size or 0,
             transposed=matrix.transposed,
         )
-        one.create_dataset("packed", data=pack(matrix.codes, scheme_named(matrix.scheme)).cpu().numpy())
-        one.create_dataset("scale", data=matrix.scale.float().cpu().numpy())
+        put_array(one, "packed", pack(matrix.codes, scheme_named(matrix.scheme)).cpu().numpy())
+        put_array(one, "scale", matrix.scale.float().cpu().numpy())
         if matrix.zero_point is not None:
-            one.create_dataset("zero_point", data=matrix.zero_point.to(torch.int8).cpu().numpy())
+            put_array(one, "zero_point", matrix.zero_point.to(torch.int8).cpu().numpy())
     for name, scaling in witness.scaled.items():
         one = weights.create_group(str(len(weights)))
-        one.attrs.update(name=name, dim=scaling.dim)
-        one.create_dataset("factors", data=scaling.factors.detach().float().cpu().numpy())
+        put_attribute(one, "name", name)
+        one.attrs["dim"] = scaling.dim
+        put_array(one, "factors", scaling.factors.detach().float().cpu().numpy())
     for name, value in witness.plain.items():
         one = weights.create_group(str(len(weights)))
-        one.attrs["name"] = name
-        _put_plain(one, value)
+        put_attribute(one, "name", name)
+        value = value.detach().cpu().contiguous()
+        is_bfloat16 = value.dtype == torch.bfloat16
+        put_array(one, "plain", (value.view(torch.uint16) if is_bfloat16 else value).numpy())
+        put_attribute(one, "torch_dtype", str(value.dtype).removeprefix("torch."))
 
 
-def read_witness(group: h5py.Group, device: torch.device | str = "cpu") -> Witness:
+_ARRAYS = {
+    "packed": ("uint8",),
+    "scale": ("float32",),
+    "zero_point": ("int8",),
+    "factors": ("float32",),
+    "plain": ("float32", "float16", "float64", "uint16"),  # bfloat16 as uint16
+}
+_ATTRIBUTES = {
+    "name": str,
+    "scheme": str,
+    "torch_dtype": str,
+    "group_size": int,
+    "dim": int,
+    "transposed": bool,
+    "shape": tuple,
+}
+
+
+def copy_witness(source: Group, target: h5py.Group) -> None:
+    """Store the weights of a reference once more, as they are, from `source`/weights."""
+    weights = target.create_group("weights")
+    for number, one in source.group("weights").groups():
+        copy = weights.create_group(number)
+        for name in (name for name in _ATTRIBUTES if one.has_attribute(name)):
+            value = one.attribute(name, _ATTRIBUTES[name])
+            if isinstance(value, str):
+                put_attribute(copy, name, value)
+            else:
+                copy.attrs[name] = np.array(value) if isinstance(value, tuple) else value
+        for name in (name for name in _ARRAYS if name in one):
+            put_array(copy, name, one.array(name, _ARRAYS[name]))
+
+
+def read_witness(group: Group, device: torch.device | str = "cpu") -> Witness:
     """The weights of a reference, as `write_witness` stored them, on `device`."""
     quantized: dict[str, QuantizedMatrix] = {}
     plain: dict[str, Tensor] = {}
     scaled: dict[str, Scaling] = {}
-    try:
-        for one in group["weights"].values():
-            name = str(one.attrs["name"])
+    for _, one in group.group("weights").groups():
+        name = one.attribute("name", str)
+        with one.stored.reading(one.name):
+            if name in quantized or name in plain or name in scaled:
+                raise ValueError(f"there are two of {name!r}")
             if "plain" in one:
-                value = torch.from_numpy(one["plain"][...]).to(device)
-                plain[name] = value.view(torch.bfloat16) if one.attrs["torch_dtype"] == "bfloat16" else value
-                continue
-            if "factors" in one:
-                factors = torch.from_numpy(one["factors"][...]).reshape(-1)
-                scaled[name] = Scaling(factors, int(one.attrs["dim"]))
-                continue
-            scheme = scheme_named(str(one.attrs["scheme"]))
-            shape = tuple(int(n) for n in one.attrs["shape"])
-            codes = unpack(torch.from_numpy(one["packed"][...]).to(device), scheme, shape)
-            scale = torch.from_numpy(one["scale"][...]).to(device)
-            zero_point = None
-            if "zero_point" in one:
-                zero_point = torch.from_numpy(one["zero_point"][...]).float().to(device)
-            size, transposed = int(one.attrs["group_size"]) or None, bool(one.attrs["transposed"])
-            quantized[name] = QuantizedMatrix(codes, scale, scheme.name, size, transposed, zero_point)
-    except (KeyError, ValueError, TypeError, OSError, RuntimeError) as error:
-        raise ArtefactError(
-            f"{group.file.filename}: the weights of {group.name} are damaged ({error}); fit again."
-        ) from error
+                plain[name] = _read_plain(one, device)
+            elif "factors" in one:
+                scaled[name] = _read_factors(one)
+            else:
+                quantized[name] = _read_quantized(one, device)
     return Witness(quantized, plain, scaled)
+
+
+def _values(group: Group, name: str, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(group.array(name, _ARRAYS[name])).to(device)
+
+
+def _read_plain(group: Group, device: torch.device | str) -> Tensor:
+    value, dtype = _values(group, "plain", device), group.attribute("torch_dtype", str)
+    if dtype == "bfloat16":
+        value = value.view(torch.bfloat16)
+    if str(value.dtype) != f"torch.{dtype}":
+        raise ValueError(f"expected {dtype}, found {value.dtype}")
+    return value
+
+
+def _read_factors(group: Group) -> Scaling:
+    factors = torch.from_numpy(group.array("factors", ("float32",)))
+    return Scaling(factors.reshape(-1), group.attribute("dim", int))
+
+
+def _read_quantized(group: Group, device: torch.device | str) -> QuantizedMatrix:
+    name, shape = group.attribute("scheme", str), group.attribute("shape", tuple)
+    if name not in SCHEMES or SCHEMES[name].is_free:
+        raise ValueError(f"expected a scheme with codes, found {name!r}")
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"expected the shape of a matrix or of a stack of them, found {shape}")
+    scheme, packed = SCHEMES[name], _values(group, "packed", device)
+    if packed.shape != (packed_nbytes(math.prod(shape), scheme),):
+        raise ValueError(f"{tuple(packed.shape)} bytes are not those of {name} codes of shape {shape}")
+    codes = unpack(packed, scheme, shape)
+    scale, zero_point = _values(group, "scale", device), None
+    size = group.attribute("group_size", int) or None
+    if tuple(scale.shape) not in (scale_shape(codes.shape, size), () if size else (*shape[:-2], 1, 1)):
+        raise ValueError(f"scales of shape {tuple(scale.shape)} are not those of a matrix of shape {shape}")
+    if "zero_point" in group:
+        zero_point = _values(group, "zero_point", device).float()
+        if zero_point.shape != scale.shape:
+            raise ValueError(
+                f"expected zero points of shape {tuple(scale.shape)}, found {tuple(zero_point.shape)}"
+            )
+    return QuantizedMatrix(codes, scale, name, size, group.attribute("transposed", bool), zero_point)
