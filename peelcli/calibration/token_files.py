@@ -70,7 +70,7 @@ def _open_npy(path: Path) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # not .npy, cut short, or pickled objects, which are never loaded
-        if "allow_pickle" in str(error):
+        if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise CalibrationError(
                 f"{path}: expected an array of integer token ids, found pickled Python objects, which are never "
                 "loaded (rows of different lengths?); pad the rows to one length with the checkpoint's pad id, which "

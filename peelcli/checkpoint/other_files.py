@@ -13,6 +13,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.adapter import find_adapter, how_to_merge, read_object_if_whole
 from peelcli.checkpoint.files import CheckpointFiles, head_of
+from peelcli.errors import CheckpointError
 from peelcli.records import Finding
 
 OTHER_WEIGHTS, STALE_SHARDS, ADAPTER, OWN_CODE = "other-weights", "stale-shards", "adapter", "own-code"
@@ -58,7 +59,13 @@ _LARGEST_INDEX = 64 << 20
 
 def other_files(files: CheckpointFiles) -> list[Finding]:
     """Findings on what lies beside the weights of `files` and was not audited, or not run. Reads names and times."""
-    return [*_other_weights(files), *_adapter(files), *_own_code(files)]
+    try:
+        return [*_other_weights(files), *_adapter(files), *_own_code(files)]
+    except OSError as error:
+        raise CheckpointError(
+            f"{files.directory}: changed or removed while it was audited ({error.strerror}: {error.filename}); "
+            "audit it again once nothing writes to it"
+        ) from error
 
 
 # -- other weights -------------------------------------------------------------------------------------------------

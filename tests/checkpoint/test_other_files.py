@@ -156,6 +156,14 @@ def test_weights_that_the_config_names_are_those_that_were_audited(ckpt: Path) -
     assert "take transformers_weights out of config.json" in message
 
 
+def test_weights_that_vanish_are_no_mistake_of_peel(ckpt: Path) -> None:
+    files = open_checkpoint(ckpt)
+    put(ckpt, "pytorch_model.bin")
+    (ckpt / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="changed or removed while it was audited"):
+        other_files(files)
+
+
 def test_an_adapter_beside_a_model_is_left_out_and_named(ckpt: Path) -> None:
     write_adapter(ckpt)
     finding = the_only(ckpt)
