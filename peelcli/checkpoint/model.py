@@ -60,16 +60,15 @@ class BlockwiseModel:
     ) -> None:
         """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, packed or converted weights).
 
-        running: how its tensors become the weights that run, where those are not the same. stamp: how its files were
-        found; CheckpointChangedError, here and whenever weights are read, where they have changed.
+        running: how its tensors become the weights that run, if not the same. stamp: how its files were found.
+        CheckpointChangedError, here and whenever weights are read, where they have changed since.
         """
         self._running, self.stamp = running, stamp
         with stamp.watched():
-            self.plain_directory = plain_directory(directory, dtype, offload_dir, running)
-            config, model, self.blocks_name, self.unused_tensors = load_model(
-                self.plain_directory, dtype=dtype, device=device, offload_dir=offload_dir
-            )
+            self.plain_directory = plain = plain_directory(directory, dtype, offload_dir, running)
+            loaded = load_model(plain, dtype=dtype, device=device, offload_dir=offload_dir)
             stamp.require_unchanged()
+        config, model, self.blocks_name, self.unused_tensors = loaded
         widen_narrow_heads(model, device)
         if stated(config, "rescale_every"):
             # RWKV halves its states now and then, and the weights that add to them, for float16's range: the network

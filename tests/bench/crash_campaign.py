@@ -3,8 +3,8 @@
     python tests/bench/crash_campaign.py [pairs] [changes] [kills] [cuts] [damage]
 
 Without arguments all of them run: five pairs of audits at once from the start and five from the middle; the weights
-overwritten, truncated, replaced and deleted at ten moments each; kill -9 at 25 moments; power cuts at 20 moments; damaged
-leftovers of five interruptions in four ways. It needs a tiny checkpoint alone, which it makes.
+overwritten, truncated, replaced and deleted at ten moments each; kill -9 at 25 moments; power cuts at 20 moments;
+damaged leftovers of five interruptions in four ways. It needs a tiny checkpoint alone, which it makes.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ class Place:
         self.weights.write_bytes(self.good)
 
 
-# -- two at once ---------------------------------------------------------------------------------------------------------
+# -- two at once -----------------------------------------------------------------------------------------------------
 
 
 def at_once(place: Place, work: Path, *more: object) -> list[Done]:
@@ -67,7 +67,7 @@ def at_once(place: Place, work: Path, *more: object) -> list[Done]:
     return [found[0], found[1]]
 
 
-# -- a checkpoint that changes -------------------------------------------------------------------------------------------
+# -- a checkpoint that changes ---------------------------------------------------------------------------------------
 
 
 def overwritten(place: Place) -> None:
@@ -124,7 +124,7 @@ def kept(work: Path) -> list[str]:
     return sorted({name for name in names if name != "scan.json"} | set(partial))
 
 
-# -- leftovers that are damaged ------------------------------------------------------------------------------------------
+# -- leftovers that are damaged --------------------------------------------------------------------------------------
 
 
 def damage(path: Path, how: str, rng: random.Random) -> None:
@@ -150,7 +150,7 @@ def damage_all(work: Path, how: str, rng: random.Random) -> int:
     return len(left)
 
 
-# -- power cuts ----------------------------------------------------------------------------------------------------------
+# -- power cuts ------------------------------------------------------------------------------------------------------
 
 
 class Disk:

@@ -31,7 +31,7 @@ def spoilt(place: Place) -> Iterator[Place]:
     place.put_back()
 
 
-# -- two at once ---------------------------------------------------------------------------------------------------------
+# -- two at once -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("middle", [None, "score 1/4"])
@@ -101,7 +101,7 @@ def test_a_lock_whose_file_was_deleted_or_replaced_is_none(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-# -- a checkpoint that changes -------------------------------------------------------------------------------------------
+# -- a checkpoint that changes ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_watching_goes_on_past_a_checkpoint_that_changes(
     assert [run["checkpoint"].rpartition("/")[2] for run in done.runs] == ["checkpoint-2"]
 
 
-# -- leftovers that are damaged ------------------------------------------------------------------------------------------
+# -- leftovers that are damaged --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", ["extract 3/5", "score 2/4"])
@@ -160,7 +160,7 @@ def test_damaged_leftovers_are_done_again(line: str, place: Place, tmp_path: Pat
     assert place.is_as_expected(done), done.err
 
 
-# -- power cuts ----------------------------------------------------------------------------------------------------------
+# -- power cuts ------------------------------------------------------------------------------------------------------
 
 
 def test_a_power_cut_costs_time_alone(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
