@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from peelcli.cli import signals
 from peelcli.cli.console import Console
 from peelcli.config import ReportConfig
 from peelcli.errors import PeelError, ResourceError, UsageError
@@ -133,8 +134,9 @@ def show(
         return
     partial = output.with_name(output.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(output)
+        with signals.deferred():
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(output)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise ResourceError(
