@@ -11,12 +11,11 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import IO, TextIO
 
 Take = Callable[[str, str], None]  # the library's name, a line that it printed
 UNKNOWN = "library"  # the name where C code printed
@@ -115,7 +114,11 @@ class NativeOutput:
 
     def __init__(self, take: Take | None) -> None:
         self._lines = None if take is None else _Lines(take)
-        self._file = None if take is None else tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
+        self._file: IO[bytes] | None = None
+        if take is not None:
+            import tempfile  # what help does not need is not imported for it
+
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self._passed_on = 0  # bytes of the file
         self._kept: dict[
             int, tuple[int, TextIO]
