@@ -373,3 +373,11 @@ def test_a_map_in_a_file_may_be_a_list(tmp_path):
     file.write_text("fit:\n  paths: [direct, [3, 3, 3, 4]]\n", encoding="utf-8")
     found = resolve((FitConfig,), load_yaml(file), {}, {})[FitConfig]
     assert found.paths == ("direct", "[3, 3, 3, 4]")
+
+
+@pytest.mark.parametrize("name", ["fit_tokens", "batch_size", "direct_steps"])
+def test_a_count_that_no_machine_can_count_is_refused(name: str) -> None:
+    sections = (ExtractConfig, FitConfig)
+    assert resolve(sections, None, {}, {name: "2147483647"})
+    with pytest.raises(UsageError, match="is too large; it must be below"):
+        resolve(sections, None, {}, {name: "9" * 20})

@@ -238,7 +238,7 @@ def test_fits_are_compared_where_their_tokens_are_the_same_and_else_grouped(hash
         return
     with pytest.raises(UsageError) as refused:
         require_comparable(runs)
-    lines = [line for line in str(refused.value).splitlines() if line.startswith("  group")]
+    lines = [line for line in str(refused.value).splitlines() if line.startswith("group")]
     assert len(lines) == len(groups)
     for data_hash, line in zip(groups, lines, strict=True):
         together = {f"{n}.h5" for n, its in enumerate(hashes) if its == data_hash}

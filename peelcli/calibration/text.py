@@ -103,6 +103,7 @@ class TextPool:
 
     def _pack(self, seq_len: int, count: int, next_place: Start, rng: np.random.Generator) -> list[list[int]]:
         """Distinct, non-overlapping sequences in text order: `count`, well spread, where there is plenty."""
+        count = min(count, self._size + 1)  # no text has more sequences than characters
         need = seq_len * self._chars_per_token * _WAIT
         stride = self._size / count
         ample = stride >= 2.5 * need

@@ -26,7 +26,6 @@ from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.checkpoint.structure import find_blocks, find_matrices, layer_counts
 from peelcli.errors import CheckpointError
-from peelcli.library_words import library_words
 from peelcli.records import QuantizedModule
 
 _PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
@@ -43,7 +42,7 @@ def _skeleton(directory: Path) -> tuple[Any, nn.Module, str]:
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
         raise CheckpointError(
-            f"{directory}: transformers cannot build this model as a causal language model: {library_words(error)}. "
+            f"{directory}: transformers cannot build this model as a causal language model: {error}. "
             "peel audits decoder-only models of families that transformers knows; remote code is never run."
         ) from error
     return config, skeleton, find_blocks(skeleton, layer_counts(config))
@@ -88,7 +87,7 @@ def load_model(
             )
     except (ValueError, RuntimeError, KeyError, ImportError) as error:
         raise CheckpointError(
-            f"{directory}: the weights do not fit the model that config.json describes: {library_words(error)}. "
+            f"{directory}: the weights do not fit the model that config.json describes: {error}. "
             "Check that config.json and the weights come from the same run."
         ) from error
     model, info = loaded

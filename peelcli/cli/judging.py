@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from peelcli import durable
+from peelcli.cli import signals
 from peelcli.cli.console import Console
 from peelcli.config import Configs, FitConfig, ReportConfig
 from peelcli.errors import PeelError, ResourceError, UsageError
@@ -164,7 +165,8 @@ def show(
         console.result(text)
         return
     try:
-        durable.write_text(output, text)
+        with signals.deferred():
+            durable.write_text(output, text)
     except OSError as error:
         raise ResourceError(
             f"{output}: cannot be written ({error.strerror}); name another --output"

@@ -11,12 +11,11 @@ import io
 import logging
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TextIO
+from typing import IO, TextIO
 
 Take = Callable[[str, str], None]  # the library's name, a line that it printed
 UNKNOWN = "library"  # the name where C code printed
@@ -115,9 +114,15 @@ class NativeOutput:
 
     def __init__(self, take: Take | None) -> None:
         self._lines = None if take is None else _Lines(take)
-        self._file = None if take is None else tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
+        self._file: IO[bytes] | None = None
+        if take is not None:
+            import tempfile  # what help does not need is not imported for it
+
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         self._passed_on = 0  # bytes of the file
-        self._kept: dict[int, int] = {}  # descriptor: where it led before
+        self._kept: dict[
+            int, tuple[int, TextIO]
+        ] = {}  # descriptor: where it led before, and what writes there
 
     def lead_away(self, number: int, stream: TextIO | None) -> TextIO | None:
         """Take the descriptor `number` from C code; returns what to write to in place of `stream`."""
@@ -127,11 +132,13 @@ class NativeOutput:
         if _number_of(stream) != number:  # replaced already, as in tests
             return stream
         stream.flush()
-        self._kept[number] = kept = os.dup(number)
+        kept = os.dup(number)
+        own = open(kept, "w", encoding=stream.encoding, errors=stream.errors)  # noqa: SIM115  # `close` closes it
+        self._kept[number] = kept, own
         if number == 2 and faulthandler.is_enabled():
             faulthandler.enable(kept)
         self._point(number)
-        return open(kept, "w", encoding=stream.encoding, errors=stream.errors, closefd=False)
+        return own
 
     def drain(self) -> None:
         """Pass on what C code has written since."""
@@ -143,11 +150,12 @@ class NativeOutput:
 
     def close(self) -> None:
         """Lead the descriptors where they led before."""
-        for number, kept in self._kept.items():
+        for number, (kept, own) in self._kept.items():
             os.dup2(kept, number)
             if number == 2 and faulthandler.is_enabled():
                 faulthandler.enable(number)
-            os.close(kept)
+            with suppress(OSError):  # what a failed write left behind cannot be written now either
+                own.close()
         self._kept.clear()
         self.drain()
         if self._file is not None and self._lines is not None:

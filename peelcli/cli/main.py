@@ -144,13 +144,16 @@ def _failure(error: Exception) -> str:
     text = _text(error)
     if getattr(error, "errno", None) in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
         return f"no space left on the disk ({text}); free some, or go elsewhere with -o/--output"
-    if type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in text:
+    no_memory = type(error).__name__ in ("MemoryError", "OutOfMemoryError") or NO_MEMORY_WORDS in text
+    if no_memory or getattr(error, "errno", None) == errno.ENOMEM:
         return (
             f"out of memory ({_summary(error)}); try a smaller --batch-size or --seq-len, "
             "--dtype bfloat16, or --device cpu"
         )
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}; check the path and its permissions"
+    if isinstance(error, OSError) and error.strerror:
+        return f"a file could not be read or written: {error.strerror}; check the disk and try again"
     return (
         f"internal error: {_summary(error)} at {_place(error)}; this is a mistake in peel: "
         "please report it, with what --verbose adds"

@@ -22,6 +22,9 @@ _short = Repr()
 _short.maxlevel, _short.maxlist, _short.maxdict, _short.maxstring = 2, 3, 3, 60
 short_repr = _short.repr
 
+COUNTABLE = (
+    2**31
+)  # a whole number without a bound of its own is below this: nothing that is counted comes near
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -140,8 +143,9 @@ class Setting:
             raise ValueError(f"{short_repr(value)} is too small; it must be at least {self.at_least:g}")
         if self.above is not None and value <= self.above:
             raise ValueError(f"{short_repr(value)} is too small; it must be above {self.above:g}")
-        if self.below is not None and value >= self.below:
-            raise ValueError(f"{short_repr(value)} is too large; it must be below {self.below:g}")
+        below = COUNTABLE if self.below is None and self.kind is int else self.below
+        if below is not None and value >= below:
+            raise ValueError(f"{short_repr(value)} is too large; it must be below {below:g}")
         return value
 
 

@@ -205,6 +205,8 @@ ENDS: dict[str, tuple[Callable[[], BaseException], int, str]] = {
         3,
         "a.h5: Permission denied",
     ),
+    "no-memory": (lambda: OSError(errno.ENOMEM, "Cannot allocate memory"), 3, "error: out of memory"),
+    "disk-error": (lambda: OSError(errno.EIO, "Input/output error"), 3, "Input/output error; check the disk"),
     "mistake": (lambda: KeyError("x"), 3, "error: internal error: KeyError: 'x' at options.py:"),
     "empty": (AssertionError, 3, "error: internal error: AssertionError at"),
 }

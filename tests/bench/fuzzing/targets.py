@@ -8,6 +8,7 @@ import os
 import pkgutil
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -102,25 +103,36 @@ TARGETS = (
     Target("arguments.json", ("{arguments.json}",), {"arguments": arguments}),
     Target("single", (EXTRACT.replace("{ckpt}", "{single}"), AUDIT.replace("{ckpt}", "{single}"))),
 )
-# Modules of mutators that may lie beside this one, and which targets a mutator of theirs is for, by words in its name.
-BESIDE = {
-    "checkpoints": {"": ("single",)},
-    "hdf5": {"": ("acts.h5", "fit.h5")},
-    "text": {"yaml": ("nightly.yaml",), "baseline": ("baseline.json",), "history": ("history.jsonl",)},
-}
 
 
 def all_targets() -> tuple[Target, ...]:
     """The targets with the mutators of every module that is here; those that none damages are left out."""
     found = {target.file: dict(target.mutators) for target in TARGETS}
-    for module in pkgutil.iter_modules(fuzzing.__path__):
-        if module.name in BESIDE:
-            for name, mutate in importlib.import_module(f"fuzzing.{module.name}").MUTATORS.items():
-                for words, files in BESIDE[module.name].items():
-                    if words in name.lower():
-                        for file in files:
-                            found[file][f"{module.name}: {name}"] = mutate
+    here = {module.name for module in pkgutil.iter_modules(fuzzing.__path__)}
+    if "checkpoints" in here:
+        found["single"] |= importlib.import_module("fuzzing.checkpoints").MUTATORS
+    if "hdf5" in here:
+        damage = importlib.import_module("fuzzing.hdf5").mutate
+        for file in ("acts.h5", "fit.h5"):
+            found[file] |= dict.fromkeys(
+                ("structure", "structure again"), lambda rng, source, target: damage(source, target, rng)
+            )
+    if "text" in here:
+        text = importlib.import_module("fuzzing.text")
+        found["nightly.yaml"] |= {
+            "yaml": _of_text(text.mutate_yaml),
+            "yaml again": _of_text(text.mutate_yaml),
+        }
+        found["baseline.json"]["json of text"] = _of_text(text.mutate_json)
+        found["history.jsonl"]["lines of text"] = _of_text(text.mutate_lines)
     return tuple(replace(target, mutators=found[target.file]) for target in TARGETS if found[target.file])
+
+
+def _of_text(change: Callable[[str, random.Random], bytes]) -> Mutate:
+    def mutate(rng: random.Random, source: Path, target: Path) -> None:
+        target.write_bytes(change(source.read_text(encoding="utf-8"), rng))
+
+    return mutate
 
 
 def make_ground(ground: Path) -> None:
