@@ -93,7 +93,7 @@ _HYBRID = {"layer_types": ["linear_attention", "full_attention"] * 2}
 OVERRIDES: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite"), _MLA),
     **dict.fromkeys(("glm_moe_dsa", "longcat_flash", "minicpm3", "youtu", "hy_v4", "kimi_linear"), _MLA),
-    "dots3_note_text": _MLA,
+    "dots3_note_text": {**_MLA, "layer_types": ["indexed_attention"] * 4},
     "bert-generation": {"is_decoder": True},
     "xlm": {"causal": True},
     "xmod": {"is_decoder": True, "default_language": "en_XX"},
@@ -106,7 +106,12 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "n_shared_experts": 1,
     },
     "deepseek_v2": _MLA | {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "cohere_compass_text": {"layer_types": ["full_attention"] * 4},
+    "cohere_compass_text": {
+        "layer_types": ["full_attention"] * 4,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+        },
+    },
     **{kind: {"head_dim": 16} for kind in ("hunyuan_v1_dense", "hunyuan_v1_moe", "ministral")},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "helium": {"head_dim": 8},
@@ -114,10 +119,22 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"] * 2},
     "zamba": {
-        "attn_layer_period": 2,
-        "attn_layer_offset": 1,
+        "layers_block_type": ["linear_attention", "hybrid"] * 2,
         "attention_hidden_size": 64,
         "n_mamba_heads": 2,
+    },
+    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8.0}},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 16,
+        "indexer_compress_ratio": 4,
+        "hc_lowrank": 8,
+        "ngram_vocab_size_base": 64,
+        "split_ngram_parts": 4,
+        "heads_per_ngram": 2,
+        "layer_types": ["linear_attention", "full_attention"] * 2,
     },
     "zamba2": {
         "layers_block_type": ["linear_attention", "hybrid"] * 2,
