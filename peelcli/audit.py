@@ -237,6 +237,13 @@ def fit_steps(
         yield Progress("open", 0, 1, "model")
         run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
         model = open_model(opened, run_in, workspace)
+        _require_shape(activations, model, acts.about["num_layers"], acts.about["vocab_size"])
+        width = model.prepare(acts.ids[:1]).hidden.shape[-1]
+        if width != acts.d_model:
+            raise ArtefactError(
+                f"{activations}: holds states of {acts.d_model} features, and those of the checkpoint have {width}: "
+                "the file was changed. Extract again."
+            )
         config = {**acts.config, "fit": relevant(settings), "key": key}
         task = FitTask(
             path,
@@ -249,6 +256,15 @@ def fit_steps(
         return path
     finally:
         acts.close()
+
+
+def _require_shape(path: Path | str, model: BlockwiseModel, num_layers: int, vocab_size: int) -> None:
+    """ArtefactError where a file is of a network of another shape than the checkpoint that it names."""
+    if (num_layers, vocab_size) != (model.num_layers, model.vocab_size):
+        raise ArtefactError(
+            f"{path}: is of {num_layers} layers and {vocab_size} tokens, and the checkpoint that it names has "
+            f"{model.num_layers} layers and {model.vocab_size} tokens: the file was changed. Make it anew."
+        )
 
 
 def _device(acts: ActivationFile, settings: FitConfig) -> str:
@@ -334,7 +350,9 @@ def open_fitted(
             f"({run.checkpoint}). Name the checkpoint that was audited."
         )
     settings = replace(machine, dtype=run.dtype if machine.dtype == "auto" else machine.dtype)
-    return opened, open_model(opened, settings, workspace)
+    model = open_model(opened, settings, workspace)
+    _require_shape(f"the fit of {run.checkpoint}", model, run.num_layers, run.vocab_size)
+    return opened, model
 
 
 def _unmeasured(
