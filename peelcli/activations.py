@@ -43,7 +43,7 @@ from peelcli.records import Run
 from peelcli.revive import revive
 from peelcli.sink import Sink
 
-SCHEMA, SCHEMA_VERSION = "peel/activations", 1
+SCHEMA, SCHEMA_VERSION = "peel/activations", 2  # 1: without checksums
 # What h5py is seen to raise on a damaged file.
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError, TypeError, AttributeError, MemoryError)
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
@@ -334,7 +334,13 @@ class ActivationFile:
                 "Extract again without --layers, or with the layers you want to fit."
             )
         stored, dtype = self._states[layer]
-        return _from_stored(stored.read(rows), dtype)
+        found = _from_stored(stored.read(rows), dtype)
+        if not torch.isfinite(found).all():
+            raise ArtefactError(
+                f"{self.path}: the states of layer {layer} are not finite, and those of an extraction are: the file is "
+                f"damaged, or {dtype} cannot hold them. Extract again, with --store-dtype float32."
+            )
+        return found
 
     def close(self) -> None:
         """Close the file."""

@@ -239,6 +239,7 @@ def fit_steps(
             yield Progress("open", 0, 1, "model")
             run_in = replace(settings, device=_device(acts, settings), dtype=_dtype(acts, settings))
             model = open_model(opened, run_in, workspace)
+            _require_fitting_states(activations, acts, model)
             config = {**acts.config, "fit": relevant(settings), "key": key}
             task = FitTask(
                 path,
@@ -251,6 +252,26 @@ def fit_steps(
         return path
     finally:
         acts.close()
+
+
+def _require_shape(path: Path | str, model: BlockwiseModel, num_layers: int, vocab_size: int) -> None:
+    """ArtefactError where a file is of a network of another shape than the checkpoint that it names."""
+    if (num_layers, vocab_size) != (model.num_layers, model.vocab_size):
+        raise ArtefactError(
+            f"{path}: is of {num_layers} layers and {vocab_size} tokens, and the checkpoint that it names has "
+            f"{model.num_layers} layers and {model.vocab_size} tokens: the file was changed. Make it anew."
+        )
+
+
+def _require_fitting_states(path: Path, acts: ActivationFile, model: BlockwiseModel) -> None:
+    """Raise ArtefactError unless the stored states have the shape of the model's own."""
+    _require_shape(path, model, acts.about["num_layers"], acts.about["vocab_size"])
+    width = model.prepare(acts.ids[:1]).hidden.shape[-1]
+    if width != acts.d_model:
+        raise ArtefactError(
+            f"{path}: holds states of {acts.d_model} features, and those of the checkpoint have {width}: "
+            "the file was changed. Extract again."
+        )
 
 
 def _device(acts: ActivationFile, settings: FitConfig) -> str:
@@ -372,7 +393,9 @@ def open_fitted(
             f"({run.checkpoint}). Name the checkpoint that was audited."
         )
     settings = replace(machine, dtype=run.dtype if machine.dtype == "auto" else machine.dtype)
-    return opened, open_model(opened, settings, workspace)
+    model = open_model(opened, settings, workspace)
+    _require_shape(f"the fit of {run.checkpoint}", model, run.num_layers, run.vocab_size)
+    return opened, model
 
 
 def _unmeasured(

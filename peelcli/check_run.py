@@ -23,6 +23,7 @@ from peelcli.records import (
     Score,
 )
 
+DTYPES = ("float32", "bfloat16", "float16")
 PARTS = ("fit", "select", "eval")
 # Numbers that may be infinite or NaN: shares and sizes of what has overflowed, which nothing is decided by.
 UNBOUNDED = ("fvu_fit", "fvu_eval", "fvu", "unexplained", "weight_rms", "vector_travel")
@@ -71,6 +72,7 @@ def check_network(run: Run) -> None:
         _within(f"sequences of {part}", count // run.seq_len, 0, _MOST_SEQUENCES)
     _within("step", 0 if run.step is None else run.step, 0, _LARGEST)
     _layers("layers", run.layers, run.num_layers)
+    _require(run.dtype in ("", *DTYPES), "dtype", f"one of {', '.join(DTYPES)}", run.dtype)
     _number("unigram_ce", run.unigram_ce, 0.0, math.log(run.vocab_size) + _ROUNDING)
     _number("seconds", run.seconds, 0.0, math.inf)
     for name in ("layer_bits", "weight_rms", "vector_travel"):

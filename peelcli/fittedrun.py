@@ -15,7 +15,7 @@ from peelcli.h5files import Group, StoredFile, open_h5
 from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
 from peelcli.revive import revive
 
-SCHEMA, SCHEMA_VERSION = "peel/fit", 1
+SCHEMA, SCHEMA_VERSION = "peel/fit", 2  # 1: without checksums
 CONTROL = "control"
 # What a finished fit says it holds, so that nothing can be left out of it unseen: reference keys, names of maps.
 HOLDS_REFERENCES, HOLDS_PATHS = "holds_references", "holds_paths"

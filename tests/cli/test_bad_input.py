@@ -311,7 +311,7 @@ def directory_instead(path: Path) -> None:
 
 FILES: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (truncated, ("not a whole HDF5 file", "delete it and make it anew")),
-    (newer, ("version 99 is newer than 1", "Upgrade")),
+    (newer, ("version 99 is newer than 2", "Upgrade")),
     (not_hdf5, ("not a whole HDF5 file", "make it anew")),
     (without_ids, ("damaged", "make it anew")),
     (unreadable_about, ("'about'", "make the file anew")),
