@@ -56,6 +56,17 @@ def open_and_scan(
     workspace.make()
     scan = workspace.kept_scan(files)
     if scan is None:
-        scan = yield from scan_steps(files)
+        scan = yield from _scan(files, precision)
         workspace.keep_scan(files, scan)
-    return Opened(path, files, scan, precision, trained)
+    return Opened(files.directory, files, scan, precision, trained)
+
+
+def _scan(files: CheckpointFiles, precision: Precision) -> Generator[Progress, None, ScanResult]:
+    """Look at every tensor; those that the model has no use for are no weights, whatever they hold."""
+    from peelcli.checkpoint.skeleton import build_skeleton, rehearse
+
+    if precision.running.packing is not None:  # held against the model once it is unpacked
+        return (yield from scan_steps(files))
+    _, skeleton, _ = build_skeleton(files)
+    fit = rehearse(files, skeleton)
+    return (yield from scan_steps(files, no_weights=fit.no_weights, findings=fit.findings))

@@ -1,0 +1,59 @@
+"""What transformers raises over a checkpoint's files becomes a CheckpointError that names them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from peelcli.errors import CheckpointError, PeelError
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+_LONGEST = 400  # characters of a library's message that are passed on
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
+
+
+@contextlib.contextmanager
+def over_files(where: Path, doing: str, remedy: str) -> Iterator[None]:
+    """Within it, an exception that comes from inside a library is an error of the checkpoint `where`.
+
+    doing: what transformers cannot do, such as "build the model". An exception that peel's own code raised is a
+    mistake in peel and goes on as it is; so do a lack of memory and a disk error.
+    """
+    try:
+        yield
+    except (PeelError, MemoryError, OSError):
+        raise
+    except Exception as error:
+        if _is_own(error) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            raise
+        raise CheckpointError(
+            f"{where}: transformers cannot {doing} ({type(error).__name__}: {_first_words(error)}). {remedy}"
+        ) from error
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Within it, transformers prints no table of weights that do not fit: peel says so in its own words."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _is_own(error: BaseException) -> bool:
+    """Whether the line that raised `error` is one of peel's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
+
+
+def _first_words(error: BaseException) -> str:
+    """The message on one line, without a sentence that points to a report that peel does not show."""
+    words = re.sub(r"[^.!]*\b(above|below) report\b[^.!]*[.!]?", "", " ".join(str(error).split())).strip()
+    return words if len(words) <= _LONGEST else words[:_LONGEST] + " …"
