@@ -39,12 +39,15 @@ def over_files(where: Path, doing: str, remedy: str) -> Iterator[None]:
 def without_report() -> Iterator[None]:
     """Within it, transformers prints no table of weights that do not fit: peel says so in its own words."""
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
+    logger.addFilter(_drop)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_drop)
+
+
+def _drop(_: logging.LogRecord) -> bool:
+    return False
 
 
 def _is_own(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from peelcli.checkpoint.pickle_size import require_small
 from peelcli.errors import CheckpointError
 
 # What torch.load is seen to raise on bytes that are not what they claim to be.
@@ -37,6 +38,7 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
     Raises CheckpointError where the file is damaged or holds anything but a flat dict of name → dense tensor.
     """
+    require_small(file)
     return {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
         for name, tensor in _load(file).items()
@@ -78,12 +80,16 @@ def _load(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def _named(key: object) -> str:
+    return repr(key) if isinstance(key, (str, int)) else f"with a {type(key).__name__} for a name"
+
+
 def _require_dense(file: Path, state: dict[object, object]) -> None:
     size = file.stat().st_size
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{file}: entry {name!r} is a {type(tensor).__name__}, expected a flat dict of name → tensor "
+                f"{file}: entry {_named(name)} is a {type(tensor).__name__}, expected a flat dict of name → tensor "
                 f"(a trainer's own file?); {_SAVE_ANEW}"
             )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"

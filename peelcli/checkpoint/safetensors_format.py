@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -35,6 +37,7 @@ DTYPES = {
     "C64": "complex64",
 }
 _AGAIN = "copy or download the file again"
+MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
 
 
 def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
@@ -81,9 +84,13 @@ def _header(file: Path) -> dict[str, dict]:
                 f"{file}: truncated or not safetensors: its header should be {length:,} bytes long, "
                 f"but the whole file has {size:,}; {_AGAIN}"
             )
+        if length > MAX_HEADER_NBYTES:
+            raise CheckpointError(
+                f"{file}: its header should be {length:,} bytes long, expected at most {MAX_HEADER_NBYTES:,}; {_AGAIN}"
+            )
         raw = stream.read(length)
     try:
-        header = json.loads(raw)
+        header = json.loads(raw, object_pairs_hook=_once)
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -93,6 +100,15 @@ def _header(file: Path) -> dict[str, dict]:
             f"{file}: truncated: its header promises {expected:,} bytes, the file has {size:,}; {_AGAIN}"
         )
     return header
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header, in which no name may stand twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def rehearse(files: CheckpointFiles, skeleton: nn.Module) -> Rehearsal:
 
 
 def _prefix_finding(prefix: str) -> Finding:
-    message = f"the tensors' names begin with {prefix!r}, which the model's do not: it was stripped, nothing is left over"
+    message = f"the tensors' names begin with {prefix!r}, which the model's do not: it was stripped, nothing is left"
     return Finding("foreign-prefix", message)
 
 
