@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,9 +12,9 @@ import numpy as np
 from torch import Tensor
 
 from peelcli.calibration import Calibration
+from peelcli.checkpoint.json_files import read_object
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
-from peelcli.errors import CheckpointError
 from peelcli.precision import PLAIN, Precision
 from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
 from peelcli.quant.grid import Grid, recognise_grid
@@ -29,12 +28,7 @@ def training_step(directory: Path) -> int | None:
     """The optimiser step of a checkpoint: from trainer_state.json, else from the directory's name, else None."""
     state = directory / "trainer_state.json"
     if state.is_file():
-        try:
-            step = json.loads(state.read_text(encoding="utf-8")).get("global_step")
-        except (ValueError, AttributeError) as error:
-            raise CheckpointError(
-                f"{state}: not the JSON object that the Trainer writes ({error}); mend or remove it."
-            ) from error
+        step = read_object(state, "the Trainer writes it; mend or remove it").get("global_step")
         if isinstance(step, int):
             return step
     match = _STEP.search(directory.resolve().name)

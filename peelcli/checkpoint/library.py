@@ -12,6 +12,7 @@ from pathlib import Path
 from peelcli.errors import CheckpointError, PeelError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
+_LIBRARIES = {"transformers", "torch", "accelerate", "safetensors", "tokenizers", "huggingface_hub"}
 _LONGEST = 400  # characters of a library's message that are passed on
 _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 
@@ -51,9 +52,14 @@ def _drop(_: logging.LogRecord) -> bool:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether the line that raised `error` is one of peel's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and _PACKAGE in Path(frames[-1].filename).resolve().parents
+    """Whether `error` came up in peel's code, or in Python's as peel called it, and not in one of the libraries."""
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if _PACKAGE in file.resolve().parents:
+            return True
+        if _LIBRARIES & set(file.parts):
+            return False
+    return True
 
 
 def _first_words(error: BaseException) -> str:

@@ -37,6 +37,7 @@ DTYPES = {
     "C64": "complex64",
 }
 _AGAIN = "copy or download the file again"
+_MANY, _LEAST_NBYTES = 10_000, 16  # tensors in a file, and bytes of one on average
 MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
 
 
@@ -89,8 +90,11 @@ def _header(file: Path) -> dict[str, dict]:
                 f"{file}: its header should be {length:,} bytes long, expected at most {MAX_HEADER_NBYTES:,}; {_AGAIN}"
             )
         raw = stream.read(length)
+    _require_filled(file, raw.count(b'"dtype"'), size - 8 - length)
     try:
-        header = json.loads(raw, object_pairs_hook=_once)
+        header = json.loads(raw)
+        if raw.count(b'"dtype"') != len(header.keys() - {"__metadata__"}):
+            json.loads(raw, object_pairs_hook=_once)  # takes several times as long
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -100,6 +104,16 @@ def _header(file: Path) -> dict[str, dict]:
             f"{file}: truncated: its header promises {expected:,} bytes, the file has {size:,}; {_AGAIN}"
         )
     return header
+
+
+def _require_filled(file: Path, count: int, nbytes: int) -> None:
+    """Refuse a table of very many tensors that hold next to nothing, before it is taken apart."""
+    if count > _MANY and nbytes < _LEAST_NBYTES * count:
+        raise CheckpointError(
+            f"{file}: its header lists about {count:,} tensors, and {nbytes:,} bytes follow it, so most tensors are "
+            "empty, as DeepSpeed's ZeRO-3 leaves what save_pretrained writes without gathering. Merge the shards with "
+            "DeepSpeed's zero_to_fp32.py, then save_pretrained"
+        )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

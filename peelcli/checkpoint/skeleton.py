@@ -27,7 +27,7 @@ from peelcli.checkpoint.config_json import for_transformers, require_sizes_in_fi
 from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.checkpoint.library import over_files, without_report
 from peelcli.checkpoint.names import foreign_prefix, key_mapping, renamed, require_merged
-from peelcli.checkpoint.structure import find_blocks, num_hidden_layers
+from peelcli.checkpoint.structure import find_blocks, num_hidden_layers, text_config
 from peelcli.errors import CheckpointError
 from peelcli.records import Finding
 
@@ -35,6 +35,7 @@ SAME_RUN = "Check that config.json and the weights come from the same run."
 _CORRECT = "Correct config.json. peel audits decoder-only models that transformers itself implements."
 # What a model may have beyond the files: tied matrices that are built apart, fused weights that are split, masks.
 _NUMEL_RATIO, _COUNT_RATIO, _FREE_NUMEL, _FREE_COUNT = 4, 64, 2**24, 2**12
+_MOST_TENSORS = 1024  # in the files to one weight of the model; the experts of a layer, at most
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,12 @@ def build_skeleton(files: CheckpointFiles) -> tuple[Any, nn.Module, str]:
         with _no_larger_than(files), torch.device("meta"):
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         blocks = find_blocks(skeleton, num_hidden_layers(config))
+    positions = getattr(text_config(config), "max_position_embeddings", None)
+    if positions is not None and not (isinstance(positions, int) and positions > 0):
+        raise CheckpointError(
+            f"{files.directory / 'config.json'}: max_position_embeddings is {positions!r}, expected a number "
+            "above 0. Correct config.json."
+        )
     return config, skeleton, blocks
 
 
@@ -114,6 +121,11 @@ def rehearse(files: CheckpointFiles, skeleton: nn.Module) -> Rehearsal:
     """Load the files' tensors by name and shape alone. Raises CheckpointError where they do not fit the model."""
     require_merged(files)
     expected = set(skeleton.state_dict())
+    if len(files.tensors) > _MOST_TENSORS * len(expected):
+        raise CheckpointError(
+            f"{files.directory}: holds {len(files.tensors):,} tensors, and the model that config.json describes has "
+            f"{len(expected):,} weights. {SAME_RUN}"
+        )
     info = _load_shapes(files, skeleton, "")
     prefix = ""
     if info["missing_keys"]:
