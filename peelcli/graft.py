@@ -13,7 +13,7 @@ from torch import Tensor
 
 from peelcli import fitstore
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint
-from peelcli.checkpoint.graft import Replace, write_copy
+from peelcli.checkpoint.graft import Replace, require_same_parts, take_apart, write_copy
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.plain import plain_config
@@ -39,10 +39,10 @@ def graft(
         layer: {relative: info.name for relative, info in members.items()}
         for layer, members in layers.items()
     }
-    replacements: dict[str, Replace] = {}
+    wanted: dict[int, dict[str, Replace]] = {}
 
     def put(layer: int, relative: str, replace: Replace) -> None:
-        replacements[names.get(layer, {}).get(relative, f"layer {layer}: {relative}")] = replace
+        wanted.setdefault(layer, {})[relative] = replace
 
     for layer in range(1, model.num_layers + 1):
         rounded = [m.name for m in model.matrices(layer) if model.weights.is_rounded(layer, m.name)]
@@ -66,7 +66,32 @@ def graft(
             for relative in _contributing(model, layer, SUBLAYERS):
                 put(layer, relative, torch.zeros_like)
     config = plain_config(files.config, model.dtype) if model.runs_in_few_bits else None
+    replacements: dict[str, Replace] = {}
+    for layer, of_layer in wanted.items():
+        replacements |= _as_in_files(files, model, layer, of_layer, names.get(layer, {}))
     write_copy(files, replacements, output, source, config, model.stamp)
+
+
+def _as_in_files(
+    files: CheckpointFiles,
+    model: BlockwiseModel,
+    layer: int,
+    wanted: dict[str, Replace],
+    names: dict[str, str],
+) -> dict[str, Replace]:
+    """What becomes of the tensors in the files, where `wanted` says it of a block's parameters.
+
+    names: of the layer's tensors, by their names within it. Where transformers makes one parameter out of several
+    tensors, as it does of a mixture's experts, the new block is taken apart again as save_pretrained would.
+    """
+    if all(relative in names for relative in wanted):
+        return {names[relative]: replace for relative, replace in wanted.items()}
+    trained = model.read_weights(layer)
+    new = {relative: wanted[relative](t) if relative in wanted else t for relative, t in trained.items()}
+    before, after = (take_apart(model.model, f"{model.blocks_name}.{layer - 1}.", w) for w in (trained, new))
+    require_same_parts(files, layer, before, names, model.dtype)
+    changed = [relative for relative, value in after.items() if not torch.equal(value, before[relative])]
+    return {names[relative]: _constant(after[relative].cpu()) for relative in changed}
 
 
 def _as_it_runs(model: BlockwiseModel, layer: int, relative: str) -> Replace:

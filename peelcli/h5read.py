@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from peelcli.errors import ArtefactError
-from peelcli.smallfiles import parse_json
+from peelcli.smallfiles import NOT_FINITE, parse_json
 
 DIGEST, NON_FINITE, CHECKED = "sha256", "non_finite", "checked"
 _LONGEST_TEXT, _LONGEST_ATTRIBUTE = 2**28, 2**20  # bytes
@@ -164,7 +164,7 @@ class Group:
     def json(self, name: str) -> dict[str, Any]:
         """The JSON object of a text."""
         with self.stored.reading(self._place(name), thing="the file"):
-            value = parse_json(self.text(name), nan=True)
+            value = parse_json(self.text(name), constants=NOT_FINITE)
             if not isinstance(value, dict):
                 raise ValueError("it is no JSON object")
             return value

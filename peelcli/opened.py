@@ -63,10 +63,21 @@ def open_and_scan(
         workspace.make()
         scan = workspace.kept_scan(stamp)
         if scan is None:
-            scan = yield from scan_steps(files)
+            scan = yield from _scan(files, precision)
             stamp.require_unchanged()
             workspace.keep_scan(stamp, scan)
         stamp.require_unchanged()
     # Found anew each time: what else lies there may change while the files that were scanned do not.
     scan = replace(scan, findings=(*scan.findings, *other_files(files)))
-    return Opened(path, files, scan, precision, trained, stamp)
+    return Opened(files.directory, files, scan, precision, trained, stamp)
+
+
+def _scan(files: CheckpointFiles, precision: Precision) -> Generator[Progress, None, ScanResult]:
+    """Look at every tensor; those that the model has no use for are no weights, whatever they hold."""
+    from peelcli.checkpoint.skeleton import build_skeleton, rehearse
+
+    if precision.running.packing is not None:  # held against the model once it is unpacked
+        return (yield from scan_steps(files))
+    _, skeleton, _ = build_skeleton(files)
+    fit = rehearse(files, skeleton)
+    return (yield from scan_steps(files, no_weights=fit.no_weights, findings=fit.findings))

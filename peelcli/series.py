@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.hub import snapshot_of
 from peelcli.describe import training_step
 from peelcli.errors import CheckpointError
 
@@ -42,9 +43,15 @@ def series_of(arguments: Sequence[Path]) -> Series:
     is neither. What a directory holds and is not whole is left out with a warning, for a trainer may be writing it;
     what was named itself is not looked into.
     """
+    notes: list[str] = []
+    for path in arguments:
+        if (snapshot := snapshot_of(path)) != path:
+            notes.append(
+                f"{path}: is an entry of the Hugging Face cache; its snapshot {snapshot.name} is audited"
+            )
+    arguments = [snapshot_of(path) for path in arguments]
     named = {path.resolve() for path in arguments if _has_config(path)}
     found: list[Path] = []
-    notes: list[str] = []
     warnings: list[str] = []
     for argument in arguments:
         found += [argument] if _has_config(argument) else _listed(argument, named, warnings)

@@ -7,10 +7,13 @@ import json
 import os
 import re
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # what half a surrogate pair is written with
+INFINITIES = ("Infinity", "-Infinity")
+NOT_FINITE = ("NaN", *INFINITIES)
 _DEEPEST = 64  # levels of nesting; peel and the Trainer write fewer than ten
 
 
@@ -40,24 +43,26 @@ def require_regular(handle: int, path: Path | str, limit: int) -> None:
         raise _refused(path, f"{_too_large(limit)}: it has {found.st_size:,} bytes")
 
 
-def parse_json(data: bytes | str, *, nan: bool = False) -> Any:
+def parse_json(data: bytes | str, *, constants: Sequence[str] = ()) -> Any:
     """The value of a JSON text in UTF-8. ValueError where it is none, nested too deeply, or holds half a character.
 
-    nan: whether NaN and infinities may stand in it, as Python writes them.
+    constants: which of NaN, Infinity and -Infinity, which Python writes, may stand in it.
     """
+
+    def constant(name: str) -> float:
+        if name not in constants:
+            raise ValueError(f"{name} is no JSON number")
+        return float(name)
+
     raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogatepass")
     try:
-        value = json.loads(raw.decode("utf-8"), parse_constant=None if nan else _no_constant)
+        value = json.loads(raw.decode("utf-8"), parse_constant=constant)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     _check_depth(value)
     if _HALF_PAIR.search(raw):
         _check_text(value)
     return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_depth(value: Any) -> None:

@@ -20,7 +20,7 @@ from peelcli.cli.main import run as command
 from peelcli.describe import training_step
 from peelcli.errors import CheckpointError
 from peelcli.history import append_history, entry_of
-from peelcli.smallfiles import parse_json, read_bounded
+from peelcli.smallfiles import NOT_FINITE, parse_json, read_bounded
 from peelcli.verdict import judge
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
@@ -85,7 +85,7 @@ def test_json_that_is_meant_is_read(tmp_path: Path) -> None:
     assert (
         parse_json(json.dumps(value)) == parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
     )
-    assert parse_json('[Infinity, "\\ud83d\\ude00"]', nan=True) == [float("inf"), "😀"]
+    assert parse_json('[Infinity, "\\ud83d\\ude00"]', constants=NOT_FINITE) == [float("inf"), "😀"]
     (tmp_path / "four").write_bytes(b"1234")
     assert read_bounded(tmp_path / "four", 4) == b"1234"
     with pytest.raises(OSError, match="larger than"):

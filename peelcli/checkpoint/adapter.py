@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+
+from peelcli.checkpoint.json_files import read_object_if_whole
 
 CONFIG = "adapter_config.json"
 _WEIGHTS = "adapter_model*"
-_LARGEST_JSON = 1 << 20  # bytes; an adapter's config has a few hundred
 
 
 @dataclass(frozen=True)
@@ -58,14 +57,3 @@ def how_to_merge(adapter: Adapter, directory: Path) -> str:
         f"`peft.AutoPeftModelForCausalLM.from_pretrained({str(directory)!r}).merge_and_unload()"
         f".save_pretrained(MERGED)`; {tokenizer}, and name MERGED"
     )
-
-
-def read_object_if_whole(file: Path, largest: int = _LARGEST_JSON) -> dict[str, Any]:
-    """The JSON object in a file on which no result depends; empty where it is missing, damaged or too large."""
-    try:
-        if not file.is_file() or file.stat().st_size > largest:
-            return {}
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}

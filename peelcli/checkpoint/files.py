@@ -6,7 +6,6 @@ weights-only unpickler, and a file is complete or refused.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -16,7 +15,11 @@ import torch
 
 from peelcli.checkpoint import pickle_format, safetensors_format
 from peelcli.checkpoint.foreign import how_to_open
+from peelcli.checkpoint.hub import snapshot_of
+from peelcli.checkpoint.json_files import ANEW as _ANEW
+from peelcli.checkpoint.json_files import read_object
 from peelcli.errors import CheckpointError
+from peelcli.records import Finding
 
 FORMATS = {"safetensors": safetensors_format, "pickle": pickle_format}
 
@@ -28,7 +31,6 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
 )
 _GOOD = "config.json beside model.safetensors or pytorch_model.bin (or their shards and index)"
-_ANEW = "copy or download the checkpoint again, or save it with save_pretrained"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class CheckpointFiles:
     tensors: dict[str, TensorInfo]
     format: str  # "safetensors" or "pickle"
     files: tuple[Path, ...]
+    overlaid: tuple[str, ...] = ()  # tensors that lie in several shards, of which the index names one
+    findings: tuple[Finding, ...] = ()
 
 
 def open_checkpoint(path: Path) -> CheckpointFiles:
@@ -64,24 +68,25 @@ def open_checkpoint(path: Path) -> CheckpointFiles:
     Reads no tensor's contents. Safetensors are preferred where pickles lie beside them. CheckpointError says
     what is missing or damaged and, where the directory holds another tool's format, how to convert it.
     """
-    path = Path(path)
+    named, path = Path(path), snapshot_of(Path(path))
     if path.is_file():
         raise CheckpointError(f"{path}: is a file, expected a directory with {_GOOD}{how_to_open(path)}")
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such directory; name a directory with {_GOOD}")
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: has no config.json, expected {_GOOD}{how_to_open(path)}")
-    config = _read_object(path / "config.json")
+    config = read_object(path / "config.json")
     head = _find_weights(path, config)
     weight_map = _read_index(head) if head.suffix == ".json" else None
     files = tuple(path / name for name in sorted(set(weight_map.values()))) if weight_map else (head,)
     _require_present(path, files)
-    tensors = _list_tensors(files)
-    if weight_map is not None:
-        _require_listed(head, weight_map, tensors)
+    tensors, overlaid = _list_tensors(files, head, weight_map or {})
     if not tensors:
         raise CheckpointError(f"{head}: holds no tensors, expected a model's weights; {_ANEW}")
-    return CheckpointFiles(path, config, tensors, _format(files[0]), files)
+    _require_filled(path, tensors)
+    findings = [] if path == named else [_snapshot_finding(named, path)]
+    findings += [_overlay_finding(head, overlaid)] if overlaid else []
+    return CheckpointFiles(path, config, tensors, _format(files[0]), files, overlaid, tuple(findings))
 
 
 def head_of(files: CheckpointFiles) -> Path:
@@ -97,16 +102,6 @@ def read_tensor(info: TensorInfo, rows: slice | None = None) -> torch.Tensor:
 
 def _format(file: Path) -> str:
     return "safetensors" if file.suffix == ".safetensors" else "pickle"
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON ({error}); {_ANEW}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, found a {type(value).__name__}; {_ANEW}")
-    return value
 
 
 def _find_weights(directory: Path, config: dict[str, Any]) -> Path:
@@ -147,7 +142,7 @@ def _plain_name(name: object, source: Path) -> str:
 
 def _read_index(index: Path) -> dict[str, str]:
     """Tensor name → shard file name."""
-    weight_map = _read_object(index).get("weight_map")
+    weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(
             f"{index}: has no weight_map, expected an object of tensor name → shard; {_ANEW}"
@@ -170,18 +165,54 @@ def _require_present(directory: Path, files: tuple[Path, ...]) -> None:
         )
 
 
-def _list_tensors(files: tuple[Path, ...]) -> dict[str, TensorInfo]:
-    tensors: dict[str, TensorInfo] = {}
+def _list_tensors(
+    files: tuple[Path, ...], index: Path, weight_map: dict[str, str]
+) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
+    """Every tensor, where the index says that it lies; and the names of those that lie elsewhere too.
+
+    Raises CheckpointError where a tensor is not where the index says, or lies in two files and the index names neither.
+    """
+    places: dict[str, list[TensorInfo]] = {}
     for file in files:
         _require_content(file)
         for name, (dtype, shape, nbytes) in FORMATS[_format(file)].list_tensors(file).items():
-            if name in tensors:
-                other = tensors[name].file.name
-                raise CheckpointError(
-                    f"{file}: tensor {name!r} is also in {other}, expected it once; {_ANEW}"
-                )
-            tensors[name] = TensorInfo(name, file, dtype, shape, nbytes)
-    return tensors
+            places.setdefault(name, []).append(TensorInfo(name, file, dtype, shape, nbytes))
+    for name, shard in weight_map.items():
+        found = [info.file.name for info in places.get(name, [])]
+        if shard not in found:
+            what = f"{found[0]} does" if found else "it does not"
+            raise CheckpointError(f"{index}: says that {shard} holds {name!r}, but {what}; {_ANEW}")
+    tensors = {}
+    for name, infos in places.items():
+        if len(infos) > 1 and name not in weight_map:
+            raise CheckpointError(
+                f"{infos[1].file}: tensor {name!r} is also in {infos[0].file.name}, and {index.name} does not say "
+                f"which of them counts; {_ANEW}"
+            )
+        tensors[name] = next(i for i in infos if i.file.name == weight_map.get(name, i.file.name))
+    return tensors, tuple(name for name, infos in places.items() if len(infos) > 1)
+
+
+def _snapshot_finding(entry: Path, snapshot: Path) -> Finding:
+    message = f"{entry} is an entry of the Hugging Face cache; its snapshot {snapshot.name} was audited"
+    return Finding("hub-snapshot", message)
+
+
+def _overlay_finding(index: Path, names: tuple[str, ...]) -> Finding:
+    more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+    message = f"{names[0]!r}{more} lie in several shards; what {index.name} names was audited"
+    return Finding("overlaid-tensors", message)
+
+
+def _require_filled(directory: Path, tensors: dict[str, TensorInfo]) -> None:
+    """Raise CheckpointError where most tensors hold nothing."""
+    empty = [name for name, info in tensors.items() if not info.numel]
+    if 2 * len(empty) > len(tensors):
+        raise CheckpointError(
+            f"{directory}: {len(empty):,} of {len(tensors):,} tensors are empty, such as {empty[0]!r} of shape "
+            f"{list(tensors[empty[0]].shape)}, as DeepSpeed's ZeRO-3 leaves what save_pretrained writes without "
+            "gathering. Merge the shards with DeepSpeed's zero_to_fp32.py, then save_pretrained"
+        )
 
 
 def _require_content(file: Path) -> None:
@@ -197,17 +228,6 @@ def _require_content(file: Path) -> None:
         raise CheckpointError(
             f"{file}: is a Git LFS pointer, not the weights; run `git lfs pull` in its directory"
         )
-
-
-def _require_listed(index: Path, weight_map: dict[str, str], tensors: dict[str, TensorInfo]) -> None:
-    """Every tensor is in the shard that the index says it is in."""
-    for name, shard in weight_map.items():
-        if name not in tensors:
-            raise CheckpointError(f"{index}: says that {shard} holds {name!r}, but it does not; {_ANEW}")
-        if tensors[name].file.name != shard:
-            raise CheckpointError(
-                f"{index}: says that {shard} holds {name!r}, but {tensors[name].file.name} does; {_ANEW}"
-            )
 
 
 def require_decoder_only(config: dict[str, Any]) -> None:

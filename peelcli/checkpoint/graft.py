@@ -6,9 +6,13 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
+import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 
 from peelcli import durable
 from peelcli.checkpoint.files import CheckpointFiles, read_tensor
@@ -37,8 +41,8 @@ def write_copy(
     unknown = sorted(set(replacements) - set(files.tensors))
     if unknown:
         raise CheckpointError(
-            f"{files.directory}: holds no tensor {unknown[0]!r}; this family's weights are converted when loaded. "
-            "Save the model with save_pretrained by the newest transformers and audit that copy."
+            f"{files.directory}: holds no tensor {unknown[0]!r}, so nothing can be put in its place. To repair the "
+            "model, load it with transformers and change the layer there."
         )
     if output.exists():
         raise UsageError(f"{output}: exists already; name a new directory with --output")
@@ -65,6 +69,35 @@ def write_copy(
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
+
+
+def take_apart(model: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors that save_pretrained writes for one block, by their names within it.
+
+    prefix: of the block in the model. weights: all its parameters, by their names within it.
+    """
+    full = {prefix + name: value for name, value in weights.items()}
+    number = prefix.rstrip(".").rpartition(".")[2]
+    reverted = revert_weight_conversion(cast(PreTrainedModel, model), full)
+    return {name.split(f".{number}.", 1)[-1]: t for name, t in reverted.items()}
+
+
+def require_same_parts(
+    files: CheckpointFiles,
+    layer: int,
+    parts: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Raise CheckpointError unless a trained block, taken apart, is what the files hold, tensor for tensor."""
+    for relative, value in parts.items():
+        stored = read_tensor(files.tensors[names[relative]]).to(dtype) if relative in names else None
+        if stored is None or not torch.equal(stored, value.cpu()):
+            raise CheckpointError(
+                f"{files.directory}: transformers converts the weights of layer {layer} when it loads them, and taking "
+                f"them apart again does not give back {relative!r} as it lies in the files, so peel cannot graft into "
+                "this checkpoint. To repair it, load the model with transformers and change the layer there."
+            )
 
 
 def _write(

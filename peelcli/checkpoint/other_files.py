@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from peelcli.checkpoint.adapter import find_adapter, how_to_merge, read_object_if_whole
+from peelcli.checkpoint.adapter import find_adapter, how_to_merge
 from peelcli.checkpoint.files import CheckpointFiles, head_of
+from peelcli.checkpoint.json_files import read_object_if_whole
 from peelcli.errors import CheckpointError
 from peelcli.records import Finding
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from peelcli.checkpoint.pickle_size import require_small
 from peelcli.checkpoint.reading import StoredTensor
 from peelcli.errors import CheckpointError
 
@@ -39,6 +40,7 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
     Raises CheckpointError where the file is damaged or holds anything but a flat dict of name → dense tensor.
     """
+    require_small(file)
     return {
         name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.nbytes)
         for name, tensor in _load(file).items()
@@ -108,12 +110,16 @@ def _kind(value: object) -> str:
     return type(value).__name__.removeprefix("Fake")
 
 
+def _named(key: object) -> str:
+    return repr(key) if isinstance(key, (str, int)) else f"with a {type(key).__name__} for a name"
+
+
 def _require_dense(file: Path, state: dict[object, object]) -> None:
     size = file.stat().st_size
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
-                f"{file}: entry {name!r} is a {_kind(tensor)}, expected a flat dict of name → tensor "
+                f"{file}: entry {_named(name)} is a {_kind(tensor)}, expected a flat dict of name → tensor "
                 f"(a trainer's own file?); {_SAVE_ANEW}"
             )
         dense = tensor.layout == torch.strided and tensor.device.type == "cpu"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,6 +38,8 @@ DTYPES = {
     "C64": "complex64",
 }
 _AGAIN = "copy or download the file again"
+_MANY, _LEAST_NBYTES = 10_000, 16  # tensors in a file, and bytes of one on average
+MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
 
 
 def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
@@ -82,9 +86,16 @@ def _header(file: Path) -> dict[str, dict]:
                 f"{file}: truncated or not safetensors: its header should be {length:,} bytes long, "
                 f"but the whole file has {size:,}; {_AGAIN}"
             )
+        if length > MAX_HEADER_NBYTES:
+            raise CheckpointError(
+                f"{file}: its header should be {length:,} bytes long, expected at most {MAX_HEADER_NBYTES:,}; {_AGAIN}"
+            )
         raw = stream.read(length)
+    _require_filled(file, raw.count(b'"dtype"'), size - 8 - length)
     try:
         header = json.loads(raw)
+        if raw.count(b'"dtype"') != len(header.keys() - {"__metadata__"}):
+            json.loads(raw, object_pairs_hook=_once)  # takes several times as long
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
         expected = 8 + length + max(ends, default=0)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -105,6 +116,25 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(file, name, dtype, shape, begin + header[name]["data_offsets"][0])
         for name, (dtype, shape, _) in list_tensors(file).items()
     }
+
+
+def _require_filled(file: Path, count: int, nbytes: int) -> None:
+    """Refuse a table of very many tensors that hold next to nothing, before it is taken apart."""
+    if count > _MANY and nbytes < _LEAST_NBYTES * count:
+        raise CheckpointError(
+            f"{file}: its header lists about {count:,} tensors, and {nbytes:,} bytes follow it, so most tensors are "
+            "empty, as DeepSpeed's ZeRO-3 leaves what save_pretrained writes without gathering. Merge the shards with "
+            "DeepSpeed's zero_to_fp32.py, then save_pretrained"
+        )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the header, in which no name may stand twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{twice!r} stands in it twice")
+    return found
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,17 +68,23 @@ class _Contents:
 
 
 def scan_steps(
-    files: CheckpointFiles, num_layers: int | None = None
+    files: CheckpointFiles,
+    num_layers: int | None = None,
+    no_weights: Collection[str] = (),
+    findings: Sequence[Finding] = (),
 ) -> Generator[Progress, None, ScanResult]:
     """Hash every tensor and check the floating ones, yielding the bytes read.
 
-    `num_layers` overrides what the config says. A tensor's hash is over dtype, shape and bytes, so it is the
-    same in either format and however the checkpoint is sharded; a layer's is over its tensors under their
-    names within the layer, sorted. Kinds of findings: "non-finite", "constant", "duplicate-layer",
-    "surplus-layers", "layers-unknown". Raises CheckpointError where a layer lacks a tensor, or a file cannot
-    be read.
+    `num_layers` overrides what the config says. `no_weights`: tensors whose values are not judged, since the model does
+    not use them as weights, such as a causal mask of −inf. `findings`: what was found before.
+
+    A tensor's hash is over dtype, shape and bytes, so it is the same in either format and however the checkpoint is
+    sharded; a layer's is over its tensors under their names within the layer, sorted. Kinds of findings: "non-finite",
+    "constant", "duplicate-layer", "shared-layers", "surplus-layers", "layers-unknown". Raises CheckpointError where a
+    layer lacks a tensor, or a file cannot be read.
     """
-    layers, findings = group_by_layer(files, num_layers)
+    layers, on_layers = group_by_layer(files, num_layers)
+    found = [*files.findings, *findings, *on_layers]
     layer_of = {info.name: layer for layer, members in layers.items() for info in members.values()}
     hashes: dict[str, str] = {}
     total, done = sum(info.nbytes for info in files.tensors.values()), 0
@@ -87,7 +93,8 @@ def scan_steps(
             for info in batch:
                 contents = _examine(info, read)
                 hashes[info.name] = contents.digest
-                findings += _judge(info, contents, layer_of.get(info.name))
+                if info.name not in no_weights:
+                    found += _judge(info, contents, layer_of.get(info.name))
                 done += info.nbytes
                 yield Progress("scan", done, total, info.name)
     layer_hashes = {
@@ -99,7 +106,7 @@ def scan_steps(
         checkpoint_id=_hash_names(hashes, _architecture(files.config))[:16],
         tensor_hashes=hashes,
         layer_hashes=layer_hashes,
-        findings=(*findings, *_duplicates(layer_hashes)),
+        findings=(*found, *_duplicates(layer_hashes, files.config)),
         num_parameters=sum(info.numel for info in files.tensors.values()),
         layer_num_parameters={n: sum(i.numel for i in members.values()) for n, members in layers.items()},
         total_nbytes=total,
@@ -189,16 +196,49 @@ def _judge(info: TensorInfo, contents: _Contents, layer: int | None) -> list[Fin
     return []
 
 
-def _duplicates(layer_hashes: dict[int, str]) -> Iterator[Finding]:
+def _duplicates(layer_hashes: Mapping[int, str], config: Mapping[str, Any]) -> Iterator[Finding]:
+    """Layers that are copies. Those that the network shares by design are one note; any other copy is a fault."""
+    shared = _shared_layers(layer_hashes, config)
+    if shared:
+        pairs = ", ".join(f"{layer} is {earlier}" for layer, earlier in list(shared.items())[:4])
+        more = " …" if len(shared) > 4 else ""
+        message = (
+            f"{len(shared)} of {len(layer_hashes)} layers repeat earlier ones, byte for byte and in their order "
+            f"({pairs}{more}): the network shares blocks, or was made deeper by copying and not trained since"
+        )
+        yield Finding("shared-layers", message)
     first: dict[str, int] = {}
     for layer, digest in layer_hashes.items():
         earlier = first.setdefault(digest, layer)
-        if earlier != layer:
+        if earlier != layer and layer not in shared:
             message = (
                 f"layer {layer} is, byte for byte, layer {earlier}: copied in depth up-scaling and not "
                 "trained since, or written twice by a faulty conversion"
             )
             yield Finding("duplicate-layer", message, layer=layer)
+
+
+def _shared_layers(layer_hashes: Mapping[int, str], config: Mapping[str, Any]) -> dict[int, int]:
+    """Layers that repeat an earlier one by design, with that one.
+
+    By design are copies where the config has fewer groups than layers, and where two or more layers in a row repeat as
+    many in the same order: a fault writes one layer twice, and no pattern.
+    """
+    groups = config.get("num_hidden_groups")
+    by_config = isinstance(groups, int) and 0 < groups < len(layer_hashes)
+    least = 1 if by_config else 2
+    shared: dict[int, int] = {}
+    layers = sorted(layer_hashes)
+    for distance in range(1, len(layers)):
+        run: list[int] = []
+        for layer in [*layers[distance:], None]:
+            if layer is not None and layer_hashes[layer] == layer_hashes.get(layer - distance):
+                run.append(layer)
+                continue
+            if len(run) >= least:
+                shared.update({copy: copy - distance for copy in run if copy not in shared})
+            run = []
+    return shared
 
 
 def _hash_names(hashes: dict[str, str], *more: str) -> str:

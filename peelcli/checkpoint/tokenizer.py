@@ -11,8 +11,8 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from peelcli.calibration.padding import SpecialIds
-from peelcli.checkpoint.adapter import read_object_if_whole
 from peelcli.checkpoint.files import CheckpointFiles
+from peelcli.checkpoint.json_files import read_object_if_whole
 from peelcli.errors import CalibrationError
 from peelcli.library_words import library_words
 
@@ -129,7 +129,7 @@ def _ids(value: object) -> list[int]:
 
 
 def _pad_of_tokenizer(directory: Path) -> Iterator[int]:
-    settings = read_object_if_whole(directory / SETTINGS, _LARGEST)
+    settings = read_object_if_whole(directory / SETTINGS)
     token = _content(settings.get("pad_token"))
     if token is None:
         token = _content(read_object_if_whole(directory / "special_tokens_map.json").get("pad_token"))
@@ -139,7 +139,7 @@ def _pad_of_tokenizer(directory: Path) -> Iterator[int]:
     for number, entry in by_id.items() if isinstance(by_id, Mapping) else ():
         if _content(entry) == token and number.isdigit():
             yield int(number)
-    whole = read_object_if_whole(directory / "tokenizer.json", _LARGEST)
+    whole = read_object_if_whole(directory / "tokenizer.json")
     added = whole.get("added_tokens")
     for entry in added if isinstance(added, list) else ():
         if _content(entry) == token and isinstance(entry, Mapping):
@@ -148,7 +148,7 @@ def _pad_of_tokenizer(directory: Path) -> Iterator[int]:
     for vocabulary in (
         model.get("vocab") if isinstance(model, Mapping) else None,
         read_object_if_whole(directory / "added_tokens.json"),
-        read_object_if_whole(directory / "vocab.json", _LARGEST),
+        read_object_if_whole(directory / "vocab.json"),
     ):
         if isinstance(vocabulary, Mapping):
             yield from _ids(vocabulary.get(token))

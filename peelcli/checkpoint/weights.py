@@ -15,42 +15,26 @@ import torch
 from accelerate.hooks import remove_hook_from_module
 from accelerate.utils import PrefixedDataset
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from peelcli.checkpoint import pickle_format, safetensors_format
 from peelcli.checkpoint.files import open_checkpoint
+from peelcli.checkpoint.library import over_files, without_report
 from peelcli.checkpoint.offload import PrivateDirectory
 from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.reading import StoredTensor, transformers_unmapped
 from peelcli.checkpoint.running import AS_STORED, Running
+from peelcli.checkpoint.skeleton import SAME_RUN, build_skeleton, rehearse
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
-from peelcli.checkpoint.structure import find_blocks, find_matrices, layer_counts
+from peelcli.checkpoint.structure import find_matrices
+from peelcli.checkpoint.view import as_transformers_reads, read_from_source
 from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
-
-_PREFIXES = {r"^_orig_mod\.": "", r"^module\.": ""}
-
-
-def _skeleton(directory: Path) -> tuple[Any, nn.Module, str]:
-    """The config, the model it describes without any weights, and the name of its blocks."""
-    try:
-        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-        for part in (config, getattr(config, "text_config", config)):
-            if hasattr(part, "quantization_config"):
-                del part.quantization_config  # the model is built plain: what it says is heeded elsewhere
-        with torch.device("meta"):
-            skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (ValueError, KeyError, ImportError, AttributeError, TypeError) as error:
-        raise CheckpointError(
-            f"{directory}: transformers cannot build this model as a causal language model: {error}. "
-            "peel audits decoder-only models of families that transformers knows; remote code is never run."
-        ) from error
-    return config, skeleton, find_blocks(skeleton, layer_counts(config))
 
 
 def block_shapes(directory: Path) -> list[dict[str, torch.Size]]:
     """Shapes of every block's parameters by their names within the block, as config.json calls for them."""
-    _, skeleton, blocks = _skeleton(directory)
+    _, skeleton, blocks = build_skeleton(open_checkpoint(directory))
     return [_shapes(block) for block in skeleton.get_submodule(blocks).children()]
 
 
@@ -67,30 +51,32 @@ def load_model(
 
     Raises CheckpointError where transformers cannot build the model, or the weights are not those it calls for.
     """
-    config, skeleton, blocks = _skeleton(directory)
+    files = open_checkpoint(directory)
+    config, skeleton, blocks = build_skeleton(files)
+    fit = rehearse(files, skeleton)
     mapping = _device_map(skeleton, blocks, device)
     del skeleton
     own = PrivateDirectory(offload_dir)
-    try:
-        with transformers_unmapped(safetensors_format.stored_tensors, pickle_format.stored_tensors):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory,
-                config=config,
-                dtype=dtype,
-                device_map=mapping,
-                offload_folder=str(own.path),
-                local_files_only=True,
-                trust_remote_code=False,
-                weights_only=True,
-                key_mapping=dict(_PREFIXES),
-                output_loading_info=True,
-            )
-    except (ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise CheckpointError(
-            f"{directory}: the weights do not fit the model that config.json describes: {error}. "
-            "Check that config.json and the weights come from the same run."
-        ) from error
-    model, info = loaded
+    with (
+        as_transformers_reads(files, own.path) as view,
+        transformers_unmapped(safetensors_format.stored_tensors, pickle_format.stored_tensors),
+        over_files(directory, "load the weights into the model that config.json describes", SAME_RUN),
+        without_report(),
+    ):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            view,
+            config=config,
+            dtype=dtype,
+            device_map=mapping,
+            offload_folder=str(own.path),
+            local_files_only=True,
+            trust_remote_code=False,
+            weights_only=True,
+            key_mapping=fit.key_mapping,
+            output_loading_info=True,
+        )
+        model, info = loaded
+        read_from_source(model, files, view)
     own.keep_for(list(model.get_submodule(blocks).modules()))
     missing = sorted(info["missing_keys"])
     if missing:

@@ -221,8 +221,10 @@ def test_an_index_that_does_not_match_its_shards(tmp_path: Path) -> None:
     set_index(tmp_path, {})
     assert "no weight_map" in refusal(tmp_path)
     write(tmp_path, "b.safetensors", {"x": torch.zeros(1), "y": torch.zeros(3)})
-    set_index(tmp_path, {"x": "a.safetensors", "y": "b.safetensors"})
+    write(tmp_path, "a.safetensors", {"x": torch.zeros(1), "w": torch.zeros(3)})
+    set_index(tmp_path, {"w": "a.safetensors", "y": "b.safetensors"})
     assert "'x' is also in a.safetensors" in refusal(tmp_path)
+    assert "does not say which" in refusal(tmp_path)
 
 
 def test_files_that_are_there_and_yet_are_not(tmp_path: Path) -> None:

@@ -191,6 +191,30 @@ def test_copied_layers_are_found_under_their_first_number(tmp_path: Path) -> Non
     assert [f.layer for f in scan_state(tmp_path, state, num_hidden_layers=4).findings] == [2]
 
 
+@pytest.mark.parametrize(
+    ("order", "faults"),
+    [
+        ("01230123", []),  # as many again in the same order
+        ("0123450123", []),  # the first four once more, at the end
+        ("0000", []),  # one block for all layers
+        ("0123411", [7, 6]),  # one odd pair, and a third copy of it
+        ("0120", [4]),
+        ("00", [2]),
+    ],
+)
+def test_blocks_that_a_network_shares_by_design_are_a_note(
+    tmp_path: Path, order: str, faults: list[int]
+) -> None:
+    torch.manual_seed(0)
+    blocks = {kind: torch.randn(4, 4) for kind in set(order)}
+    state = {f"layers.{i}.q.weight": blocks[kind].clone() for i, kind in enumerate(order)}
+    found = scan_state(tmp_path, state, num_hidden_layers=len(order)).findings
+    assert {f.layer for f in found if f.kind == "duplicate-layer"} == set(faults)
+    assert [f.kind for f in found if f.layer is None] == ([] if faults else ["shared-layers"])
+    grouped = scan_state(tmp_path, state, num_hidden_layers=len(order), num_hidden_groups=1).findings
+    assert {f.kind for f in grouped} == {"shared-layers"}
+
+
 def test_the_id_is_that_of_the_weights_and_the_architecture(tmp_path: Path) -> None:
     state = small_state()
     a = scan_state(tmp_path / "step-1", state)

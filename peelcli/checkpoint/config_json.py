@@ -1,0 +1,115 @@
+"""config.json as peel hands it to transformers: only what describes the network, in sizes that the files can fill."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from peelcli.checkpoint.files import CheckpointFiles
+from peelcli.errors import CheckpointError
+
+# How the model is run, saved or trained, or what it is called. peel decides the first; none of it is the network.
+_NOT_THE_NETWORK = frozenset(
+    {
+        "attn_implementation",
+        "auto_map",
+        "compression_config",
+        "distributed_config",
+        "dtype",
+        "experts_implementation",
+        "finetuning_task",
+        "fusion_config",
+        "generation_config",
+        "gradient_checkpointing",
+        "id2label",
+        "kernel_config",
+        "label2id",
+        "num_labels",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "problem_type",
+        "pruned_heads",
+        "quantization_config",
+        "return_dict",
+        "task_specific_params",
+        "tie_encoder_decoder",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "transformers_weights",
+        "use_bfloat16",
+        "use_return_dict",
+    }
+)
+# Integers that say how far, how often or which: they give no tensor of the files its shape.
+_NO_SIZE = re.compile(
+    r"theta|base|freq|position|length|window|seq|ctx|context|seed|step|token|param|size_bytes|total|date|time|id$|ids$"
+)
+_LAYER_COUNT = re.compile(r"(^|_)layers?$")
+_HARMLESS_SIZE = 2**16  # a list or a table of so many entries takes no time
+_HARMLESS_LAYERS = 1024
+_LARGEST = 2**63 - 1  # torch counts in 64 bits
+_PACKED = 32  # numbers of one bit in an int32, and the halves that a fused matrix is made of
+
+
+def for_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
+    """`config` without what is no part of the network, at every depth.
+
+    An "eager" attention is kept, since it is how the family may have to run; any other kind depends on the machine.
+    """
+    dropped = _NOT_THE_NETWORK | _generation_keys()
+    kept: dict[str, Any] = {}
+    for key, value in config.items():
+        if key in dropped or (key.startswith("_") and key != "_attn_implementation"):
+            continue
+        if key == "_attn_implementation" and value != "eager":
+            continue
+        is_part = isinstance(value, Mapping) and key.endswith("_config")
+        kept[key] = for_transformers(value) if is_part else value
+    return kept
+
+
+@cache
+def _generation_keys() -> frozenset[str]:
+    """What a config.json may say of generating text, which peel does not do. The ids of special tokens stay."""
+    from transformers import GenerationConfig
+
+    return frozenset(key for key in GenerationConfig().to_dict() if not key.endswith("_token_id"))
+
+
+def require_sizes_in_files(files: CheckpointFiles) -> None:
+    """Raise CheckpointError where config.json names a size far beyond every tensor in the files.
+
+    Building a config of 10⁹ layers takes all memory before a single tensor is looked at. So each integer is held
+    against the longest side of any tensor, and the number of layers against the number of tensors.
+    """
+    longest = max((side for info in files.tensors.values() for side in info.shape), default=0)
+    largest = max(_HARMLESS_SIZE, _PACKED * longest)
+    most_layers = max(_HARMLESS_LAYERS, len(files.tensors))
+    for key, value in _integers(for_transformers(files.config)):
+        name = key.rpartition(".")[2]
+        if _LAYER_COUNT.search(name) and value > most_layers:
+            raise CheckpointError(
+                f"{files.directory / 'config.json'}: {key} is {value:,}, and the files hold "
+                f"{len(files.tensors):,} tensors. Correct config.json: it and the weights must come from one run"
+            )
+        if value > (_LARGEST if _NO_SIZE.search(name) else largest):
+            raise CheckpointError(
+                f"{files.directory / 'config.json'}: {key} is {value:,}, and no tensor in the files is longer than "
+                f"{longest:,}. Correct config.json: it and the weights must come from one run"
+            )
+
+
+def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
+    """Every integer below `value`, with the dotted path of its key."""
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _integers(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _integers(inner, key)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield key, value
