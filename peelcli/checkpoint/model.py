@@ -69,13 +69,13 @@ class BlockwiseModel:
             loaded = load_model(plain, dtype=dtype, device=device, offload_dir=offload_dir)
             stamp.require_unchanged()
         config, model, self.blocks_name, self.unused_tensors = loaded
+        self.model: nn.Module = model.eval().requires_grad_(False)
         widen_narrow_heads(model, device)
         if stated(config, "rescale_every"):
             # RWKV halves its states now and then, and the weights that add to them, for float16's range: the network
             # is the same without, and then every block's input is the output of the one before.
-            config.rescale_every = model.config.rescale_every = 0
+            config.rescale_every = self.model.config.rescale_every = 0  # type: ignore[union-attr]
         self.config = config
-        self.model: nn.Module = model.eval().requires_grad_(False)
         self.dtype, self.device = dtype, torch.device(device)
         self.family = type(model).__name__
         positions = stated(text_config(config), "max_position_embeddings")

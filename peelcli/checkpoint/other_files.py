@@ -55,7 +55,6 @@ _OTHERS: tuple[tuple[str, tuple[str, ...]], ...] = (
 # A trainer's own state and adapters are no weights of the model, whatever else their names look like.
 _NO_WEIGHTS = ("adapter_model*", "optimizer*", "scheduler*")
 _EQUAL_S = 2.0  # seconds within which two times of change count as one: archives and file systems round them
-_LARGEST_INDEX = 64 << 20
 
 
 def other_files(files: CheckpointFiles) -> list[Finding]:
@@ -144,7 +143,7 @@ def _what(name: str) -> str | None:
 
 def _shards(index: Path) -> set[str]:
     """The files that an index names; one that cannot be read names itself alone, and so none of those in use."""
-    shards = read_object_if_whole(index, _LARGEST_INDEX).get("weight_map")
+    shards = read_object_if_whole(index).get("weight_map")
     return {str(name) for name in shards.values()} if isinstance(shards, dict) else {index.name}
 
 
