@@ -9,6 +9,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -81,7 +82,7 @@ def test_json_that_no_one_means_is_a_value_error(text: str | bytes) -> None:
 
 
 def test_json_that_is_meant_is_read(tmp_path: Path) -> None:
-    value = {"a": [1, 2.5, None, "é😀", {"b": [[]]}]}
+    value: dict[str, Any] = {"a": [1, 2.5, None, "é😀", {"b": [[]]}]}
     assert (
         parse_json(json.dumps(value)) == parse_json(json.dumps(value, ensure_ascii=False).encode()) == value
     )

@@ -24,10 +24,11 @@ HOSTILE_NUMBERS = (np.nan, np.inf, -np.inf, -1.0, 0.0, 1e308, -1e308, 1e-320)
 
 def mutate(source: Path, target: Path, rng: random.Random) -> str:
     """Write a mutation of the file `source` to `target`; returns what it is."""
-    change = rng.choice(BYTES + STRUCTURE * 2)
-    if change in BYTES:
-        target.write_bytes(change(source.read_bytes(), rng))
-        return change.__name__
+    if rng.random() < 0.2:
+        turn = rng.choice(BYTES)
+        target.write_bytes(turn(source.read_bytes(), rng))
+        return turn.__name__
+    change = rng.choice(STRUCTURE)
     target.write_bytes(source.read_bytes())
     with h5py.File(target, "r+") as file:
         where = change(file, rng)
@@ -125,7 +126,7 @@ def reshape(file: h5py.File, rng: random.Random) -> str:
 def set_values(file: h5py.File, rng: random.Random) -> str:
     """Numbers that cannot be, with right checksums."""
     name = rng.choice([n for n in _paths(file, h5py.Dataset) if file[n].dtype.kind in "iuf" and file[n].size])
-    value = (
+    value: Any = (
         rng.choice(HOSTILE_NUMBERS) if file[name].dtype.kind == "f" else rng.choice((-1, 0, 127, 2**31 - 1))
     )
     values = np.array(file[name])
