@@ -189,9 +189,11 @@ def _require_shapes(files: CheckpointFiles, mismatched: Any) -> None:
                 "empty, as DeepSpeed's ZeRO-3 leaves what save_pretrained writes without gathering. Merge the shards "
                 "with DeepSpeed's zero_to_fp32.py, then save_pretrained"
             )
+        in_block = any(part.isdigit() for part in str(name).split("."))
+        hint = "" if in_block else " A vocabulary that was resized needs its new vocab_size in config.json."
         raise CheckpointError(
             f"{files.directory}: the weight {name!r} has shape {here}, and config.json calls for {there}. "
-            f"{SAME_RUN} A vocabulary that was resized needs its new vocab_size there."
+            f"{SAME_RUN}{hint}"
         )
 
 

@@ -93,7 +93,7 @@ CHECKPOINTS: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
     (truncate_shard, ("model-00002-of", "truncated", "copy or download")),
     (remove_shard, ("1 of", "missing: model-00002-of", "copy or download the checkpoint again")),
     (point_outside, ("../outside.safetensors", "nothing outside the checkpoint", "correct the entry")),
-    (make_wider, ("mlp", "[24, 16]", "[48, 16]", "config.json", "come from the same run")),
+    (make_wider, ("mlp", "[16, 24]", "[16, 48]", "config.json", "come from the same run")),
 ]
 
 
