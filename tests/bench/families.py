@@ -7,6 +7,7 @@ with a plain forward pass on the same ids. `--write` puts what was found into `p
 from __future__ import annotations
 
 import argparse
+import re
 import resource
 import signal
 import tempfile
@@ -212,7 +213,7 @@ def _words(row: Found) -> str:
     if row.status == "not built":
         return "not tried: " + row.detail.split(":")[0]
     why = row.detail.removeprefix("CheckpointError: ").split(" cannot be audited block by block: ")[-1]
-    return f"{row.status}: " + why.split(". peel ")[0].split(": peel ")[0].replace("|", "/")
+    return f"{row.status}: " + re.split(r"[.:;] peel ", why)[0].replace("|", "/")
 
 
 def main() -> None:
