@@ -148,7 +148,7 @@ def retag(file: h5py.File, rng: random.Random) -> str:
 def edit_json(file: h5py.File, rng: random.Random) -> str:
     """One value of one JSON text exchanged, with the checksum left out."""
     texts = [
-        (n, None) for n in _paths(file, h5py.Dataset) if file[n].shape == () and file[n].dtype.kind in "SO"
+        (n, "") for n in _paths(file, h5py.Dataset) if file[n].shape == () and file[n].dtype.kind in "SO"
     ]
     texts += [(n, a) for n in _paths(file, h5py.Group) for a in ("reference", "fit") if a in file[n].attrs]
     name, attribute = rng.choice(texts)
