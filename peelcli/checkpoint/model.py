@@ -21,8 +21,10 @@ from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
 from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_place, silenced, unless_asked
 from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.layout import Layout
+from peelcli.checkpoint.library import over_files
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise
+from peelcli.checkpoint.skeleton import SAME_RUN
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.checkpoint.starts import initial_vectors
 from peelcli.checkpoint.structure import (
@@ -36,6 +38,7 @@ from peelcli.checkpoint.structure import (
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
 from peelcli.errors import CheckpointError
+from peelcli.library_words import library_words
 from peelcli.records import QuantizedModule
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
@@ -99,7 +102,8 @@ class BlockwiseModel:
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is not None:
             matrix.register_forward_pre_hook(self._asked.turn)
-        self._probe()
+        with over_files(directory / "config.json", "run the model that it describes", SAME_RUN):
+            self._probe()
 
     # -- weights ------------------------------------------------------------------------------------------------
 
@@ -214,7 +218,7 @@ class BlockwiseModel:
         except LIBRARY_ERRORS as error:
             raise CheckpointError(
                 f"{self.family}: transformers' own forward pass does not run on token ids alone "
-                f"({type(error).__name__}: {error}). peel audits decoders that need nothing else."
+                f"({library_words(error)}). peel audits decoders that need nothing else."
             ) from error
         return logits
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.errors import CheckpointError
+from peelcli.library_words import library_words
 
 if TYPE_CHECKING:
     from peelcli.checkpoint.model import BlockwiseModel
@@ -45,7 +46,7 @@ def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
         except torch.OutOfMemoryError:
             raise
         except LIBRARY_ERRORS as error:
-            why = f"block {layer} cannot run by itself ({type(error).__name__}: {error})"
+            why = f"block {layer} cannot run by itself ({library_words(error)})"
             raise _refusal(model, why) from error
         if _differ(ours, plain, model.dtype):
             raise _refusal(model, f"block {layer} by itself gives other states than in a plain forward pass")
