@@ -12,14 +12,15 @@ import numpy as np
 from torch import Tensor
 
 from peelcli.calibration import Calibration
-from peelcli.checkpoint.json_files import read_object
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
+from peelcli.errors import CheckpointError
 from peelcli.precision import PLAIN, Precision
 from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
+from peelcli.smallfiles import NOT_FINITE, parse_json, read_bounded
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
 
@@ -31,7 +32,13 @@ def training_step(directory: Path) -> int | None:
     """The optimiser step of a checkpoint: from trainer_state.json, else from the directory's name, else None."""
     state = directory / "trainer_state.json"
     if state.is_file():
-        step = read_object(state, "the Trainer writes it; mend or remove it").get("global_step")
+        try:
+            step = parse_json(read_bounded(state, _LARGEST_STATE), constants=NOT_FINITE).get("global_step")
+        except (ValueError, AttributeError, OSError) as error:
+            why = getattr(error, "strerror", None) or error
+            raise CheckpointError(
+                f"{state}: not the JSON object that the Trainer writes ({why}); mend or remove it."
+            ) from error
         if type(step) is int and 0 <= step <= _LARGEST_STEP:
             return step
     match = _STEP.search(directory.resolve().name)

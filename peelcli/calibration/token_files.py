@@ -72,7 +72,7 @@ def _open_npy(path: Path) -> np.ndarray:
     except (ValueError, EOFError) as error:  # not .npy, cut short, or pickled objects, which are never loaded
         if "Python objects" in str(error) or "allow_pickle" in str(error):
             raise CalibrationError(
-                f"{path}: expected an array of integer token ids, found pickled Python objects, which are never "
+                f"{path}: expected a .npy array of token ids (integers), found pickled Python objects, which are never "
                 "loaded (rows of different lengths?); pad the rows to one length with the checkpoint's pad id, which "
                 "is left out again, and numpy.save them as an integer array"
             ) from error

@@ -49,7 +49,7 @@ _NO_SIZE = re.compile(
     r"theta|base|freq|position|length|window|seq|ctx|context|seed|step|token|param|size_bytes|total|date|time|id$|ids$"
 )
 _LAYER_COUNT = re.compile(r"(^|_)layers?$")
-_HARMLESS_SIZE = 2**16  # a list or a table of so many entries takes no time
+_HARMLESS_SIZE = 2**20  # a list or a table of so many entries takes no time
 _HARMLESS_LAYERS = 1024
 _LARGEST = 2**63 - 1  # torch counts in 64 bits
 _PACKED = 32  # numbers of one bit in an int32, and the halves that a fused matrix is made of

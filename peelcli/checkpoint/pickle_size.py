@@ -62,6 +62,8 @@ def _pickles(file: Path) -> Iterator[BinaryIO]:
     if not zipfile.is_zipfile(file):
         with file.open("rb") as stream:
             for _ in range(_LEGACY_PICKLES):
+                if not stream.peek(1):
+                    return  # fewer than torch.save writes: torch says so
                 yield stream
         return
     with zipfile.ZipFile(file) as archive:

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from peelcli.checkpoint import pickle_format, safetensors_format
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.library import over_files, without_report
+from peelcli.checkpoint.library import over_files
 from peelcli.checkpoint.offload import PrivateDirectory
 from peelcli.checkpoint.plain import quantized_modules, unpack
 from peelcli.checkpoint.reading import StoredTensor, transformers_unmapped
@@ -61,7 +61,6 @@ def load_model(
         as_transformers_reads(files, own.path) as view,
         transformers_unmapped(safetensors_format.stored_tensors, pickle_format.stored_tensors),
         over_files(directory, "load the weights into the model that config.json describes", SAME_RUN),
-        without_report(),
     ):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             view,

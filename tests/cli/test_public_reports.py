@@ -301,7 +301,7 @@ def test_bfloat16_states_are_read_by_h5py_alone_and_a_cut_file_is_named(base: Pa
     assert peel(tmp_path, "extract", base / "checkpoint-100", *options).code == 0
     with h5py.File(acts) as file:
         states = file["states/001"]
-        assert states.attrs["torch_dtype"] == "bfloat16"
+        assert states.attrs["torch_dtype"] == b"bfloat16"
         values = (states[:1].astype(np.uint32) << 16).view(np.float32)
     assert np.isfinite(values).all()
     assert values.std() > 0
