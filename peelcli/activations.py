@@ -29,8 +29,6 @@ from peelcli import __version__, durable
 from peelcli.check_run import UNBOUNDED, check_about, check_network
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.h5files import (
-    Group,
-    Rows,
     create_h5,
     note_non_finite,
     open_h5,
@@ -39,6 +37,7 @@ from peelcli.h5files import (
     require_ids,
     write_root,
 )
+from peelcli.h5read import Group, Rows
 from peelcli.records import Run
 from peelcli.revive import revive
 from peelcli.sink import Sink

@@ -16,8 +16,9 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.errors import CheckpointError
 from peelcli.precision import PLAIN, Precision
-from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.grid import Grid, recognise_grid
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
 from peelcli.smallfiles import NOT_FINITE, parse_json, read_bounded

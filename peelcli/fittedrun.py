@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from peelcli.check_run import UNBOUNDED, check_outcome, check_run
-from peelcli.h5files import Group, StoredFile, open_h5
+from peelcli.h5files import open_h5
+from peelcli.h5read import Group, StoredFile
 from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
 from peelcli.revive import revive
 

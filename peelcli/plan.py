@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from peelcli.activations import states_nbytes
-from peelcli.audit import num_threads, open_and_scan
+from peelcli.audit import num_threads
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
@@ -22,6 +22,7 @@ from peelcli.extract import stored_states
 from peelcli.fit import ALL_PAIRS, CHALLENGE_BATCH, LADDER
 from peelcli.machine import available_memory
 from peelcli.measuring import PART
+from peelcli.opened import open_and_scan
 from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
 from peelcli.printable import printable

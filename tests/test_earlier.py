@@ -16,7 +16,7 @@ from conftest import build_model, driven
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
-from peelcli.audit import audit_steps, extract_steps, fit_key, fit_steps
+from peelcli.audit import audit_steps, extract_steps, fit_steps
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
@@ -25,6 +25,7 @@ from peelcli.errors import CheckpointError
 from peelcli.fit import FitTask, Fitter
 from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
+from peelcli.keys import fit_key
 from peelcli.opened import Opened, open_and_scan
 from peelcli.records import Run
 from peelcli.references.interface import Witness

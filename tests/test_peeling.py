@@ -23,8 +23,9 @@ from peelcli.fit import FitTask, Fitter
 from peelcli.fittedrun import read_fit
 from peelcli.paths import NAMED, count_fits, map_of_subset, named_map
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import recognise_grid
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Paths
 from peelcli.replay import path_mean_nll

@@ -24,7 +24,8 @@ from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
 from peelcli.references.interface import Witness

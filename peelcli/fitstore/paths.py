@@ -24,7 +24,8 @@ from torch import Tensor
 from peelcli.errors import ArtefactError
 from peelcli.fitstore.witness import copy_witness, key_digest, read_witness, replacing
 from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
-from peelcli.h5files import Group, open_h5, open_plain, put_array, put_attribute, put_text
+from peelcli.h5files import open_h5, open_plain, put_array, put_attribute, put_text
+from peelcli.h5read import Group
 from peelcli.records import Paths, PathScore
 from peelcli.references.interface import Witness
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable, Sequence
 from io import StringIO
 
+from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerChange, LayerVerdict
 from peelcli.report import wording
 from peelcli.report.changes import change_of
-from peelcli.report.plain import printable
 from peelcli.report.ranking import shown_layers
 
 FORMULA = "=+-@＝＋－＠"  # what a spreadsheet takes a cell for a formula by

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from peelcli.printable import printable
 from peelcli.records import VERDICTS, AuditResult
 from peelcli.report import changes, wording
-from peelcli.report.plain import base_name, layers_named, printable
+from peelcli.report.plain import base_name, layers_named
 from peelcli.report.ranking import shown_layers
 
 MOST = 10  # annotations of one level that GitHub keeps of a step; what comes after is lost without a word

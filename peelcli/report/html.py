@@ -12,11 +12,12 @@ from importlib.resources import files
 from importlib.util import find_spec
 
 from peelcli.errors import UsageError
+from peelcli.printable import printable
 from peelcli.records import AuditResult
 from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.page_data import COLUMNS, cells, name, packed, said
-from peelcli.report.plain import base_name, printable
+from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
 from peelcli.report.zones import FIGURES, zone_figures

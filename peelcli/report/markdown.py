@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
 from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
-from peelcli.report.plain import base_name, bracketed, fixed, printable, short, signed
+from peelcli.report.plain import base_name, bracketed, fixed, short, signed
 from peelcli.report.ranking import shown_layers
 
 LARGEST = 1_000_000  # bytes; GitHub refuses a summary above 1 MiB whole

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
 from peelcli.report import changes, wording
-from peelcli.report.plain import base_name, fixed, printable, short, signed
+from peelcli.report.plain import base_name, fixed, short, signed
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import map_text
 

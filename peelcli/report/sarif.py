@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import quote
 
 from peelcli import __version__
+from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
 from peelcli.report import changes, wording
-from peelcli.report.plain import base_name, printable
+from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
 from peelcli.report.zones import MEANINGS as ZONES
 

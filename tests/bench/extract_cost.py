@@ -69,6 +69,7 @@ def run_case(
 ) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
     import peelcli.audit as audit
+    from peelcli import opened as opened_module
     from peelcli.activations import ActivationFile
     from peelcli.config import ExtractConfig
     from peelcli.workspace import Workspace
@@ -79,8 +80,8 @@ def run_case(
     workspace = Workspace(scratch / "work", checkpoint)
     path, target = scratch / "acts.h5", scratch / "plain.states"
     found: dict[str, list[Timing]] = {"A": [], "B": [], "scan": [], "open the model": [], "describe": []}
-    found["scan"].append(timed(lambda: drive(audit.open_and_scan(checkpoint, workspace))))
-    opened = drive(audit.open_and_scan(checkpoint, workspace))
+    found["scan"].append(timed(lambda: drive(opened_module.open_and_scan(checkpoint, workspace))))
+    opened = drive(opened_module.open_and_scan(checkpoint, workspace))
     extract = lambda: drive(audit.extract_steps(opened, settings, workspace, path))  # noqa: E731
     extract()
     acts = ActivationFile(path)

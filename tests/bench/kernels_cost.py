@@ -46,7 +46,8 @@ def measure(rows: int, columns: int) -> str:
     import torch
 
     from peelcli.kernels import eager, triton_descent, triton_fake_quantize
-    from peelcli.quant.fake_quantize import eager_fake_quantize, initial_scale
+    from peelcli.quant.fake_quantize import eager_fake_quantize
+    from peelcli.quant.initial_scale import initial_scale
     from peelcli.quant.levels import level_table, nearest_levels
     from peelcli.quant.schemes import SCHEMES
 

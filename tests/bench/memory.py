@@ -64,8 +64,9 @@ def make(directory: Path, num_layers: int, dtype: str) -> None:
 
 def run_stage(directory: Path, stage: str) -> None:
     """One stage in this process; prints what was resident before it began and at its peak, and the weights' bytes."""
-    from peelcli.audit import extract_steps, open_and_scan, open_model
+    from peelcli.audit import extract_steps, open_model
     from peelcli.config import ExtractConfig
+    from peelcli.opened import open_and_scan
     from peelcli.workspace import Workspace
 
     settings = ExtractConfig(

@@ -12,7 +12,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import dequantize, quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.quant.solver import damped, solve
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from peelcli.errors import ArtefactError
 from peelcli.kernels import choice, eager
-from peelcli.quant.fake_quantize import eager_fake_quantize, fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import eager_fake_quantize, fake_quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 
 pytest.importorskip("triton", reason="needs Triton, which the test extra brings on Linux x86-64")

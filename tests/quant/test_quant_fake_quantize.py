@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.errors import ArtefactError, CheckpointError, UsageError
-from peelcli.quant.fake_quantize import dequantize, fake_quantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import dequantize, fake_quantize, quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES, Scheme
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.errors import CheckpointError, UsageError
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import Grid, recognise_grid
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not (scheme.is_free or scheme.is_codebook)]

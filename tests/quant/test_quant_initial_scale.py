@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.errors import UsageError
-from peelcli.quant.fake_quantize import dequantize, fake_quantize, initial_scale, quantize
+from peelcli.quant.fake_quantize import dequantize, fake_quantize, quantize
 from peelcli.quant.groups import split_groups
-from peelcli.quant.initial_scale import SCALE_RULES, start_scale
+from peelcli.quant.initial_scale import SCALE_RULES, initial_scale, start_scale
 from peelcli.quant.schemes import SCHEMES
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.quant.fake_quantize import dequantize, initial_scale, quantize
-from peelcli.quant.initial_scale import start_scale
+from peelcli.quant.fake_quantize import dequantize, quantize
+from peelcli.quant.initial_scale import initial_scale, start_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.solver import damped, least_squares_target, quadratic_loss, solve
 

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from peelcli.quant.fake_quantize import fake_quantize, initial_scale
+from peelcli.quant.fake_quantize import fake_quantize
+from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap

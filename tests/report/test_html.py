@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from long_series import series
 
 from peelcli.errors import UsageError
+from peelcli.printable import printable
 from peelcli.report import html as page_html
 from peelcli.report import page_data, render
-from peelcli.report.plain import printable
 
 pytest.importorskip("plotly")
 CLOSING = "</script></title></style><img src=x onerror=alert(1)>\" ' <!-- \x1b[31m\n\u2028\udc80"

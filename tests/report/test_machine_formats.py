@@ -24,9 +24,10 @@ from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonS
 
 from peelcli import __version__
 from peelcli.errors import UsageError
+from peelcli.printable import printable
 from peelcli.report import REPORTS, render
 from peelcli.report.markdown import LARGEST
-from peelcli.report.plain import base_name, printable
+from peelcli.report.plain import base_name
 
 GOLDEN = Path(__file__).with_name("golden")
 TEXTS = {"csv": "csv", "markdown": "md", "github": "txt", "junit": "xml", "sarif": "json"}

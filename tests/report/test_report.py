@@ -14,18 +14,9 @@ from hypothesis import strategies as st
 
 from peelcli.config import FORMATS
 from peelcli.errors import UsageError
-from peelcli.printable import is_visible
+from peelcli.printable import is_visible, printable
 from peelcli.report import REPORTS, render
-from peelcli.report.plain import (
-    base_name,
-    fixed,
-    gap_with_interval,
-    layer_list,
-    layers_named,
-    printable,
-    short,
-    signed,
-)
+from peelcli.report.plain import base_name, fixed, gap_with_interval, layer_list, layers_named, short, signed
 
 
 def test_every_format_is_called_alike_and_ends_with_a_newline():
