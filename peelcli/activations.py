@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli import __version__, durable
+from peelcli import __version__
 from peelcli.check_run import UNBOUNDED, check_about, check_network
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.h5files import (
@@ -40,6 +40,7 @@ from peelcli.h5files import (
 from peelcli.h5read import Group, Rows
 from peelcli.records import Run
 from peelcli.revive import revive
+from peelcli.runtime import durable
 from peelcli.sink import Sink
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 2  # 1: without checksums

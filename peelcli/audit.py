@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from peelcli.activations import ActivationFile
-from peelcli.batching import block_batch
 from peelcli.calibration import Calibration, build_calibration
 from peelcli.calibration.files import holds_text
 from peelcli.checkpoint import other_files
@@ -38,12 +37,13 @@ from peelcli.fit import FitTask, Fitter, default_scheme
 from peelcli.fittedrun import key_of, read_fit
 from peelcli.kernels import choice
 from peelcli.keys import extraction_key, fit_key, relevant
-from peelcli.locks import held
-from peelcli.machine import cpu_quota
 from peelcli.opened import Opened, open_and_scan
 from peelcli.precision import from_settings, to_settings
 from peelcli.progress import Progress
 from peelcli.records import Finding, Run, run_from
+from peelcli.runtime.batch_sizes import block_batch
+from peelcli.runtime.locks import held
+from peelcli.runtime.machine import cpu_quota
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
 from peelcli.workspace import Workspace, require_outside
 

@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-from peelcli import __version__, durable
+from peelcli import __version__
 from peelcli.check_run import UNBOUNDED, check_result
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult
 from peelcli.revive import revive
-from peelcli.smallfiles import parse_json, read_bounded
+from peelcli.runtime import durable
+from peelcli.runtime.small_files import parse_json, read_bounded
 
 SCHEMA, SCHEMA_VERSION = "peel/baseline", 1
 DIGITS = 7  # decimals of a loss: a hundredth of what anything is decided by

@@ -15,7 +15,7 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from peelcli import durable
+from peelcli.runtime import durable
 
 _PIECE_NBYTES = 2**22
 

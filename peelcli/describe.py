@@ -21,7 +21,7 @@ from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
-from peelcli.smallfiles import NOT_FINITE, parse_json, read_bounded
+from peelcli.runtime.small_files import NOT_FINITE, parse_json, read_bounded
 
 _STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
 

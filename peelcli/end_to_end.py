@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.activations import ActivationFile
-from peelcli.batching import head_batch
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.machine import available_memory
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.steps import StepRule
@@ -33,6 +31,8 @@ from peelcli.references.rescale import (
     slopes,
 )
 from peelcli.references.shards import SHARD
+from peelcli.runtime.batch_sizes import head_batch
+from peelcli.runtime.machine import available_memory
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.verdict import Policy, blocks_do_harm, data_fit, does_better_than

@@ -21,7 +21,6 @@ from torch import nn
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile, require_space
-from peelcli.batching import block_batch, fit_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
@@ -44,10 +43,11 @@ from peelcli.references.plan import Origin, Plan
 from peelcli.references.regression import fit_regression, step_sizes
 from peelcli.references.rollback import roll_back
 from peelcli.references.solved_finish import Finish
+from peelcli.runtime.batch_sizes import block_batch, fit_batch
+from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import Candidate, Losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.verdict import Policy
-from peelcli.workers import in_parallel
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 CHALLENGE_BATCH = 4  # sequences a step

@@ -20,7 +20,7 @@ import h5py
 import numpy as np
 
 from peelcli.errors import ArtefactError
-from peelcli.smallfiles import NOT_FINITE, parse_json
+from peelcli.runtime.small_files import NOT_FINITE, parse_json
 
 DIGEST, NON_FINITE, CHECKED = "sha256", "non_finite", "checked"
 _LONGEST_TEXT, _LONGEST_ATTRIBUTE = 2**28, 2**20  # bytes

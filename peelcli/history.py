@@ -17,12 +17,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from peelcli import __version__, durable
+from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
-from peelcli.locks import open_locked
 from peelcli.records import VERDICTS, AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
 from peelcli.revive import revive
-from peelcli.smallfiles import parse_json, require_regular
+from peelcli.runtime import durable
+from peelcli.runtime.locks import open_locked
+from peelcli.runtime.small_files import parse_json, require_regular
 
 SCHEMA, SCHEMA_VERSION = "peel/history", 1
 _PAUSE_SECONDS = 0.01

@@ -20,13 +20,13 @@ from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.extract import stored_states
 from peelcli.fit import ALL_PAIRS, CHALLENGE_BATCH, LADDER
-from peelcli.machine import available_memory
 from peelcli.measuring import PART
 from peelcli.opened import open_and_scan
 from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
 from peelcli.printable import printable
 from peelcli.progress import Progress
+from peelcli.runtime.machine import available_memory
 from peelcli.workspace import Workspace
 
 _IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from peelcli import fitstore
-from peelcli.batching import head_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.progress import Progress
 from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
 from peelcli.references.interface import Witness
+from peelcli.runtime.batch_sizes import head_batch
 from peelcli.scoring import token_losses
 
 ABSOLUTE, RELATIVE = 1e-3, 0.02  # nats, and share of the gap, that another machine's rounding may make

@@ -20,16 +20,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peelcli import durable
 from peelcli.activations import ActivationFile, require_space
-from peelcli.batching import free_memory, head_batch
 from peelcli.carried import Carried, InFiles, OnDevice
 from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.progress import Progress
 from peelcli.records import Reference
 from peelcli.references.interface import Witness
-from peelcli.workers import in_parallel
+from peelcli.runtime import durable
+from peelcli.runtime.batch_sizes import free_memory, head_batch
+from peelcli.runtime.workers import in_parallel
 
 _HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from peelcli import durable
 from peelcli.errors import ArtefactError
-from peelcli.locks import is_named, open_locked, unlock
+from peelcli.runtime import durable
+from peelcli.runtime.locks import is_named, open_locked, unlock
 
 _SEAL = b"\npeel sha256 "
 _SEAL_NBYTES = len(_SEAL) + 64

@@ -13,12 +13,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from peelcli import __version__, durable
+from peelcli import __version__
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.checkpoint.stamp import Stamp
 from peelcli.errors import CalibrationError, ResourceError, UsageError
 from peelcli.printable import is_visible
 from peelcli.records import Finding
+from peelcli.runtime import durable
 
 
 def signature(paths: Iterable[Path]) -> list[list[Any]]:

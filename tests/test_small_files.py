@@ -21,7 +21,7 @@ from peelcli.cli.main import run as command
 from peelcli.describe import training_step
 from peelcli.errors import CheckpointError
 from peelcli.history import append_history, entry_of
-from peelcli.smallfiles import NOT_FINITE, parse_json, read_bounded
+from peelcli.runtime.small_files import NOT_FINITE, parse_json, read_bounded
 from peelcli.verdict import judge
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from peelcli.workers import in_parallel, one_thread
+from peelcli.runtime.workers import in_parallel, one_thread
 
 
 @pytest.fixture(autouse=True)

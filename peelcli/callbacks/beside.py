@@ -21,11 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peelcli import durable
 from peelcli.config import AuditConfig, ExtractConfig, FitConfig, ReportConfig, TrackConfig, resolve
 from peelcli.config.setting import settings_of
 from peelcli.metrics import metrics_of
 from peelcli.printable import printable
+from peelcli.runtime import durable
 
 SECTIONS = (ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)
 OURS = ("output", "format", "dry_run", "history")  # what a callback sets itself

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from peelcli import durable
 from peelcli.checkpoint.files import CheckpointFiles, read_tensor
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.errors import BusyError, CheckpointError, UsageError
-from peelcli.locks import Lock
+from peelcli.runtime import durable
+from peelcli.runtime.locks import Lock
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.md")
 Replace = Callable[[Tensor], Tensor]

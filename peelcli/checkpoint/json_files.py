@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from peelcli.errors import CheckpointError
-from peelcli.smallfiles import INFINITIES, parse_json, read_bounded
+from peelcli.runtime.small_files import INFINITIES, parse_json, read_bounded
 
 MAX_NBYTES = 64 * 2**20  # the index of a checkpoint with 200,000 tensors has 30 MB
 ANEW = "copy or download the checkpoint again, or save it with save_pretrained"

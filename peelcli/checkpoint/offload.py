@@ -15,7 +15,7 @@ from pathlib import Path
 
 from torch import nn
 
-from peelcli.locks import Lock, open_locked
+from peelcli.runtime.locks import Lock, open_locked
 
 _PREFIX = "of-process-"
 

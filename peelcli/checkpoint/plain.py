@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from peelcli import __version__, durable
+from peelcli import __version__
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, read_tensor
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.offload import PrivateDirectory
@@ -26,6 +26,7 @@ from peelcli.checkpoint.packed.codes import PackedWeight, Packing, dequantize, d
 from peelcli.checkpoint.stamp import Stamp
 from peelcli.errors import ArtefactError, CheckpointError, ResourceError
 from peelcli.records import QuantizedModule
+from peelcli.runtime import durable
 
 _SHARD_NBYTES = 2**28  # held until it is written
 _FOUND = "quantized_modules.json"

@@ -40,7 +40,7 @@ from peelcli.errors import (
     CheckpointError,
     UsageError,
 )
-from peelcli.locks import Lock
+from peelcli.runtime.locks import Lock
 
 if TYPE_CHECKING:
     from peelcli.audit import AuditPaths

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import typer
 
-from peelcli import durable
 from peelcli.cli import signals
 from peelcli.cli.console import Console
 from peelcli.config import Configs, FitConfig, ReportConfig
 from peelcli.errors import PeelError, ResourceError, UsageError
 from peelcli.records import AuditResult, HistoryEntry, Run
+from peelcli.runtime import durable
 
 FLAGGED = 1
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from peelcli.config.setting import short_repr
 from peelcli.errors import UsageError
-from peelcli.smallfiles import read_bounded
+from peelcli.runtime.small_files import read_bounded
 
 _LARGEST = 2**17  # bytes
 _DEEPEST = 16  # levels of nesting; a configuration has three

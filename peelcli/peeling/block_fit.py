@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from peelcli import fitstore
 from peelcli.activations import ActivationFile
-from peelcli.batching import block_batch, free_memory, head_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
@@ -32,9 +31,10 @@ from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
 from peelcli.references.regression import step_sizes
 from peelcli.references.shards import SHARD
+from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
+from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
-from peelcli.workers import in_parallel
 
 HEAD_RATE = 0.02  # relative to the size of the head's inputs
 BLOCK_BATCH, HEAD_BATCH = 4, 8  # sequences a step

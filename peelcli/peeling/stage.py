@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 
 from peelcli.activations import ActivationFile
-from peelcli.batching import block_batch
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitstore import PathParts
 from peelcli.paths import (
@@ -35,6 +34,7 @@ from peelcli.paths.search import Segment
 from peelcli.peeling.block_fit import BlockFit, PeelTask, States
 from peelcli.progress import Progress
 from peelcli.records import Paths, Reference
+from peelcli.runtime.batch_sizes import block_batch
 from peelcli.scoring import Candidate, Sweep
 
 # Blocks that a search may fit in peeling what it has found, for each segment that it has scored.

@@ -24,7 +24,7 @@ from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.regression import CHECKED, batches, fit_regression, fvu
-from peelcli.workers import in_parallel
+from peelcli.runtime.workers import in_parallel
 
 # Of the mean square of a feature: how hard a solved matrix is held to the one it was. The best on `select` is kept.
 RIDGES = (1e-4, 1e-2, 1.0)

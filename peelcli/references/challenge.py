@@ -20,7 +20,7 @@ from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.plan import Plan
 from peelcli.references.regression import CHECKS, batches, sequence_order, start_parameters
 from peelcli.references.shards import add_gradients
-from peelcli.workers import in_parallel
+from peelcli.runtime.workers import in_parallel
 
 CHECKED = 16  # sequences of `select` that tell the best state
 

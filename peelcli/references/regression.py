@@ -26,7 +26,7 @@ from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
 from peelcli.references.orthogonal import OrthogonalSteps
 from peelcli.references.shards import add_gradients
-from peelcli.workers import in_parallel, one_thread
+from peelcli.runtime.workers import in_parallel, one_thread
 
 # In a scheme steps are large, with little momentum: a gradient changes at once when a code does. Orthogonalised steps
 # come closest with whole blocks that start from the trained weights, for no more than their time where the batch is

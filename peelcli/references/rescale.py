@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from peelcli.records import SUBLAYERS, FitOutcome, Reference
 from peelcli.references.interface import Batch, Data, LinearMap, Scaling, Witness
 from peelcli.references.plan import Plan
-from peelcli.workers import in_parallel
+from peelcli.runtime.workers import in_parallel
 
 BATCHES = 64  # at least, where there are as many sequences: what F is taken from
 FARTHEST = 0.75  # of a factor from 1: beyond, one step of Newton's method says no more than a direction

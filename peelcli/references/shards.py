@@ -13,7 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from peelcli.workers import in_parallel
+from peelcli.runtime.workers import in_parallel
 
 T = TypeVar("T")
 

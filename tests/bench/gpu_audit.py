@@ -64,12 +64,12 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     import torch
 
     from peelcli.activations import ActivationFile
-    from peelcli.batching import fit_batch
     from peelcli.checkpoint.model import BlockwiseModel
     from peelcli.modelblock import ModelBlock
     from peelcli.quant.schemes import SCHEMES
     from peelcli.references.interface import Budget
     from peelcli.references.regression import fit_regression, step_sizes
+    from peelcli.runtime.batch_sizes import fit_batch
     from peelcli.statedata import HeldStates, StateData
 
     side = 8192 if device == "cuda" else 512

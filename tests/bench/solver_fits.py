@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from results import ROOT, STORIES, parser, publish, run_child, table
 
-from peelcli.batching import fit_batch
 from peelcli.references.regression import CLOSE_STEPS
+from peelcli.runtime.batch_sizes import fit_batch
 
 # (name, of the budget, solver)
 NOW = {"steps": 20, "batch_size": fit_batch(torch.device("cpu"), closely=True), **CLOSE_STEPS}

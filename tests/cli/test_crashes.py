@@ -16,7 +16,7 @@ from tiny import Blow, peel, peel_apart
 
 from peelcli.errors import ArtefactError
 from peelcli.fitstore import replacing
-from peelcli.locks import Lock
+from peelcli.runtime.locks import Lock
 
 
 @pytest.fixture(scope="module")

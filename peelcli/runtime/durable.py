@@ -11,7 +11,7 @@ import os
 import time
 from pathlib import Path
 
-from peelcli.locks import is_named, open_locked
+from peelcli.runtime.locks import is_named, open_locked
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 _PAUSE_SECONDS = 0.01
