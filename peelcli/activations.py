@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from peelcli import __version__
-from peelcli.check_run import UNBOUNDED, check_about, check_network
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.h5files import (
     create_h5,
@@ -39,7 +38,8 @@ from peelcli.h5files import (
 )
 from peelcli.h5read import Group, Rows
 from peelcli.records import Run
-from peelcli.revive import revive
+from peelcli.records.check_run import UNBOUNDED, check_about, check_network
+from peelcli.records.from_json import revive
 from peelcli.runtime import durable
 from peelcli.sink import Sink
 

@@ -39,8 +39,8 @@ from peelcli.kernels import choice
 from peelcli.keys import extraction_key, fit_key, relevant
 from peelcli.opened import Opened, open_and_scan
 from peelcli.precision import from_settings, to_settings
-from peelcli.progress import Progress
 from peelcli.records import Finding, Run, run_from
+from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.runtime.machine import cpu_quota

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from peelcli import __version__
-from peelcli.check_run import UNBOUNDED, check_result
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult
-from peelcli.revive import revive
+from peelcli.records.check_run import UNBOUNDED, check_result
+from peelcli.records.from_json import revive
 from peelcli.runtime import durable
 from peelcli.runtime.small_files import parse_json, read_bounded
 

@@ -11,7 +11,7 @@ from peelcli.config import FitConfig
 from peelcli.describe import training_step
 from peelcli.fit import Earlier
 from peelcli.opened import Opened, open_and_scan
-from peelcli.progress import Progress
+from peelcli.records.progress import Progress
 from peelcli.references.plan import Origin
 from peelcli.workspace import Workspace
 

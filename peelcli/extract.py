@@ -19,7 +19,7 @@ from peelcli.activations import ActivationWriter
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointChangedError, CheckpointError
-from peelcli.progress import Progress
+from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import free_memory, head_batch
 from peelcli.scoring import predictive_entropy, token_losses
 

@@ -31,10 +31,10 @@ from peelcli.errors import CheckpointChangedError
 from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
-from peelcli.progress import Progress
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.quant.steps import StepRule
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
+from peelcli.records.progress import Progress
 from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged

@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from peelcli.check_run import UNBOUNDED, check_outcome, check_run
 from peelcli.h5files import open_h5
 from peelcli.h5read import Group, StoredFile
 from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
-from peelcli.revive import revive
+from peelcli.records.check_run import UNBOUNDED, check_outcome, check_run
+from peelcli.records.from_json import revive
 
 SCHEMA, SCHEMA_VERSION = "peel/fit", 2  # 1: without checksums
 CONTROL = "control"

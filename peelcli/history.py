@@ -20,7 +20,7 @@ from typing import Any
 from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.records import VERDICTS, AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
-from peelcli.revive import revive
+from peelcli.records.from_json import revive
 from peelcli.runtime import durable
 from peelcli.runtime.locks import open_locked
 from peelcli.runtime.small_files import parse_json, require_regular

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.progress import Progress
 from peelcli.records import FitOutcome, Score
+from peelcli.records.progress import Progress
 from peelcli.scoring import Candidate, Losses, Sweep
 from peelcli.verdict import SCREENED, Policy, settled
 

@@ -12,7 +12,7 @@ from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.config import TrainedSchemeConfig
 from peelcli.precision import PLAIN, Precision, precision_of
-from peelcli.progress import Progress
+from peelcli.records.progress import Progress
 from peelcli.workspace import Workspace
 
 

@@ -24,8 +24,8 @@ from peelcli.measuring import PART
 from peelcli.opened import open_and_scan
 from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
-from peelcli.printable import printable
-from peelcli.progress import Progress
+from peelcli.records.printable import printable
+from peelcli.records.progress import Progress
 from peelcli.runtime.machine import available_memory
 from peelcli.workspace import Workspace
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from peelcli import fitstore
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
-from peelcli.progress import Progress
 from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
+from peelcli.records.progress import Progress
 from peelcli.references.interface import Witness
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.scoring import token_losses

@@ -24,8 +24,8 @@ from peelcli.activations import ActivationFile, require_space
 from peelcli.carried import Carried, InFiles, OnDevice
 from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.progress import Progress
 from peelcli.records import Reference
+from peelcli.records.progress import Progress
 from peelcli.references.interface import Witness
 from peelcli.runtime import durable
 from peelcli.runtime.batch_sizes import free_memory, head_batch

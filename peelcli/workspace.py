@@ -17,8 +17,8 @@ from peelcli import __version__
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.checkpoint.stamp import Stamp
 from peelcli.errors import CalibrationError, ResourceError, UsageError
-from peelcli.printable import is_visible
 from peelcli.records import Finding
+from peelcli.records.printable import is_visible
 from peelcli.runtime import durable
 
 

@@ -324,8 +324,8 @@ def test_the_cache_is_where_the_desktop_standard_says(tmp_path: Path) -> None:
 
 
 def test_the_schemes_are_those_that_can_be_quantised() -> None:
-    from peelcli.config.schemes import INTEGERS, SCALE_RULES
     from peelcli.quant import initial_scale, schemes
+    from peelcli.records.schemes import INTEGERS, SCALE_RULES
 
     assert list(SCHEMES) == list(schemes.SCHEMES)
     assert SCALE_RULES == initial_scale.SCALE_RULES

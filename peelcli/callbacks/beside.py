@@ -24,7 +24,7 @@ from typing import Any
 from peelcli.config import AuditConfig, ExtractConfig, FitConfig, ReportConfig, TrackConfig, resolve
 from peelcli.config.setting import settings_of
 from peelcli.metrics import metrics_of
-from peelcli.printable import printable
+from peelcli.records.printable import printable
 from peelcli.runtime import durable
 
 SECTIONS = (ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)

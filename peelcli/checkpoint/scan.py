@@ -17,8 +17,8 @@ import torch
 
 from peelcli.checkpoint.files import FORMATS, CheckpointFiles, TensorInfo, read_tensor
 from peelcli.checkpoint.layers import group_by_layer
-from peelcli.progress import Progress
 from peelcli.records import Finding
+from peelcli.records.progress import Progress
 
 # Bytes of a tensor looked at, and of a file mapped, together: small beside any model, large beside overhead.
 SLICE_BYTES = 64 * 2**20

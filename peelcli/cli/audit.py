@@ -44,8 +44,8 @@ from peelcli.runtime.locks import Lock
 
 if TYPE_CHECKING:
     from peelcli.audit import AuditPaths
-    from peelcli.progress import Progress
     from peelcli.records import AuditResult, Run
+    from peelcli.records.progress import Progress
     from peelcli.workspace import Workspace
 
 # What nobody names a directory: someone means a file.

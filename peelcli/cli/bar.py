@@ -13,8 +13,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from peelcli.cli import signals
-from peelcli.printable import printable
-from peelcli.progress import Progress
+from peelcli.records.printable import printable
+from peelcli.records.progress import Progress
 
 
 class _Terminal(rich.console.Console):

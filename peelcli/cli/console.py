@@ -15,8 +15,8 @@ from typing import Any, TextIO, TypeVar, cast
 from peelcli.cli import signals
 from peelcli.cli.libraries import NativeOutput, Take, python_output
 from peelcli.config import ConsoleConfig
-from peelcli.printable import printable
-from peelcli.progress import Progress
+from peelcli.records.printable import printable
+from peelcli.records.progress import Progress
 
 DISTRIBUTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 EVERY_SECONDS = 5.0  # between two plain lines of one stage

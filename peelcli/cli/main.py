@@ -30,7 +30,7 @@ from peelcli.cli.report import report
 from peelcli.cli.verify import verify
 from peelcli.cli.watch import watch
 from peelcli.errors import PeelError
-from peelcli.printable import LONGEST
+from peelcli.records.printable import LONGEST
 
 USAGE, FAILED, BY_SIGNAL = 2, 3, 128  # and the signal's number
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -12,7 +12,7 @@ from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
 from peelcli.cli.places import workspace_for
 from peelcli.config import Configs, DeviceConfig, ReportConfig, parse_layers
-from peelcli.printable import printable
+from peelcli.records.printable import printable
 
 Fit = Annotated[Path, typer.Argument(metavar="FIT", help="File that `peel fit` wrote.")]
 Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="The checkpoint it was fitted to.")]

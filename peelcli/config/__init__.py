@@ -4,7 +4,7 @@ Knows neither torch nor typer: the stages take a section as it is, the command l
 """
 
 from peelcli.config.precedence import Configs, resolve, stray_variables, to_json
-from peelcli.config.schemes import SCHEMES, TrainedSchemeConfig
+from peelcli.config.schemes import TrainedSchemeConfig
 from peelcli.config.sections import (
     DTYPES,
     FLAGGABLE,
@@ -25,6 +25,7 @@ from peelcli.config.sections import (
     section_name,
 )
 from peelcli.config.yaml_file import load_yaml
+from peelcli.records.schemes import SCHEMES
 
 __all__ = [
     "DTYPES",

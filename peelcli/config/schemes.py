@@ -6,11 +6,7 @@ from dataclasses import dataclass
 
 from peelcli.config.setting import setting
 from peelcli.errors import UsageError
-
-INTEGERS = ("int2", "int3", "int4", "int5", "int6", "int7", "int8")
-SCHEMES = ("binary", "ternary", *INTEGERS[:3], "nf4", *INTEGERS[3:], "fp8_e4m3", "fp")
-GRANULARITIES = ("tensor", "channel", "group")
-SCALE_RULES = ("absmean", "absmax", "mse")
+from peelcli.records.schemes import GRANULARITIES, INTEGERS, SCALE_RULES, SCHEMES
 
 
 def granularity_of(granularity: str | None, group_size: int | None, prefix: str = "--") -> str:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from peelcli.config.schemes import GRANULARITIES, SCALE_RULES, SCHEMES, TrainedSchemeConfig
+from peelcli.config.schemes import TrainedSchemeConfig
 from peelcli.config.setting import setting
 from peelcli.errors import UsageError
 from peelcli.records import KINDS
+from peelcli.records.schemes import GRANULARITIES, SCALE_RULES, SCHEMES
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FORMATS = ("table", "json", "csv", "markdown", "github", "junit", "sarif", "html")

@@ -32,8 +32,8 @@ from peelcli.paths import (
 )
 from peelcli.paths.search import Segment
 from peelcli.peeling.block_fit import BlockFit, PeelTask, States
-from peelcli.progress import Progress
 from peelcli.records import Paths, Reference
+from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import block_batch
 from peelcli.scoring import Candidate, Sweep
 

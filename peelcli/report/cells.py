@@ -6,7 +6,7 @@ from rich.box import Box
 from rich.table import Table
 from rich.text import Text
 
-from peelcli.printable import printable
+from peelcli.records.printable import printable
 
 STYLES = {
     "broken": "bold red",

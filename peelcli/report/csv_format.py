@@ -7,8 +7,8 @@ import math
 from collections.abc import Callable, Sequence
 from io import StringIO
 
-from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerChange, LayerVerdict
+from peelcli.records.printable import printable
 from peelcli.report import wording
 from peelcli.report.changes import change_of
 from peelcli.report.ranking import shown_layers

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from peelcli.errors import UsageError
-from peelcli.printable import harmless_json
 from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records.printable import harmless_json
 from peelcli.report import changes, wording
 from peelcli.report.cells import ruled_table, text, verdict_text
 from peelcli.report.json_format import layer_object, plain_object, score_object

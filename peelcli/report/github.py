@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from peelcli.printable import printable
 from peelcli.records import VERDICTS, AuditResult
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, layers_named
 from peelcli.report.ranking import shown_layers

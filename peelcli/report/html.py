@@ -12,8 +12,8 @@ from importlib.resources import files
 from importlib.util import find_spec
 
 from peelcli.errors import UsageError
-from peelcli.printable import printable
 from peelcli.records import AuditResult
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.page_data import COLUMNS, cells, name, packed, said

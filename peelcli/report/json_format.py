@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from peelcli.printable import harmless_json
 from peelcli.records import (
     AuditResult,
     Bound,
@@ -26,6 +25,7 @@ from peelcli.records import (
     Reference,
     Score,
 )
+from peelcli.records.printable import harmless_json
 from peelcli.report.few_bits import few_bits_json
 from peelcli.report.ranking import shown_layers
 

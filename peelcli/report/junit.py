@@ -8,8 +8,8 @@ from datetime import datetime, timezone
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element, SubElement
 
-from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers

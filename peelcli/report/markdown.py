@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.matrix import left_out_note
 from peelcli.report.plain import base_name, bracketed, fixed, short, signed

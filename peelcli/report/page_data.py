@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.plain import base_name, fixed, short, signed
 from peelcli.report.ranking import shown_layers

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from pathlib import PurePath
 
-from peelcli.printable import printable as printable  # the formats take both from here
+from peelcli.records.printable import printable as printable  # the formats take both from here
 
 LOPSIDED = 1.5  # the sides of an interval that are shown as one differ by this factor at most
 

@@ -9,8 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from peelcli import __version__
-from peelcli.printable import printable
 from peelcli.records import AuditResult, LayerVerdict
+from peelcli.records.printable import printable
 from peelcli.report import changes, wording
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers

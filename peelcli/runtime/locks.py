@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from peelcli.errors import BusyError
-from peelcli.progress import Progress
+from peelcli.records.progress import Progress
 
 try:
     import fcntl

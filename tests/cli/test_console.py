@@ -21,8 +21,8 @@ from peelcli.cli.console import Console
 from peelcli.cli.main import build_app, run
 from peelcli.cli.options import with_options
 from peelcli.config import ConsoleConfig, FitConfig
-from peelcli.printable import is_visible, printable
-from peelcli.progress import Progress
+from peelcli.records.printable import is_visible, printable
+from peelcli.records.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9](;[0-9]+)*m")

@@ -63,7 +63,7 @@ import ctypes, os, signal, sys, threading, time
 from peelcli.cli import main, signals
 from peelcli.cli.console import Console
 from peelcli.cli.options import with_options
-from peelcli.progress import Progress
+from peelcli.records.progress import Progress
 
 def ready():
     open(os.environ["READY"], "w").close()

@@ -24,8 +24,8 @@ from peelcli.cli.options import with_options
 from peelcli.config import ConsoleConfig
 from peelcli.errors import UsageError
 from peelcli.library_words import library_words
-from peelcli.printable import harmless_json, printable
-from peelcli.progress import Progress
+from peelcli.records.printable import harmless_json, printable
+from peelcli.records.progress import Progress
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = (

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from long_series import series
 
 from peelcli.errors import UsageError
-from peelcli.printable import printable
+from peelcli.records.printable import printable
 from peelcli.report import html as page_html
 from peelcli.report import page_data, render
 

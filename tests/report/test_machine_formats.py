@@ -24,7 +24,7 @@ from pydantic_sarif.model import StaticAnalysisResultsFormatSarifVersion210JsonS
 
 from peelcli import __version__
 from peelcli.errors import UsageError
-from peelcli.printable import printable
+from peelcli.records.printable import printable
 from peelcli.report import REPORTS, render
 from peelcli.report.markdown import LARGEST
 from peelcli.report.plain import base_name

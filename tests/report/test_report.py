@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from peelcli.config import FORMATS
 from peelcli.errors import UsageError
-from peelcli.printable import is_visible, printable
+from peelcli.records.printable import is_visible, printable
 from peelcli.report import REPORTS, render
 from peelcli.report.plain import base_name, fixed, gap_with_interval, layer_list, layers_named, short, signed
 

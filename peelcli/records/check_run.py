@@ -10,7 +10,6 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from peelcli.config.schemes import GRANULARITIES, SCHEMES
 from peelcli.records import (
     KINDS,
     SUBLAYERS,
@@ -22,6 +21,7 @@ from peelcli.records import (
     Run,
     Score,
 )
+from peelcli.records.schemes import GRANULARITIES, SCHEMES
 
 DTYPES = ("float32", "bfloat16", "float16")
 PARTS = ("fit", "select", "eval")
