@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from peelcli.activations import ActivationFile
 from peelcli.calibration import Calibration, build_calibration
 from peelcli.calibration.files import holds_text
 from peelcli.checkpoint import other_files
@@ -34,7 +33,6 @@ from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter, default_scheme
-from peelcli.fittedrun import key_of, read_fit
 from peelcli.kernels import choice
 from peelcli.keys import extraction_key, fit_key, relevant
 from peelcli.opened import Opened, open_and_scan
@@ -45,6 +43,8 @@ from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.runtime.machine import cpu_quota
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_reader import key_of, read_fit
 from peelcli.workspace import Workspace, require_outside
 
 

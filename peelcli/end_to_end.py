@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import SCHEMES
@@ -35,6 +34,7 @@ from peelcli.runtime.batch_sizes import head_batch
 from peelcli.runtime.machine import available_memory
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
+from peelcli.storage.activations import ActivationFile
 from peelcli.verdict import Policy, blocks_do_harm, data_fit, does_better_than
 
 KINDS = ("challenge", "rescale")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.activations import ActivationWriter
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointChangedError, CheckpointError
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import free_memory, head_batch
 from peelcli.scoring import predictive_entropy, token_losses
+from peelcli.storage.activations import ActivationWriter
 
 STORE_NBYTES = 2**24  # of states that are written at once
 

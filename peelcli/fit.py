@@ -19,8 +19,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from peelcli import fitstore
-from peelcli.activations import ActivationFile, require_space
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
@@ -47,6 +45,10 @@ from peelcli.runtime.batch_sizes import block_batch, fit_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import Candidate, Losses
 from peelcli.statedata import HeldStates, StateData
+from peelcli.storage.activations import ActivationFile, require_space
+from peelcli.storage.fit_writer import write_fit
+from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
+from peelcli.storage.path_parts import PathParts
 from peelcli.verdict import Policy
 
 LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
@@ -180,14 +182,14 @@ class Fitter:
         ids = self.acts.ids[self.acts.rows["eval"]]
         run = replace(self._record(losses), paths=peeled[0] if peeled else None)
         self.model.stamp.require_unchanged()
-        fitstore.write_fit(self.task.output, run, ids, self._parts, peeled[1] if peeled else None)
+        write_fit(self.task.output, run, ids, self._parts, peeled[1] if peeled else None)
         shutil.rmtree(self.parts_dir)
 
     def _candidate(self, reference: Reference) -> Candidate:
         def witness(layer: int) -> Witness:
             if reference.kind == "exchange":
                 return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
-            return fitstore.load_witness(self._parts[reference.key], reference, self.model.device)
+            return load_witness(self._parts[reference.key], reference, self.model.device)
 
         loads = None if reference.kind == "identity" else witness
         is_ladder = reference.kind == "direct" and reference.scheme != self.plan.scheme
@@ -201,7 +203,7 @@ class Fitter:
         """Keep the older blocks as witnesses; of the earlier checkpoints one is open at a time, and one block of it."""
         wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.kind == "rollback"]
         paths = {r: self.parts_dir / f"{r.key}.h5" for r in wanted}
-        pending = [r for r in wanted if not fitstore.part_is_whole(paths[r], self._key)]
+        pending = [r for r in wanted if not part_is_whole(paths[r], self._key)]
         # Once in their parts, and once more in the finished file.
         nbytes = sum(self.model.block_nbytes(r.layer) for r in (*wanted, *pending))
         require_space(self.parts_dir, nbytes, "keeping the blocks of earlier checkpoints (rollback)")
@@ -212,7 +214,7 @@ class Fitter:
                 yield Progress("rollback", done, len(pending), f"layer {reference.layer}")
                 weights = weights or earlier.open(dtype=self.model.dtype)
                 older = roll_back(weights.read(reference.layer))
-                fitstore.write_part(paths[reference], self._key, {reference: older})
+                write_part(paths[reference], self._key, {reference: older})
                 done += 1
         for path in paths.values():
             self._take(path)
@@ -229,16 +231,16 @@ class Fitter:
             self._outcomes |= {r: NOT_FITTED for r in wanted if r.kind in WITHOUT_WEIGHTS}
             fitted = [r for r in wanted if r.kind not in WITHOUT_WEIGHTS]
             path = self.parts_dir / f"layer-{layer:03d}.h5"
-            if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+            if not (self.task.resume and part_is_whole(path, self._key)):
                 with self.model.block(layer) as module:
                     results = dict(zip(fitted, self._fit_all(fitted, layer, module), strict=True))
-                fitstore.write_part(path, self._key, results)
+                write_part(path, self._key, results)
             self._take(path)
         self._held.clear()
         yield Progress("fit", len(self.plan.layers), len(self.plan.layers), "all layers")
 
     def _take(self, path: Path) -> None:
-        for reference, outcome in fitstore.read_part(path).items():
+        for reference, outcome in read_part(path).items():
             self._outcomes[reference] = outcome
             self._parts[reference.key] = path
 
@@ -309,9 +311,9 @@ class Fitter:
             yield from self._challenge_layers(fits, {r.layer: r for r in wanted if r.kind == "challenge"})
             rescales = [r for r in wanted if r.kind == "rescale"]
             path = self.parts_dir / "rescale.h5"
-            if rescales and not (self.task.resume and fitstore.part_is_whole(path, self._key)):
+            if rescales and not (self.task.resume and part_is_whole(path, self._key)):
                 yield Progress("rescale", 0, 1, "all layers")
-                fitstore.write_part(path, self._key, fits.rescale(rescales))
+                write_part(path, self._key, fits.rescale(rescales))
             if rescales:
                 self._take(path)
                 yield Progress("rescale", 1, 1, "all layers")
@@ -325,8 +327,8 @@ class Fitter:
         for done, (layer, reference) in enumerate(references.items()):
             yield Progress("challenge", done, len(references), f"layer {layer}")
             path = self.parts_dir / f"challenge-{layer:03d}.h5"
-            if not (self.task.resume and fitstore.part_is_whole(path, self._key)):
-                fitstore.write_part(path, self._key, {reference: fits.challenge(layer, budget)})
+            if not (self.task.resume and part_is_whole(path, self._key)):
+                write_part(path, self._key, {reference: fits.challenge(layer, budget)})
             self._take(path)
         if references:
             yield Progress("challenge", len(references), len(references), "all layers")
@@ -337,7 +339,7 @@ class Fitter:
         budget = parse_duration(self.settings.budget) if self.settings.budget else math.inf
         return asked_maps(self.settings.paths, self.model.num_layers, budget)
 
-    def _peel_paths(self) -> Generator[Progress, None, tuple[Paths, fitstore.PathParts] | None]:
+    def _peel_paths(self) -> Generator[Progress, None, tuple[Paths, PathParts] | None]:
         if not (self.asked.maps or self.asked.search):
             return None
         if set(self.acts.stored) != set(range(self.model.num_layers + 1)):

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peelcli import fitstore
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint
 from peelcli.checkpoint.graft import Replace, require_same_parts, take_apart, write_copy
 from peelcli.checkpoint.layers import group_by_layer
@@ -19,6 +18,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.plain import plain_config
 from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
+from peelcli.storage.parts import load_witness
 from peelcli.workspace import require_outside
 
 
@@ -57,7 +57,7 @@ def graft(
             for relative, value in model.read_weights(reference.layer + reference.target - layer).items():
                 put(layer, relative, _as_it_is(value.cpu()))
     else:
-        witness = fitstore.load_witness(fit, reference)
+        witness = load_witness(fit, reference)
         like = torch.empty(0, dtype=torch.float32)
         trained = model.read_weights(reference.layer) if witness.scaled else None
         for relative, value in witness.weights(like, trained).items():

@@ -6,11 +6,11 @@ from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.records import FitOutcome, Score
 from peelcli.records.progress import Progress
 from peelcli.scoring import Candidate, Losses, Sweep
+from peelcli.storage.activations import ActivationFile
 from peelcli.verdict import SCREENED, Policy, settled
 
 PART = 4  # one sequence of `eval` in so many settles what is far from deciding anything

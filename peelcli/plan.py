@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from peelcli.activations import states_nbytes
 from peelcli.audit import num_threads
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.plain import plain_numel
@@ -27,6 +26,7 @@ from peelcli.peeling import asked_maps
 from peelcli.records.printable import printable
 from peelcli.records.progress import Progress
 from peelcli.runtime.machine import available_memory
+from peelcli.storage.activations import states_nbytes
 from peelcli.workspace import Workspace
 
 _IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from peelcli import fitstore
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
@@ -21,6 +20,9 @@ from peelcli.records.progress import Progress
 from peelcli.references.interface import Witness
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.scoring import token_losses
+from peelcli.storage.fit_writer import read_eval_ids
+from peelcli.storage.parts import load_witness
+from peelcli.storage.path_parts import load_path
 
 ABSOLUTE, RELATIVE = 1e-3, 0.02  # nats, and share of the gap, that another machine's rounding may make
 
@@ -104,7 +106,7 @@ def replay_steps(
     gaps: each is measured on the sequences of `eval` that it was measured on. paths: target maps, () for the head
     control; their gaps are against the network as trained.
     """
-    ids = fitstore.read_eval_ids(fit)
+    ids = read_eval_ids(fit)
     total = len(gaps) + len(paths) + 1
     yield Progress("verify", 0, total, "as trained")
     trained = {1: mean_nll(model, ids, batch_size, None, Witness())}  # by the stride of the sequences
@@ -112,7 +114,7 @@ def replay_steps(
     for done, (score, reported) in enumerate(gaps, start=1):
         reference, stride = score.reference, score.stride(len(ids))
         yield Progress("verify", done, total, reference.key)
-        witness = Witness() if reference.kind in WITHOUT_WEIGHTS else fitstore.load_witness(fit, reference)
+        witness = Witness() if reference.kind in WITHOUT_WEIGHTS else load_witness(fit, reference)
         some = ids[::stride]
         if stride not in trained:
             trained[stride] = mean_nll(model, some, batch_size, None, Witness())
@@ -121,7 +123,7 @@ def replay_steps(
     for done, (target_map, reported) in enumerate(paths, start=1 + len(gaps)):
         name = f"path {list(target_map)}" if target_map else "head control"
         yield Progress("verify", done, total, name)
-        blocks, head = fitstore.load_path(fit, target_map)
+        blocks, head = load_path(fit, target_map)
         measured = trained[1] - path_mean_nll(model, ids, batch_size, blocks, head)
         found.append(Replay(name, reported, measured))
     yield Progress("verify", total, total, "all witnesses")

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peelcli.activations import ActivationFile, require_space
 from peelcli.carried import Carried, InFiles, OnDevice
 from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
@@ -30,6 +29,7 @@ from peelcli.references.interface import Witness
 from peelcli.runtime import durable
 from peelcli.runtime.batch_sizes import free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
+from peelcli.storage.activations import ActivationFile, require_space
 
 _HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
 

@@ -8,9 +8,9 @@ from threading import Lock
 import torch
 from torch import Tensor
 
-from peelcli.activations import ActivationFile
 from peelcli.references.interface import Batch
 from peelcli.runtime.batch_sizes import free_memory
+from peelcli.storage.activations import ActivationFile
 
 _HELD_NBYTES = 2**28  # states up to 256 MB of a layer and part are held on a processor…
 _LAYERS = 4  # …of so many at once; a GPU holds a quarter of what is free

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from peelcli.activations import ActivationWriter
-from peelcli.fitstore import write_fit
 from peelcli.records import FitOutcome, Reference, Run, Score
+from peelcli.storage.activations import ActivationWriter
+from peelcli.storage.fit_writer import write_fit
 
 N_SEQ, SEQ_LEN, D_MODEL, VOCAB, LAYERS = 32, 8, 4, 97, 4
 TERNARY = 1.584962500721156

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from stored import D_MODEL, HARMFUL, LAYERS, N_SEQ, SEQ_LEN, flagged_run, save_activations, save_fit
 
-from peelcli.activations import ActivationFile
 from peelcli.cli.main import run as command
 from peelcli.errors import ArtefactError
-from peelcli.fittedrun import read_fit
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_reader import read_fit
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))
 from fuzzing.hdf5 import as_before, mutate

@@ -14,8 +14,6 @@ import torch
 import transformers
 from conftest import build_model, driven
 
-from peelcli import fitstore
-from peelcli.activations import ActivationFile
 from peelcli.audit import audit_steps, extract_steps, fit_steps
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
@@ -23,13 +21,15 @@ from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.errors import CheckpointError
 from peelcli.fit import FitTask, Fitter
-from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
 from peelcli.keys import fit_key
 from peelcli.opened import Opened, open_and_scan
 from peelcli.records import Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll, replay_steps
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_reader import read_fit
+from peelcli.storage.fit_writer import read_eval_ids
 from peelcli.workspace import Workspace
 
 SEQ_LEN = 16
@@ -109,7 +109,7 @@ def loaded(path: Path) -> Any:
 def test_the_loss_is_that_of_the_checkpoint_with_the_block_exchanged(family: str, tmp_path: Path) -> None:
     series = Series(tmp_path, family)
     path = series.fit(series.paths[:2])
-    run, ids = read_fit(path), fitstore.read_eval_ids(path)
+    run, ids = read_fit(path), read_eval_ids(path)
     # Layer 2 is that of step 100: it is the layer itself, and no reference.
     assert {(s.reference.layer, s.reference.origin_step) for s in run.scores} == {
         (1, 100), (1, 200), (2, 200), (3, 100), (3, 200),
@@ -142,7 +142,7 @@ def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) ->
         source = older if index == 1 else newest
         for name, value in blocks(grafted)[index].state_dict().items():
             assert torch.equal(value, blocks(source)[index].state_dict()[name]), (index, name)
-    ids = fitstore.read_eval_ids(path)
+    ids = read_eval_ids(path)
     assert mean_nll(series.model(tmp_path / "new"), ids, 8, None, Witness()) == pytest.approx(
         np.mean(next(s.nll_eval for s in run.scores if s.reference == reference)), abs=2e-5
     )

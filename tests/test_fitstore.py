@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peelcli.fitstore.witness import read_witness, replacing, write_witness
-from peelcli.h5files import open_plain
 from peelcli.quant.fake_quantize import quantize
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
+from peelcli.storage.hdf5 import open_plain
+from peelcli.storage.replacement_weights import read_witness, replacing, write_witness
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
 

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from stored import HARMFUL, N_SEQ, SEQ_LEN, save_activations, save_fit
 
-from peelcli.activations import ActivationFile
 from peelcli.cli.main import run as command
 from peelcli.errors import ArtefactError
-from peelcli.fitstore import load_witness, read_eval_ids, read_part, read_path_part
 from peelcli.records import Reference
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_writer import read_eval_ids
+from peelcli.storage.parts import load_witness, read_part
+from peelcli.storage.path_parts import read_path_part
 
 FAILED = 3
 LOSSES = f"references/{HARMFUL}/nll_eval"

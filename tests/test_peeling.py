@@ -14,13 +14,10 @@ import torch
 from conftest import driven
 from test_scoring import extracted
 
-from peelcli import fitstore
-from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
 from peelcli.fit import FitTask, Fitter
-from peelcli.fittedrun import read_fit
 from peelcli.paths import NAMED, count_fits, map_of_subset, named_map
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.fake_quantize import fake_quantize
@@ -29,6 +26,10 @@ from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Paths
 from peelcli.replay import path_mean_nll
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_reader import read_fit
+from peelcli.storage.fit_writer import read_eval_ids
+from peelcli.storage.path_parts import load_path
 
 FREE = (SCHEMES["fp"], None)
 
@@ -67,12 +68,12 @@ def test_a_path_loses_what_a_plain_pass_with_its_witnesses_loses(family, start, 
     for _ in Fitter(model, acts, FitTask(tmp_path / "fit.h5", settings, {})).run():
         pass
     paths = read_fit(tmp_path / "fit.h5").paths
-    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    ids = read_eval_ids(tmp_path / "fit.h5")
     assert [s.target_map for s in paths.scores] == [(1, 2, 3), (1, 3, 3), (3, 3, 3)]
     replayed = 0
     for score in (paths.control, *paths.scores):
         try:
-            blocks, head = fitstore.load_path(tmp_path / "fit.h5", score.target_map)
+            blocks, head = load_path(tmp_path / "fit.h5", score.target_map)
         except ArtefactError:
             continue  # the weights of maps that decide nothing are not kept
         replayed += 1
@@ -114,7 +115,7 @@ def test_blocks_of_a_low_bit_model_stay_in_its_scheme(opened, save_model, tmp_pa
         pass
     acts.close()
     assert read_fit(tmp_path / "fit.h5").paths.schemes == ("ternary",) * 3
-    blocks, _ = fitstore.load_path(tmp_path / "fit.h5", (3, 3, 3))
+    blocks, _ = load_path(tmp_path / "fit.h5", (3, 3, 3))
     like = torch.empty(0)
     assert all(blocks)
     for block in blocks:

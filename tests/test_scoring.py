@@ -12,8 +12,7 @@ import torch
 import transformers
 from conftest import build_model
 
-from peelcli import fitstore, scoring
-from peelcli.activations import ActivationFile
+from peelcli import scoring
 from peelcli.calibration import Calibration, Split
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
@@ -22,7 +21,6 @@ from peelcli.config import FitConfig
 from peelcli.describe import describe
 from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
-from peelcli.fittedrun import read_fit
 from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
@@ -31,6 +29,10 @@ from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
 from peelcli.references.interface import Witness
 from peelcli.replay import mean_nll
 from peelcli.scoring import Candidate, Sweep
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.fit_reader import read_fit
+from peelcli.storage.fit_writer import read_eval_ids
+from peelcli.storage.parts import load_witness
 
 SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, path_steps=1, head_steps=2, ladder=False)
 
@@ -76,12 +78,12 @@ def test_sweep_equals_a_plain_pass(family: str, save_model: Callable[..., Path],
     model, path = extracted(save_model(family, initializer_range=0.05), tmp_path)
     acts = ActivationFile(path)
     run = fitted(model, acts, tmp_path / "fit.h5")
-    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    ids = read_eval_ids(tmp_path / "fit.h5")
     assert np.mean(run.nll_eval) == pytest.approx(mean_nll(model, ids, 4, None, Witness()), abs=1e-5)
     kinds = set()
     for score in run.scores:
         r = score.reference
-        witness = Witness() if r.kind in WITHOUT_WEIGHTS else fitstore.load_witness(tmp_path / "fit.h5", r)
+        witness = Witness() if r.kind in WITHOUT_WEIGHTS else load_witness(tmp_path / "fit.h5", r)
         if r.kind == "identity" and r.target > r.layer:
             continue  # all blocks at once: the sweep's own
         assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, witness), abs=2e-5), r.key
@@ -113,7 +115,7 @@ def test_an_exchange_measures_what_the_checkpoint_in_another_order_does(
     blocks = other.model.layers
     one, two = (n - 1 for n in pair)
     blocks[one], blocks[two] = blocks[two], blocks[one]
-    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    ids = read_eval_ids(tmp_path / "fit.h5")
     with torch.no_grad():
         logits = other(input_ids=ids, use_cache=False).logits[:, :-1]
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -132,7 +134,7 @@ def test_all_blocks_dropped_is_embedding_and_head(save_model: Callable[..., Path
     acts = ActivationFile(path)
     run = fitted(model, acts, tmp_path / "fit.h5", FitConfig(references=("identity",), ladder=False))
     (stack,) = [s for s in run.scores if s.reference.target == model.num_layers > s.reference.layer]
-    ids = fitstore.read_eval_ids(tmp_path / "fit.h5")
+    ids = read_eval_ids(tmp_path / "fit.h5")
     with torch.no_grad():
         logits = model.logits(model.prepare(ids).hidden, ids)[:, :-1]
     plain = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
@@ -328,7 +330,7 @@ def test_weights_on_a_grid_are_recognised_and_fitted_from_fresh_ones(tmp_path: P
     starts = {s.reference.kind: s.fit.start for s in run.scores}
     assert starts["direct"] == "fresh"
     (challenge, *_) = [s.reference for s in run.scores if s.reference.kind == "challenge"]
-    weights = fitstore.load_witness(tmp_path / "fit.h5", challenge).weights(torch.empty(0))
+    weights = load_witness(tmp_path / "fit.h5", challenge).weights(torch.empty(0))
     for row in weights["mlp.up_proj.weight"]:
         assert len(row.abs().unique()) <= 2  # a challenge stays in the layer's own precision
     lighter = fitted(model, acts, tmp_path / "binary.h5", replace(SETTINGS, scheme="binary"))

@@ -10,8 +10,8 @@ import torch
 from test_scoring import extracted
 
 from peelcli import statedata
-from peelcli.activations import ActivationFile
 from peelcli.statedata import HeldStates, StateData
+from peelcli.storage.activations import ActivationFile
 
 
 @pytest.mark.parametrize("held_nbytes", [0, 8 * 16 * 32 * 4, 2**20])  # none fits, four parts just fit, all do

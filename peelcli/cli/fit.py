@@ -44,10 +44,10 @@ def fit(
 ) -> int:
     """Fit and score the references of every layer, and print the path of the file that holds them."""
     console.hush_libraries()
-    from peelcli.activations import ActivationFile
     from peelcli.audit import fit_steps
     from peelcli.opened import open_and_scan
     from peelcli.precision import from_settings
+    from peelcli.storage.activations import ActivationFile
 
     settings = configs[FitConfig]
     acts = ActivationFile(activations)

@@ -38,8 +38,8 @@ def graft(
     """Write a checkpoint that transformers opens, with the reference of one layer in place, and print its path."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
-    from peelcli.fittedrun import read_fit
     from peelcli.graft import graft as write_graft
+    from peelcli.storage.fit_reader import read_fit
 
     run = read_fit(fit)
     (result,) = judge_runs([run], ReportConfig())

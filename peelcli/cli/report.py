@@ -49,8 +49,8 @@ def report(
         show([], settings, console, history=past)
         return FLAGGED if past[-1].flagged and not settings.exit_zero else 0
     console.hush_libraries()
-    from peelcli.fittedrun import read_fit
     from peelcli.same_tokens import require_comparable
+    from peelcli.storage.fit_reader import read_fit
 
     runs = [read_fit(path) for path in fits]
     require_comparable(list(zip(fits, runs, strict=True)))

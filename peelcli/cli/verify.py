@@ -45,9 +45,9 @@ def verify(
     """Replay the witnesses of what is flagged, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
     from peelcli.audit import open_fitted
-    from peelcli.fittedrun import read_fit
     from peelcli.replay import replay_steps
     from peelcli.runtime.batch_sizes import block_batch
+    from peelcli.storage.fit_reader import read_fit
 
     run = read_fit(fit)
     (result,) = judge_runs([run], ReportConfig())

@@ -18,8 +18,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from peelcli import fitstore
-from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
@@ -35,6 +33,9 @@ from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
+from peelcli.storage.path_parts import part_name, read_path_part, write_path_part
 
 HEAD_RATE = 0.02  # relative to the size of the head's inputs
 BLOCK_BATCH, HEAD_BATCH = 4, 8  # sequences a step
@@ -132,7 +133,7 @@ class BlockFit:
     def solve(self, prepared: Inputs, layer: int, target: int) -> tuple[States, Path]:
         """The block of `layer` fitted to O_target, put to work on every sequence."""
         prefix = (*prepared.states.prefix, target)
-        part = self.task.parts_dir / fitstore.part_name("block", prefix)
+        part = self.task.parts_dir / part_name("block", prefix)
         with self.model.block(layer) as module:
             witness, outcome = self._fitted(part, prefix, prepared, module)
             weights = witness.weights(next(module.parameters()))
@@ -156,16 +157,16 @@ class BlockFit:
 
     def score_segment(self, prepared: Inputs, layer: int, target: int) -> tuple[Reference, Path]:
         """One block that is fitted to do the work of layers `layer`…`target` on trained inputs, and its part."""
-        part = self.task.parts_dir / fitstore.part_name("segment", (layer, target))
+        part = self.task.parts_dir / part_name("segment", (layer, target))
         with self.model.block(layer) as module:
             self._fitted(part, (layer, target), prepared, module, segment=True)
-        (reference,) = fitstore.read_part(part)
+        (reference,) = read_part(part)
         return reference, part
 
     @staticmethod
     def load(part: Path, reference: Reference) -> Witness:
         """The weights in a part."""
-        return fitstore.load_witness(part, reference)
+        return load_witness(part, reference)
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
@@ -177,13 +178,13 @@ class BlockFit:
         kind = "segment" if segment else "path"
         reference = Reference(kind, layer, prefix[-1], None, scheme.name, group_size, scheme.num_bits)
         key = f"{self.task.key}{kind}{prefix}"
-        if not (self.task.resume and fitstore.part_is_whole(part, key)):
+        if not (self.task.resume and part_is_whole(part, key)):
             result = self._fit(
                 layer, prefix[-1], prepared, module, steps=0 if segment else self.task.block_steps
             )
-            fitstore.write_part(part, key, {reference: result})
+            write_part(part, key, {reference: result})
         self._fits.add(part)
-        return fitstore.load_witness(part, reference), fitstore.read_part(part)[reference]
+        return load_witness(part, reference), read_part(part)[reference]
 
     def _fit(
         self, layer: int, target: int, prepared: Inputs, module: nn.Module, *, steps: int
@@ -262,12 +263,12 @@ class BlockFit:
     def _with_head(
         self, states: States, fits: tuple[FitOutcome, ...], unexplained: tuple[float, ...]
     ) -> PathScore:
-        part = self.task.parts_dir / fitstore.part_name("map", states.prefix)
+        part = self.task.parts_dir / part_name("map", states.prefix)
         key = f"{self.task.key}map{states.prefix}"
-        if not (self.task.resume and fitstore.part_is_whole(part, key)):
+        if not (self.task.resume and part_is_whole(part, key)):
             control = self.maps.get(())
             if control and unexplained[-1:] == (0.0,):  # its states are the trained ones to the last bit
-                score, head = fitstore.read_path_part(control)
+                score, head = read_path_part(control)
                 score = replace(
                     score, target_map=states.prefix, fits=(*fits, *score.fits), unexplained=unexplained
                 )
@@ -277,8 +278,8 @@ class BlockFit:
                 head, outcome = self._fit_head(data, [self._zero_head(), self._first_head()])
                 nll = {p: tuple(data[p].losses(head).tolist()) for p in ("select", "eval")}
                 score = PathScore(states.prefix, (*fits, outcome), unexplained, nll["select"], nll["eval"])
-            fitstore.write_path_part(part, key, score, head)
-        score, _ = fitstore.read_path_part(part)
+            write_path_part(part, key, score, head)
+        score, _ = read_path_part(part)
         self.maps[states.prefix], self.scores[states.prefix] = part, score
         return score
 
@@ -287,11 +288,11 @@ class BlockFit:
         if self._first is None:
             part = self.task.parts_dir / "first-head.h5"
             key = f"{self.task.key}first"
-            if not (self.task.resume and fitstore.part_is_whole(part, key)):
+            if not (self.task.resume and part_is_whole(part, key)):
                 data = self._head_data(self.trained(self.model.num_layers))
                 head, outcome = self._fit_head(data, [self._zero_head()])
-                fitstore.write_path_part(part, key, PathScore((), (outcome,), (), (), ()), head)
-            self._first = fitstore.read_path_part(part)[1].to(self.model.device)
+                write_path_part(part, key, PathScore((), (outcome,), (), (), ()), head)
+            self._first = read_path_part(part)[1].to(self.model.device)
         return self._first
 
     def _zero_head(self) -> Tensor:

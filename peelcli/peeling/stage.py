@@ -13,9 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from peelcli.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.fitstore import PathParts
 from peelcli.paths import (
     NAMED,
     Fitted,
@@ -36,6 +34,8 @@ from peelcli.records import Paths, Reference
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import block_batch
 from peelcli.scoring import Candidate, Sweep
+from peelcli.storage.activations import ActivationFile
+from peelcli.storage.path_parts import PathParts
 
 # Blocks that a search may fit in peeling what it has found, for each segment that it has scored.
 FITS_PER_SEGMENT = 1.5

@@ -31,7 +31,7 @@ def measure(name: str, cache: Path, draws: int) -> dict[str, Any]:
     from planted.detect import audit
 
     from peelcli.config import ExtractConfig, FitConfig
-    from peelcli.fittedrun import read_fit
+    from peelcli.storage.fit_reader import read_fit
 
     torch.set_num_threads(1)
     recipe = BASES[name].recipe

@@ -70,8 +70,8 @@ def run_case(
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
     import peelcli.audit as audit
     from peelcli import opened as opened_module
-    from peelcli.activations import ActivationFile
     from peelcli.config import ExtractConfig
+    from peelcli.storage.activations import ActivationFile
     from peelcli.workspace import Workspace
 
     tokens = {f"{part}_tokens": num_tokens * share // sum(PARTS.values()) for part, share in PARTS.items()}

@@ -63,7 +63,6 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
 
     import torch
 
-    from peelcli.activations import ActivationFile
     from peelcli.checkpoint.model import BlockwiseModel
     from peelcli.modelblock import ModelBlock
     from peelcli.quant.schemes import SCHEMES
@@ -71,6 +70,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     from peelcli.references.regression import fit_regression, step_sizes
     from peelcli.runtime.batch_sizes import fit_batch
     from peelcli.statedata import HeldStates, StateData
+    from peelcli.storage.activations import ActivationFile
 
     side = 8192 if device == "cuda" else 512
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))

@@ -92,9 +92,9 @@ def run_stage(directory: Path, stage: str) -> None:
 
 def sweep_steps(model, acts_path: Path, scratch: Path):  # type: ignore[no-untyped-def]
     """The sweep over every layer's identity references."""
-    from peelcli.activations import ActivationFile
     from peelcli.records import SUBLAYERS, Reference
     from peelcli.scoring import Candidate, Sweep
+    from peelcli.storage.activations import ActivationFile
 
     references = [
         Reference("identity", layer, layer, part)

@@ -80,7 +80,6 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     import numpy as np
     import torch
 
-    from peelcli.activations import ActivationFile
     from peelcli.calibration import Calibration, Split
     from peelcli.checkpoint.files import open_checkpoint
     from peelcli.checkpoint.model import BlockwiseModel
@@ -89,7 +88,8 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     from peelcli.describe import describe
     from peelcli.extract import Extraction, extract, stored_states
     from peelcli.fit import FitTask, Fitter
-    from peelcli.fittedrun import read_fit
+    from peelcli.storage.activations import ActivationFile
+    from peelcli.storage.fit_reader import read_fit
     from peelcli.verdict import Policy, judge
 
     recipe = RUNS[run]

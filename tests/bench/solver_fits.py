@@ -32,7 +32,7 @@ from pathlib import Path
 sys.path.insert(0, {bench!r})
 import torch
 from solver_fits import FITS
-from peelcli.activations import ActivationFile
+from peelcli.storage.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import scheme_named

@@ -15,8 +15,8 @@ from crashes import CHANGES, Disk, Interrupted, Place, at_once, damage_all, kept
 from tiny import Blow, peel, peel_apart
 
 from peelcli.errors import ArtefactError
-from peelcli.fitstore import replacing
 from peelcli.runtime.locks import Lock
+from peelcli.storage.replacement_weights import replacing
 
 
 @pytest.fixture(scope="module")

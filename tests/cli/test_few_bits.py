@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from tiny import AUDIT, Done, peel, save_ids, save_tiny
 from transformers import AutoModelForCausalLM
 
-from peelcli.fitstore import load_path, load_witness
-from peelcli.fittedrun import read_fit
+from peelcli.storage.fit_reader import read_fit
+from peelcli.storage.parts import load_witness
+from peelcli.storage.path_parts import load_path
 
 TERNARY = math.log2(3)
 BRIEF = ("--references", "identity,direct,challenge", "--paths", "none")

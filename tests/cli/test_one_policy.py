@@ -10,8 +10,8 @@ from tiny import EXTRACT, ONE_THREAD, TOKENS, peel, save_ids, save_tiny
 
 from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
-from peelcli.fittedrun import read_fit
 from peelcli.records import Run
+from peelcli.storage.fit_reader import read_fit
 from peelcli.verdict import Policy, judge
 from peelcli.workspace import Workspace
 

@@ -151,7 +151,7 @@ def _power(weight: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
 
 def verdicts_of(fit: Path, peers: Mapping[str, tuple[float, ...]]) -> Detected:
     """What peel and the peers say of one checkpoint."""
-    from peelcli.fittedrun import read_fit
+    from peelcli.storage.fit_reader import read_fit
     from peelcli.verdict import judge
 
     run = read_fit(fit)

@@ -27,7 +27,12 @@ from torch import Tensor
 
 from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
-from peelcli.h5files import (
+from peelcli.records import Run
+from peelcli.records.check_run import UNBOUNDED, check_about, check_network
+from peelcli.records.from_json import revive
+from peelcli.runtime import durable
+from peelcli.storage.disk_full import Sink
+from peelcli.storage.hdf5 import (
     create_h5,
     note_non_finite,
     open_h5,
@@ -36,12 +41,7 @@ from peelcli.h5files import (
     require_ids,
     write_root,
 )
-from peelcli.h5read import Group, Rows
-from peelcli.records import Run
-from peelcli.records.check_run import UNBOUNDED, check_about, check_network
-from peelcli.records.from_json import revive
-from peelcli.runtime import durable
-from peelcli.sink import Sink
+from peelcli.storage.hdf5_reader import Group, Rows
 
 SCHEMA, SCHEMA_VERSION = "peel/activations", 2  # 1: without checksums
 # What h5py is seen to raise on a damaged file.

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.h5files import create_h5, put_array, put_attribute
-from peelcli.h5read import Group
 from peelcli.quant.groups import scale_shape
 from peelcli.quant.packing import pack, packed_nbytes, unpack
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
-from peelcli.sink import Sink
+from peelcli.storage.disk_full import Sink
+from peelcli.storage.hdf5 import create_h5, put_array, put_attribute
+from peelcli.storage.hdf5_reader import Group
 
 
 @contextmanager

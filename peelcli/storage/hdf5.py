@@ -20,7 +20,7 @@ import numpy as np
 
 from peelcli import __version__
 from peelcli.errors import ArtefactError
-from peelcli.h5read import CHECKED, DIGEST, NON_FINITE, Group, Rows, StoredFile
+from peelcli.storage.hdf5_reader import CHECKED, DIGEST, NON_FINITE, Group, Rows, StoredFile
 
 _LIBVER = ("v110", "v110")  # the format in which all structure carries checksums
 _CHUNK_NBYTES = 2**20

@@ -4,7 +4,7 @@
 /paths/control, /paths/1-3-3-4        attribute `score` (JSON): target_map, fits, unexplained
     nll_select, nll_eval              (n_seq,) float64
     head                              (d_model, d_model) float32, the map before the head's matrix
-    blocks/001, …                     the weights of each layer's block, as `fitstore` lays them out; only of the
+    blocks/001, …                     the weights of each layer's block, as `storage` lays them out; only of the
                                       maps that a verdict can rest on
 """
 
@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.witness import copy_witness, key_digest, read_witness, replacing
-from peelcli.fittedrun import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
-from peelcli.h5files import open_h5, open_plain, put_array, put_attribute, put_text
-from peelcli.h5read import Group
 from peelcli.records import Paths, PathScore
 from peelcli.references.interface import Witness
+from peelcli.storage.fit_reader import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
+from peelcli.storage.hdf5 import open_h5, open_plain, put_array, put_attribute, put_text
+from peelcli.storage.hdf5_reader import Group
+from peelcli.storage.replacement_weights import copy_witness, key_digest, read_witness, replacing
 
 
 def part_name(kind: str, target_map: Sequence[int]) -> str:

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 
 from peelcli.errors import ArtefactError
-from peelcli.fitstore.witness import key_digest, read_witness, replacing, write_witness
-from peelcli.fittedrun import outcome_of, reference_of
-from peelcli.h5files import open_plain, put_attribute
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Witness
-from peelcli.sink import is_sealed
+from peelcli.storage.disk_full import is_sealed
+from peelcli.storage.fit_reader import outcome_of, reference_of
+from peelcli.storage.hdf5 import open_plain, put_attribute
+from peelcli.storage.replacement_weights import key_digest, read_witness, replacing, write_witness
 
 
 def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, FitOutcome]]) -> None:

@@ -1,6 +1,6 @@
 """A finished fit, read: the run with the losses of every reference and peeled path, and none of the weights. No torch.
 
-What a report needs, so that it starts at once. `fitstore` lays the file out, writes it, and reads its weights.
+What a report needs, so that it starts at once. `storage` lays the file out, writes it, and reads its weights.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from peelcli.h5files import open_h5
-from peelcli.h5read import Group, StoredFile
 from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
 from peelcli.records.check_run import UNBOUNDED, check_outcome, check_run
 from peelcli.records.from_json import revive
+from peelcli.storage.hdf5 import open_h5
+from peelcli.storage.hdf5_reader import Group, StoredFile
 
 SCHEMA, SCHEMA_VERSION = "peel/fit", 2  # 1: without checksums
 CONTROL = "control"

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from peelcli.fitstore.paths import PathParts, write_paths
-from peelcli.fitstore.witness import copy_witness, replacing
-from peelcli.fittedrun import HOLDS_PATHS, HOLDS_REFERENCES, SCHEMA, SCHEMA_VERSION, name_of
-from peelcli.h5files import open_h5, open_plain, put_array, put_attribute, require_ids, write_root
 from peelcli.records import Run
+from peelcli.storage.fit_reader import HOLDS_PATHS, HOLDS_REFERENCES, SCHEMA, SCHEMA_VERSION, name_of
+from peelcli.storage.hdf5 import open_h5, open_plain, put_array, put_attribute, require_ids, write_root
+from peelcli.storage.path_parts import PathParts, write_paths
+from peelcli.storage.replacement_weights import copy_witness, replacing
 
 
 def read_eval_ids(path: Path) -> Tensor:
