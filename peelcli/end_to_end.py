@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
+from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES
-from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
 from peelcli.references.interface import Batch, Budget, Witness

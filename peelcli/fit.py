@@ -29,8 +29,8 @@ from peelcli.errors import CheckpointChangedError
 from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
+from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.quant.steps import StepRule
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.records.progress import Progress
 from peelcli.references.block_path import residual_maps

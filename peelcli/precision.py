@@ -24,8 +24,8 @@ from peelcli.config import TrainedSchemeConfig, resolve
 from peelcli.config.schemes import granularity_of
 from peelcli.config.setting import settings_of
 from peelcli.errors import CheckpointError, UsageError
+from peelcli.quant.latent_weights import TrainedScheme, round_latent, round_tokens
 from peelcli.quant.schemes import SCHEMES
-from peelcli.quant.trained import TrainedScheme, round_latent, round_tokens
 from peelcli.records import QuantizedModule
 
 Selects = Callable[[str, bool], bool]  # the module's full name, and whether it lies in a block

@@ -71,7 +71,7 @@ CONFINED = {
     "plotly": {"report"},
     "typer": {"cli"},
     "click": {"cli"},
-    "triton": {"kernels"},
+    "triton": {"quant.kernels"},
 }
 LIGHT = {  # modules that start at once, and which of the heavy libraries each may load
     "peelcli": [],
@@ -100,7 +100,6 @@ NOT_MOVED: set[str] = {
     "fit",
     "graft",
     "history",
-    "kernels",
     "keys",
     "library_words",
     "loggers",

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.quant.fake_quantize import quantize
+from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import SCHEMES
-from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
 from peelcli.storage.hdf5 import open_plain
 from peelcli.storage.replacement_weights import read_witness, replacing, write_witness

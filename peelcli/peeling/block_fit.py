@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.paths import TargetMap
+from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
-from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head

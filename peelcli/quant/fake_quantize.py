@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from peelcli.kernels.choice import triton_serves
 from peelcli.quant.groups import check_finite, check_weight, expand_scale
 from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.kernels.choice import triton_serves
 from peelcli.quant.levels import codes_of, levels_of, nearest_levels
 from peelcli.quant.schemes import Scheme
 
@@ -87,7 +87,7 @@ def fake_quantize(
         scale = scale.expand(
             *weight.shape[:-1], scale.shape[-1]
         )  # one step for the matrix is one for each row
-        from peelcli.kernels import triton_fake_quantize
+        from peelcli.quant.kernels import triton_fake_quantize
 
         return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, group_size)
     return eager_fake_quantize(weight, scale, scheme, group_size, zero_point)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.eager import rounding
 from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
+from peelcli.quant.kernels.eager import rounding
 from peelcli.quant.levels import level_table
 from peelcli.quant.schemes import Scheme
 

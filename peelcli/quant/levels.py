@@ -7,7 +7,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from peelcli.kernels.eager import rounding
+from peelcli.quant.kernels.eager import rounding
 from peelcli.quant.schemes import Scheme
 
 

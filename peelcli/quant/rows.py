@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from peelcli.kernels.descent import coordinate_descent_
-from peelcli.kernels.eager import rescale_, spread
+from peelcli.quant.kernels.descent import coordinate_descent_
+from peelcli.quant.kernels.eager import rescale_, spread
 
 
 class Rows(NamedTuple):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import UsageError
-from peelcli.kernels.descent import round_with_feedback
-from peelcli.kernels.eager import gradient_of, rounding, spread, upper_factor, weight_of
 from peelcli.quant.groups import num_groups
 from peelcli.quant.initial_scale import start_scale
+from peelcli.quant.kernels.descent import round_with_feedback
+from peelcli.quant.kernels.eager import gradient_of, rounding, spread, upper_factor, weight_of
 from peelcli.quant.levels import codes_of, level_table, levels_of
 from peelcli.quant.rows import Rows
 from peelcli.quant.schemes import Scheme

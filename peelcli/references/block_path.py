@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize
+from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import Scheme
-from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.regression import CHECKED, batches, fit_regression, fvu

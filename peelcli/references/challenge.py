@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
-from peelcli.quant.steps import StepRule
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
 from peelcli.references.plan import Plan

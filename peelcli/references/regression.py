@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize, quantize
+from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import Scheme
-from peelcli.quant.steps import StepRule, start_steps
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
 from peelcli.references.orthogonal import OrthogonalSteps

@@ -45,9 +45,9 @@ def measure(rows: int, columns: int) -> str:
     """The figures, as text; runs in a child process, which may import torch."""
     import torch
 
-    from peelcli.kernels import eager, triton_descent, triton_fake_quantize
     from peelcli.quant.fake_quantize import eager_fake_quantize
     from peelcli.quant.initial_scale import initial_scale
+    from peelcli.quant.kernels import eager, triton_descent, triton_fake_quantize
     from peelcli.quant.levels import level_table, nearest_levels
     from peelcli.quant.schemes import SCHEMES
 

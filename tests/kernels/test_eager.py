@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from peelcli.kernels.eager import (
+from peelcli.quant.kernels.eager import (
     coordinate_descent_,
     gradient_of,
     rescale_,

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from peelcli.errors import ArtefactError
-from peelcli.kernels import choice, eager
 from peelcli.quant.fake_quantize import eager_fake_quantize, fake_quantize
 from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.kernels import choice, eager
 from peelcli.quant.schemes import SCHEMES
 
 pytest.importorskip("triton", reason="needs Triton, which the test extra brings on Linux x86-64")
-from peelcli.kernels import triton_descent, triton_fake_quantize  # noqa: E402
+from peelcli.quant.kernels import triton_descent, triton_fake_quantize  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW_BIT = [name for name, scheme in SCHEMES.items() if scheme.levels]
@@ -177,8 +177,8 @@ def test_what_is_chosen_follows_the_tensors_and_can_be_turned_off() -> None:
 
 def test_dispatch_hands_a_call_to_the_kernel_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the choice alone is forced, and the kernel runs wherever the tests do."""
-    from peelcli.kernels import descent
     from peelcli.quant import fake_quantize as quantiser
+    from peelcli.quant.kernels import descent
 
     for room in (descent, quantiser):
         monkeypatch.setattr(room, "triton_serves", lambda *tensors, **rest: True)

@@ -12,9 +12,9 @@ from peelcli.errors import UsageError
 from peelcli.quant.fake_quantize import dequantize, fake_quantize, quantize
 from peelcli.quant.groups import expand_scale
 from peelcli.quant.initial_scale import start_scale
+from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.solver import damped, quadratic_loss, solve
-from peelcli.quant.steps import StepRule, start_steps
 
 INTEGERS = [name for name in SCHEMES if name.startswith("int")]
 shared = st.sampled_from([(None, "tensor"), (None, "channel"), (5, "group")])

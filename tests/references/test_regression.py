@@ -11,8 +11,8 @@ from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
+from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.quant.steps import StepRule, start_steps
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu, sequence_order, step_sizes
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from peelcli.modelblock import ModelBlock
+from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.quant.steps import StepRule
 from peelcli.references.block_path import residual_maps
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu

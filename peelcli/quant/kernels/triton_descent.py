@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peelcli.kernels.eager import are_even
+from peelcli.quant.kernels.eager import are_even
 
 BLOCK = 64  # columns a program walks through; 32 rows of them fill the registers of four warps
 ROWS = 32

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from peelcli.kernels import eager
-from peelcli.kernels.choice import triton_serves
+from peelcli.quant.kernels import eager
+from peelcli.quant.kernels.choice import triton_serves
 
 
 def coordinate_descent_(
@@ -18,7 +18,7 @@ def coordinate_descent_(
 ) -> Tensor:
     """As `eager.coordinate_descent_`, on a GPU by a kernel where all is float32."""
     if triton_serves(codes, scale, gradient, hessian, levels, dtypes=("float32",)):
-        from peelcli.kernels import triton_descent
+        from peelcli.quant.kernels import triton_descent
 
         return triton_descent.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)
     return eager.coordinate_descent_(codes, scale, gradient, hessian, levels, group_of)
@@ -34,7 +34,7 @@ def round_with_feedback(
 ) -> Tensor:
     """As `eager.round_with_feedback`, on a GPU by a kernel where all is float32."""
     if triton_serves(scale, zero_point, target, factor, levels, dtypes=("float32",)):
-        from peelcli.kernels import triton_descent
+        from peelcli.quant.kernels import triton_descent
 
         return triton_descent.round_with_feedback(scale, zero_point, target, factor, levels, group_of)
     return eager.round_with_feedback(scale, zero_point, target, factor, levels, group_of)

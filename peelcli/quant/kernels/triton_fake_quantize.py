@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from peelcli.kernels.eager import are_even
-from peelcli.kernels.triton_descent import _nearest_listed, _nearest_whole
+from peelcli.quant.kernels.eager import are_even
+from peelcli.quant.kernels.triton_descent import _nearest_listed, _nearest_whole
 
 PIECE = 1024  # weights at a time
 WHOLE, SIGN, LISTED = 0, 1, 2  # how a level is found: by rounding, by the sign, in a table
