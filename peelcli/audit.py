@@ -32,13 +32,14 @@ from peelcli.describe import describe, training_step
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
-from peelcli.fit import FitTask, Fitter, default_scheme
+from peelcli.fit import FitTask, Fitter
 from peelcli.keys import extraction_key, fit_key, relevant
 from peelcli.opened import Opened, open_and_scan
 from peelcli.precision import from_settings, to_settings
 from peelcli.quant.kernels import choice
 from peelcli.records import Finding, Run, run_from
 from peelcli.records.progress import Progress
+from peelcli.references.plan import default_scheme
 from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.runtime.machine import cpu_quota

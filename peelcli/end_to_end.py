@@ -16,6 +16,7 @@ from peelcli.quant.schemes import SCHEMES
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
 from peelcli.references.interface import Batch, Budget, Witness
+from peelcli.references.micro_batches import SHARD
 from peelcli.references.rescale import (
     TRIED,
     Factors,
@@ -29,7 +30,6 @@ from peelcli.references.rescale import (
     rescaled,
     slopes,
 )
-from peelcli.references.shards import SHARD
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.runtime.machine import available_memory
 from peelcli.scoring import token_losses

@@ -33,14 +33,14 @@ from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.records.progress import Progress
-from peelcli.references.block_path import residual_maps
 from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Budget, Witness
-from peelcli.references.plan import Origin, Plan
+from peelcli.references.peeled_block import residual_maps
+from peelcli.references.plan import ALL_PAIRS, LADDER, Origin, Plan, default_scheme
+from peelcli.references.refine import Finish
 from peelcli.references.regression import fit_regression, step_sizes
 from peelcli.references.rollback import roll_back
-from peelcli.references.solved_finish import Finish
 from peelcli.runtime.batch_sizes import block_batch, fit_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import Candidate, Losses
@@ -51,23 +51,13 @@ from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_
 from peelcli.storage.path_parts import PathParts
 from peelcli.verdict import Policy
 
-LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
 CHALLENGE_BATCH = 4  # sequences a step
 CHALLENGE_RATE = 0.01  # relative to each weight's RMS
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
-ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
-
-
-def default_scheme(layer_bits: Sequence[float]) -> str:
-    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it.
-
-    layer_bits: those of the audited layers; none where nothing could be measured.
-    """
-    return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"
 
 
 def own_steps(quantized: Mapping[str, Any] | None) -> StepRule:

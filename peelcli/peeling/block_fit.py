@@ -24,11 +24,11 @@ from peelcli.paths import TargetMap
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, PathScore, Reference
-from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Witness
+from peelcli.references.micro_batches import SHARD
+from peelcli.references.peeled_block import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.regression import step_sizes
-from peelcli.references.shards import SHARD
 from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring import token_losses

@@ -17,9 +17,9 @@ from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
+from peelcli.references.micro_batches import add_gradients
 from peelcli.references.plan import Plan
 from peelcli.references.regression import CHECKS, batches, sequence_order, start_parameters
-from peelcli.references.shards import add_gradients
 from peelcli.runtime.workers import in_parallel
 
 CHECKED = 16  # sequences of `select` that tell the best state

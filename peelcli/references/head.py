@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Budget
+from peelcli.references.micro_batches import add_gradients
 from peelcli.references.regression import sequence_order
-from peelcli.references.shards import add_gradients
 
 CHECKS = 4  # how often the fit looks at `select`
 

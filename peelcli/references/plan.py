@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+
+from peelcli.quant.schemes import SCHEMES
+
+LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
+ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
 
 
 @dataclass(frozen=True)
@@ -44,3 +49,11 @@ class Plan:
         if asked != "auto" or scheme == "fp":
             return "warm" if asked == "auto" else asked
         return "fresh" if self.layer_bits[layer] <= bits else "warm"
+
+
+def default_scheme(layer_bits: Sequence[float]) -> str:
+    """`ternary`, or `binary` where a layer has no more bits itself: references of more could not flag it.
+
+    layer_bits: those of the audited layers; none where nothing could be measured.
+    """
+    return "binary" if any(bits < SCHEMES["ternary"].num_bits for bits in layer_bits) else "ternary"

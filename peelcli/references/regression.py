@@ -24,8 +24,8 @@ from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
-from peelcli.references.orthogonal import OrthogonalSteps
-from peelcli.references.shards import add_gradients
+from peelcli.references.micro_batches import add_gradients
+from peelcli.references.muon import OrthogonalSteps
 from peelcli.runtime.workers import in_parallel, one_thread
 
 # In a scheme steps are large, with little momentum: a gradient changes at once when a code does. Orthogonalised steps

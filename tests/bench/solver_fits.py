@@ -37,9 +37,9 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.schemes import scheme_named
 from peelcli.references import regression
-from peelcli.references.block_path import residual_maps
+from peelcli.references.peeled_block import residual_maps
 from peelcli.references.interface import Budget
-from peelcli.references.solved_finish import Finish
+from peelcli.references.refine import Finish
 from peelcli.statedata import HeldStates, StateData
 
 torch.set_num_threads(1)

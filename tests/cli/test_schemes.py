@@ -12,8 +12,8 @@ import torch
 from test_commands import loss_of
 from tiny import EXTRACT, FIT, peel, save_ids, save_tiny
 
-from peelcli.fit import default_scheme
 from peelcli.quant.schemes import SCHEMES
+from peelcli.references.plan import default_scheme
 
 SETTINGS = {
     "nf4 in groups": ("--scheme", "nf4", "--group-size", "8"),

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from peelcli.quant.grid import recognise_grid
 from peelcli.quant.schemes import SCHEMES
-from peelcli.references.block_path import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.interface import Batch, Budget, LinearMap
+from peelcli.references.peeled_block import BlockStarts, fit_block, residual_maps, start_weights
 
 D, WIDE, N, LEN = 8, 12, 12, 6
 
@@ -147,7 +147,7 @@ def test_a_fit_is_in_its_scheme_and_no_worse_than_the_weights_as_they_are(scheme
     weights = witness.weights(torch.empty(0))
     plain = {m.name: m.weight for m in block.maps}
     if scheme != "fp":
-        from peelcli.references.block_path import _in_scheme
+        from peelcli.references.peeled_block import _in_scheme
 
         plain = {m.name: _in_scheme(m, m.weight, SCHEMES[scheme], None) for m in block.maps}
         assert all(recognise_grid(w) is not None for w in weights.values())

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from peelcli.references.orthogonal import BLOCK_ROWS, OrthogonalSteps, orthogonalized
+from peelcli.references.muon import BLOCK_ROWS, OrthogonalSteps, orthogonalized
 
 SIDES = st.integers(1, 24)
 

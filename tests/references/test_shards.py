@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peelcli.references.shards import add_gradients
+from peelcli.references.micro_batches import add_gradients
 
 X = torch.randn(7, 5, 4, generator=torch.Generator().manual_seed(0))
 

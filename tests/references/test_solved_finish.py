@@ -11,10 +11,10 @@ from torch import Tensor
 from peelcli.modelblock import ModelBlock
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.references.block_path import residual_maps
 from peelcli.references.interface import Batch, Budget, LinearMap
+from peelcli.references.peeled_block import residual_maps
+from peelcli.references.refine import Finish
 from peelcli.references.regression import fit_regression, fvu
-from peelcli.references.solved_finish import Finish
 
 N_SEQ, SEQ_LEN, WIDTH = 12, 16, 24
 
