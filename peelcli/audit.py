@@ -19,6 +19,7 @@ from peelcli.checkpoint import other_files
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.checkpoint.tokenizer import load_tokenizer, special_ids
+from peelcli.checkpoint.training_step import training_step
 from peelcli.config import (
     DeviceConfig,
     ExtractConfig,
@@ -28,7 +29,7 @@ from peelcli.config import (
     parse_layers,
 )
 from peelcli.config.schemes import check_scheme
-from peelcli.describe import describe, training_step
+from peelcli.describe import describe
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states

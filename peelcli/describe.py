@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,37 +13,13 @@ from torch import Tensor
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
-from peelcli.errors import CheckpointError
+from peelcli.checkpoint.training_step import training_step
 from peelcli.precision import PLAIN, Precision
 from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
-from peelcli.runtime.small_files import NOT_FINITE, parse_json, read_bounded
-
-_STEP = re.compile(r"(?:checkpoint|step|iter|global_step)[-_]?(\d+)$", re.IGNORECASE)
-
-_LARGEST_STATE = 2**27  # bytes of trainer_state.json, which logs each step of a run
-_LARGEST_STEP = 2**53
-
-
-def training_step(directory: Path) -> int | None:
-    """The optimiser step of a checkpoint: from trainer_state.json, else from the directory's name, else None."""
-    state = directory / "trainer_state.json"
-    if state.is_file():
-        try:
-            step = parse_json(read_bounded(state, _LARGEST_STATE), constants=NOT_FINITE).get("global_step")
-        except (ValueError, AttributeError, OSError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise CheckpointError(
-                f"{state}: not the JSON object that the Trainer writes ({why}); mend or remove it."
-            ) from error
-        if type(step) is int and 0 <= step <= _LARGEST_STEP:
-            return step
-    match = _STEP.search(directory.resolve().name)
-    step = int(match.group(1)[:20]) if match else None
-    return step if step is None or step <= _LARGEST_STEP else None
 
 
 @dataclass(frozen=True)

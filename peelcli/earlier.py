@@ -6,9 +6,9 @@ from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
 
+from peelcli.checkpoint.training_step import training_step
 from peelcli.checkpoint.weights import block_shapes, open_weights
 from peelcli.config import FitConfig
-from peelcli.describe import training_step
 from peelcli.fit import Earlier
 from peelcli.opened import Opened, open_and_scan
 from peelcli.records.progress import Progress

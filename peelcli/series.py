@@ -10,7 +10,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.hub import snapshot_of
-from peelcli.describe import training_step
+from peelcli.checkpoint.training_step import training_step
 from peelcli.errors import CheckpointError
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.describe import training_step
+from peelcli.checkpoint.training_step import training_step
 from peelcli.errors import CheckpointError
 from peelcli.series import Member, natural_key
 

@@ -101,7 +101,6 @@ NOT_MOVED: set[str] = {
     "graft",
     "history",
     "keys",
-    "library_words",
     "loggers",
     "measuring",
     "metrics",

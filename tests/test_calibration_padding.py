@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.calibration import Calibration, build_calibration
-from peelcli.calibration.padding import SpecialIds, without_padding
+from peelcli.calibration.padding import without_padding
 from peelcli.calibration.token_ids import Segment
 from peelcli.errors import CalibrationError
+from peelcli.records.special_ids import SpecialIds
 
 PAD, BOS, EOS = 0, 1, 2
 MARKS = SpecialIds(frozenset({BOS}), frozenset({EOS}), frozenset({PAD}))

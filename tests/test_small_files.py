@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from stored import flagged_run, save_fit
 
 from peelcli.baseline import write_baseline
+from peelcli.checkpoint.training_step import training_step
 from peelcli.cli.main import run as command
-from peelcli.describe import training_step
 from peelcli.errors import CheckpointError
 from peelcli.history import append_history, entry_of
 from peelcli.runtime.small_files import NOT_FINITE, parse_json, read_bounded

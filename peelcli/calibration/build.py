@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from peelcli.calibration.files import holds_text
-from peelcli.calibration.padding import NO_SPECIAL_IDS, SpecialIds, without_padding
+from peelcli.calibration.padding import without_padding
 from peelcli.calibration.split import MIN_SEQUENCES, PARTS, Split, shrink_counts, split_rows, wanted_counts
 from peelcli.calibration.text import TextPool
 from peelcli.calibration.text_files import default_text, read_documents
@@ -18,6 +18,7 @@ from peelcli.calibration.token_files import read_segments
 from peelcli.calibration.token_ids import TokenPool
 from peelcli.errors import CalibrationError, UsageError
 from peelcli.records import Finding
+from peelcli.records.special_ids import NO_SPECIAL_IDS, SpecialIds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,26 +7,14 @@ count what is none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from peelcli.calibration.token_ids import Segment
+from peelcli.records.special_ids import SpecialIds
 
 _TAIL = 4  # equal ids at a row's end: no text ends so often in them…
 _ENOUGH_ROWS = 0.2  # …in this part of all rows, and in three at least
-
-
-@dataclass(frozen=True)
-class SpecialIds:
-    """The ids that the checkpoint's files give a special meaning."""
-
-    bos: frozenset[int] = frozenset()
-    eos: frozenset[int] = frozenset()
-    pad: frozenset[int] = frozenset()
-
-
-NO_SPECIAL_IDS = SpecialIds()
 
 
 def without_padding(segments: Sequence[Segment], special: SpecialIds) -> tuple[list[Segment], dict[int, int]]:

@@ -8,8 +8,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from peelcli.checkpoint.library_words import library_words
 from peelcli.errors import CheckpointError, PeelError
-from peelcli.library_words import library_words
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LIBRARIES = {"transformers", "torch", "accelerate", "safetensors", "tokenizers", "huggingface_hub"}

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from peelcli.checkpoint.arguments import BlockArguments, Prepared, Returned, equal, hidden_of
 from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
 from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_place, silenced, unless_asked
-from peelcli.checkpoint.few_bits import FewBits
 from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.library import over_files
+from peelcli.checkpoint.library_words import library_words
+from peelcli.checkpoint.quantized import FewBits
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise
 from peelcli.checkpoint.skeleton import SAME_RUN
@@ -38,7 +39,6 @@ from peelcli.checkpoint.structure import (
 )
 from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory, unpacked_modules
 from peelcli.errors import CheckpointError
-from peelcli.library_words import library_words
 from peelcli.records import QuantizedModule
 
 SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from peelcli.checkpoint.library_words import library_words
 from peelcli.errors import CheckpointError
-from peelcli.library_words import library_words
 
 if TYPE_CHECKING:
     from peelcli.checkpoint.model import BlockwiseModel

@@ -10,11 +10,11 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from peelcli.calibration.padding import SpecialIds
 from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.checkpoint.json_files import read_object_if_whole
+from peelcli.checkpoint.library_words import library_words
 from peelcli.errors import CalibrationError
-from peelcli.library_words import library_words
+from peelcli.records.special_ids import SpecialIds
 
 SETTINGS = "tokenizer_config.json"
 # Files that hold a vocabulary: by one of them a directory has a tokenizer.

@@ -18,7 +18,7 @@ from transformers import LlamaConfig
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.library import over_files
 from peelcli.checkpoint.skeleton import build_skeleton, rehearse
-from peelcli.describe import training_step
+from peelcli.checkpoint.training_step import training_step
 from peelcli.errors import CheckpointError, PeelError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bench"))

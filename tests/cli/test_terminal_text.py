@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from tiny import EXTRACT, Done, peel, peel_apart, save_ids, save_tiny
 
+from peelcli.checkpoint.library_words import library_words
 from peelcli.cli.console import Console
 from peelcli.cli.main import build_app, run
 from peelcli.cli.options import with_options
 from peelcli.config import ConsoleConfig
 from peelcli.errors import UsageError
-from peelcli.library_words import library_words
 from peelcli.records.printable import harmless_json, printable
 from peelcli.records.progress import Progress
 
