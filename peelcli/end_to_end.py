@@ -35,7 +35,8 @@ from peelcli.runtime.machine import available_memory
 from peelcli.scoring import token_losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
-from peelcli.verdict import Policy, blocks_do_harm, data_fit, does_better_than
+from peelcli.verdict.health import blocks_do_harm, data_fit, does_better_than
+from peelcli.verdict.policy import Policy
 
 KINDS = ("challenge", "rescale")
 

@@ -49,7 +49,7 @@ from peelcli.storage.activations import ActivationFile, require_space
 from peelcli.storage.fit_writer import write_fit
 from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
 from peelcli.storage.path_parts import PathParts
-from peelcli.verdict import Policy
+from peelcli.verdict.policy import Policy
 
 CHALLENGE_BATCH = 4  # sequences a step
 CHALLENGE_RATE = 0.01  # relative to each weight's RMS

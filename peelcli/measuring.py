@@ -11,7 +11,8 @@ from peelcli.records import FitOutcome, Score
 from peelcli.records.progress import Progress
 from peelcli.scoring import Candidate, Losses, Sweep
 from peelcli.storage.activations import ActivationFile
-from peelcli.verdict import SCREENED, Policy, settled
+from peelcli.verdict.policy import Policy
+from peelcli.verdict.screening import SCREENED, settled
 
 PART = 4  # one sequence of `eval` in so many settles what is far from deciding anything
 _ANY = FitOutcome("none", 0, True, "")

@@ -115,7 +115,6 @@ NOT_MOVED: set[str] = {
     "scoring",
     "series",
     "statedata",
-    "statistics",
     "watching",
     "workspace",
 }  # they have no rule yet

@@ -30,7 +30,7 @@ from peelcli.paths import (
     subset_of_map,
     yes_bound,
 )
-from peelcli.statistics import running_minimum
+from peelcli.verdict.statistics import running_minimum
 
 MAPS = st.integers(1, 7).flatmap(
     lambda k: st.lists(st.sampled_from(list(all_maps(k))), min_size=1, max_size=40)

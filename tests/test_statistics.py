@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from peelcli.statistics import (
+from peelcli.verdict.statistics import (
     holm,
     holm_adjusted,
     p_greater,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from peelcli.records import LayerVerdict
-from peelcli.verdict.behind import Behind, Finding
+from peelcli.verdict.downstream import Behind, Finding
 from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.words import Facts, at_its_bits, stand_in, undecided
 

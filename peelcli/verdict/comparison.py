@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peelcli.records import AuditResult, Comparison, LayerChange, LayerVerdict, Reference, Score
-from peelcli.statistics import holm, p_greater, paired_interval
 from peelcli.verdict.evidence import group_of, is_usable, shared_rows
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.statistics import holm, p_greater, paired_interval
 from peelcli.verdict.words import stand_in
 
 LAYER_FLAGS = ("broken", "surpassed", "matched")  # where the policy names none

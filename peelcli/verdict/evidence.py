@@ -10,10 +10,10 @@ from statistics import median_low
 import numpy as np
 
 from peelcli.records import Run, Score
-from peelcli.statistics import Interval, p_greater, p_less, paired_interval
+from peelcli.verdict.distance_from_init import untouched_parts, young_parts
 from peelcli.verdict.policy import Policy
-from peelcli.verdict.size import relative_size
-from peelcli.verdict.travel import untouched_parts, young_parts
+from peelcli.verdict.statistics import Interval, p_greater, p_less, paired_interval
+from peelcli.verdict.weight_norms import relative_size
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
 _SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round

@@ -14,11 +14,20 @@ from statistics import median
 import numpy as np
 
 from peelcli.records import AuditResult, LayerVerdict, Run, Score
-from peelcli.statistics import holm_of
 from peelcli.verdict import attributed, words
-from peelcli.verdict.behind import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
-from peelcli.verdict.blame import narrowed
-from peelcli.verdict.damage import is_damaged, judge_damaged
+from peelcli.verdict.damaged_network import judge_damaged
+from peelcli.verdict.distance_from_init import untouched
+from peelcli.verdict.downstream import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
+from peelcli.verdict.end_to_end_gains import (
+    Excess,
+    best_rescale,
+    challenge_excess,
+    most_rescaled,
+    most_trained,
+    peak_of,
+    rescale_excess,
+    standing_out,
+)
 from peelcli.verdict.evidence import (
     Evidence,
     cheapest,
@@ -32,26 +41,12 @@ from peelcli.verdict.evidence import (
     is_usable,
     own_bits,
 )
-from peelcli.verdict.excess import (
-    Excess,
-    best_rescale,
-    challenge_excess,
-    most_rescaled,
-    most_trained,
-    peak_of,
-    rescale_excess,
-    standing_out,
-)
-from peelcli.verdict.network import (
-    data_fit,
-    is_untrained,
-    judge_network,
-    losses_are_finite,
-    mismatch,
-)
+from peelcli.verdict.health import data_fit, is_damaged, is_untrained, losses_are_finite, mismatch
+from peelcli.verdict.localize import narrowed
+from peelcli.verdict.network import judge_network
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.screening import left_open, screened_under
-from peelcli.verdict.travel import untouched
+from peelcli.verdict.statistics import holm_of
 
 _FOUND = (
     0.9  # the score that parts what is found from what is not: a match costs a tenth of the usual at most

@@ -3,62 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import numpy as np
 
-from peelcli.records import NetworkVerdict, Reference, Run
-from peelcli.statistics import paired_interval
-from peelcli.verdict.damage import blocks_do_harm, does_better_than, is_damaged, stack_of
+from peelcli.records import NetworkVerdict, Run
+from peelcli.verdict.health import (
+    data_fit,
+    is_damaged,
+    is_untrained,
+    losses_are_finite,
+    mismatch,
+)
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.words import origin
 from peelcli.verdict.zones import judge_paths, path_notes
-
-
-def data_fit(nll: Sequence[float], entropy: Sequence[float], gap: float = Policy.foreign_gap) -> str:
-    """`own` or `foreign`: whether the loss on the text is near the uncertainty that the model itself expresses.
-
-    A model is calibrated on text like that it was trained on: its loss there is about the mean entropy of its own
-    predictions on the same contexts (measured on a real 5-layer model: 0.4 nats apart on its own kind of text, 2.9 on
-    Shakespeare, 3.1 on Python's documentation). It costs nothing beside the loss; sampling would cost a pass a token.
-    """
-    return "foreign" if mismatch(nll, entropy) > gap else "own"
-
-
-def mismatch(nll: Sequence[float], entropy: Sequence[float]) -> float:
-    """Mean loss less mean predictive entropy, in nats per token; near 0 where the model is calibrated."""
-    return float(np.mean(nll) - np.mean(entropy))
-
-
-def losses_are_finite(run: Run) -> bool:
-    """Whether the trained model's own losses are: what every gap is taken from."""
-    return bool(np.isfinite([*run.nll_select, *run.nll_eval]).all())
-
-
-def is_untrained(run: Run, policy: Policy) -> bool:
-    """Whether the blocks together contribute nothing and the loss is no better than that of token frequencies.
-
-    Where the repair of one layer alone makes it better than that, the others have learned: one layer is hurt.
-    """
-    stack = (
-        stack_of(run)
-        if run.num_layers > 1
-        else next((s for s in run.scores if s.reference == Reference("identity", 1, 1)), None)
-    )
-    if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
-        return False
-    cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
-    if blocks_do_harm(run.nll_eval, stack.nll_eval, run.unigram_ce, policy):
-        return False
-    # The ladder, and what decides nothing, has part of `eval` alone.
-    whole = [s for s in run.scores if len(s.nll_eval) == len(run.nll_eval)]
-    repaired = [float(np.mean(s.nll_eval)) for s in whole if s.reference.kind != "rollback"]
-    least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
-    return bool(
-        cost.high < policy.untrained_gap
-        and not does_better_than(run.unigram_ce, run.nll_eval, policy)
-        and least > run.unigram_ce - 2 * policy.untrained_gap
-    )
 
 
 def judge_network(run: Run, policy: Policy) -> NetworkVerdict:

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
-from peelcli.statistics import Interval
+from peelcli.verdict.end_to_end_gains import Excess
 from peelcli.verdict.evidence import Evidence
-from peelcli.verdict.excess import Excess
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.statistics import Interval
 
 LIKE = 0.1  # natural logarithm of relative sizes that are no news
 BROKEN_SCORE = 1024.0  # above that of any layer that is not broken

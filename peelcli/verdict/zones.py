@@ -24,9 +24,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peelcli.records import AuditResult, Bound, Bounds, PathScore, Run
-from peelcli.statistics import holm, p_greater, paired_interval, running_minimum
 from peelcli.verdict.evidence import foreign_allowance
 from peelcli.verdict.policy import Policy
+from peelcli.verdict.statistics import holm, p_greater, paired_interval, running_minimum
 
 
 @dataclass(frozen=True)

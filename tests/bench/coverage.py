@@ -50,7 +50,7 @@ def covered(run: Any, draws: int) -> dict[str, list[float]]:
     """Of every reference, the share of intervals that hold its gap on all sequences, by the size of a draw."""
     import numpy as np
 
-    from peelcli.statistics import paired_interval
+    from peelcli.verdict.statistics import paired_interval
 
     rng = np.random.default_rng(0)
     found: dict[str, list[float]] = {}

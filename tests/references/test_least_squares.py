@@ -15,7 +15,7 @@ from torch import Tensor
 from peelcli.errors import CheckpointError
 from peelcli.paths import TargetMap, all_maps, map_of_subset, named_map, peel_all, yes_bound
 from peelcli.references.least_squares import LeastSquares, forward
-from peelcli.statistics import running_minimum
+from peelcli.verdict.statistics import running_minimum
 
 NUM_EPOCHS, NUM_LAYERS = 3, 5
 RELATIVE = 1e-4  # what issue and data ask for

@@ -11,8 +11,8 @@ import pytest
 from simulated import Effect, changed, direct, foreign, identity, idle, measure, rescored, sound
 
 from peelcli.records import AuditResult, Finding, LayerChange, Reference, Run
-from peelcli.statistics import paired_interval
 from peelcli.verdict import Policy, judge, with_comparisons
+from peelcli.verdict.statistics import paired_interval
 
 REGRESSED = Policy(fail_on=("regressed",))
 

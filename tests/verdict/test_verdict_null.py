@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from simulated import Effect, challenge, changed, direct, foreign, identity, measure, rescale, sound
 
-from peelcli.statistics import p_greater
 from peelcli.verdict import Policy, judge
+from peelcli.verdict.statistics import p_greater
 
 RUNS = 120
 # 5 % of 120 runs is 6; a binomial with that mean exceeds 13 in fewer than 4 of 1000 trials.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from simulated import DROPPED, GAIN, challenge, changed, identity, measure, sizes, sound
 
 from peelcli.verdict import judge
-from peelcli.verdict.size import most_unlike, relative_size
+from peelcli.verdict.weight_norms import most_unlike, relative_size
 
 NEARLY_IDLE = changed(
     sound(), {identity(4, "attention"): 0.06 * DROPPED["attention"]}, divergence=0.0, spread=0.1

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from simulated import DROPPED, GAIN, challenge, changed, identity, measure, sound, travels
 
 from peelcli.verdict import Policy, judge
-from peelcli.verdict.travel import lags, relative_travel, untouched, young_parts
+from peelcli.verdict.distance_from_init import lags, relative_travel, untouched, young_parts
 
 NEARLY_IDLE = changed(
     sound(), {identity(4, "attention"): 0.06 * DROPPED["attention"]}, divergence=0.0, spread=0.1

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from peelcli.records import SUBLAYERS, LayerVerdict, Run
+from peelcli.verdict.end_to_end_gains import Excess, Part
 from peelcli.verdict.evidence import Evidence
-from peelcli.verdict.excess import Excess, Part
 from peelcli.verdict.policy import Policy
-from peelcli.verdict.size import relative_size
+from peelcli.verdict.weight_norms import relative_size
 
 _NAMES = {"attention": "attention", "mlp": "MLP"}
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from peelcli.verdict.end_to_end_gains import Excess
 from peelcli.verdict.evidence import STATE_KINDS, Evidence
-from peelcli.verdict.excess import Excess
 from peelcli.verdict.policy import Policy
 
 Finding = Evidence | Excess

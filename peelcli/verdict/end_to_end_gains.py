@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from peelcli.records import Reference, Run, Score
-from peelcli.statistics import Interval, holm_of, p_greater, paired_interval
+from peelcli.verdict.distance_from_init import relative_travel, young_parts
 from peelcli.verdict.evidence import is_usable, own_bits, shared_rows
 from peelcli.verdict.policy import Policy
-from peelcli.verdict.size import most_unlike, relative_size
-from peelcli.verdict.travel import relative_travel, young_parts
+from peelcli.verdict.statistics import Interval, holm_of, p_greater, paired_interval
+from peelcli.verdict.weight_norms import most_unlike, relative_size
 
 _LIKE_BITS = (
     0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another

@@ -7,44 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from peelcli.records import LayerVerdict, Reference, Run, Score
-from peelcli.statistics import p_greater, paired_interval
+from peelcli.records import LayerVerdict, Run, Score
 from peelcli.verdict import attributed, words
+from peelcli.verdict.end_to_end_gains import Excess
 from peelcli.verdict.evidence import is_usable, shared_rows
-from peelcli.verdict.excess import Excess
 from peelcli.verdict.policy import Policy
-
-
-def stack_of(run: Run) -> Score | None:
-    """The reference that drops every block at once, where it was measured."""
-    whole = Reference("identity", 1, run.num_layers)
-    return next((s for s in run.scores if s.reference == whole and run.num_layers > 1), None)
-
-
-def blocks_do_harm(
-    nll: Sequence[float], nll_without: Sequence[float], unigram_ce: float, policy: Policy
-) -> bool:
-    """Whether the loss is worse than that of token frequencies and clearly falls when every block is dropped.
-
-    Text that is foreign to a sound network does not look like that: without its blocks it does far worse still
-    (measured: by .6 and 1.4 nats in small models, 19 on Shakespeare in a real one). Where the weights of one block make
-    no sense to those behind it they are surely wrong together (by .3 to 1.5 nats).
-    """
-    change = paired_interval(np.subtract(nll_without, nll).tolist(), policy.confidence)
-    return change.high < -policy.untrained_gap and not does_better_than(unigram_ce, nll, policy)
-
-
-def does_better_than(unigram_ce: float, nll: Sequence[float], policy: Policy) -> bool:
-    """Whether the losses are clearly below that of token frequencies."""
-    return float(np.mean(nll)) <= unigram_ce - policy.untrained_gap
-
-
-def is_damaged(run: Run, policy: Policy) -> bool:
-    """Whether the blocks of the network together do harm: one or more of them are wrecked."""
-    stack = stack_of(run)
-    if stack is None or len(run.nll_eval) < policy.min_sequences or not np.isfinite(stack.nll_eval).all():
-        return False
-    return blocks_do_harm(run.nll_eval, stack.nll_eval, run.unigram_ce, policy)
+from peelcli.verdict.statistics import p_greater, paired_interval
 
 
 def judge_damaged(
