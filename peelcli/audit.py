@@ -32,7 +32,6 @@ from peelcli.config.schemes import check_scheme
 from peelcli.describe import describe
 from peelcli.earlier import earlier_of, open_earlier, why_not_rolled_back
 from peelcli.errors import ArtefactError, CheckpointError
-from peelcli.extract import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.keys import extraction_key, fit_key, relevant
 from peelcli.opened import Opened, open_and_scan
@@ -45,6 +44,7 @@ from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.runtime.machine import cpu_quota
 from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
+from peelcli.scoring.trained_pass import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import key_of, read_fit
 from peelcli.workspace import Workspace, require_outside

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
 from peelcli.calibration import Calibration
@@ -20,6 +19,7 @@ from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Finding, Quantized
+from peelcli.scoring.losses import unigram_ce
 
 
 @dataclass(frozen=True)
@@ -105,15 +105,6 @@ def _holds(grid: Grid, weight: Tensor) -> bool:
     scale = initial_scale(rows, scheme, grid.group_size)
     error = dequantize(quantize(rows, scale, scheme, grid.group_size), scale, scheme, grid.group_size) - rows
     return float(error.abs().max()) <= 0.01 * float(scale.max())
-
-
-def unigram_ce(fit: np.ndarray, evaluation: np.ndarray, vocab_size: int) -> float:
-    """CE, in nats per token, on `evaluation` of the token frequencies of `fit` (add-one smoothed).
-
-    Never above ln(vocab_size): where `fit` is too short to know the frequencies, not to use them does better.
-    """
-    counts = np.bincount(fit[:, 1:].ravel(), minlength=vocab_size) + 1.0
-    return min(float(-np.log(counts / counts.sum())[evaluation[:, 1:]].mean()), float(np.log(vocab_size)))
 
 
 def describe(

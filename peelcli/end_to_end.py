@@ -32,7 +32,7 @@ from peelcli.references.rescale import (
 )
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.runtime.machine import available_memory
-from peelcli.scoring import token_losses
+from peelcli.scoring.losses import token_losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
 from peelcli.verdict.health import blocks_do_harm, data_fit, does_better_than

@@ -26,7 +26,6 @@ from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.end_to_end import EndToEnd, blocks_harm
 from peelcli.errors import CheckpointChangedError
-from peelcli.measuring import measure_steps, part_stride
 from peelcli.modelblock import ModelBlock
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.qparams import StepRule
@@ -43,7 +42,8 @@ from peelcli.references.regression import fit_regression, step_sizes
 from peelcli.references.rollback import roll_back
 from peelcli.runtime.batch_sizes import block_batch, fit_batch
 from peelcli.runtime.workers import in_parallel
-from peelcli.scoring import Candidate, Losses
+from peelcli.scoring.sweep import Candidate, Losses
+from peelcli.scoring.two_stage import measure_steps, part_stride
 from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile, require_space
 from peelcli.storage.fit_writer import write_fit

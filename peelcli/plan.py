@@ -17,9 +17,7 @@ from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.end_to_end import KINDS as END_TO_END
-from peelcli.extract import stored_states
 from peelcli.fit import CHALLENGE_BATCH
-from peelcli.measuring import PART
 from peelcli.opened import open_and_scan
 from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
@@ -27,6 +25,8 @@ from peelcli.records.printable import printable
 from peelcli.records.progress import Progress
 from peelcli.references.plan import ALL_PAIRS, LADDER
 from peelcli.runtime.machine import available_memory
+from peelcli.scoring.trained_pass import stored_states
+from peelcli.scoring.two_stage import PART
 from peelcli.storage.activations import states_nbytes
 from peelcli.workspace import Workspace
 

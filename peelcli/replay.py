@@ -10,16 +10,12 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
-from peelcli.records import WITHOUT_WEIGHTS, Reference, Score
+from peelcli.records import WITHOUT_WEIGHTS, Score
 from peelcli.records.progress import Progress
 from peelcli.references.interface import Witness
-from peelcli.runtime.batch_sizes import head_batch
-from peelcli.scoring import token_losses
+from peelcli.scoring.replay import mean_nll, path_mean_nll
 from peelcli.storage.fit_writer import read_eval_ids
 from peelcli.storage.parts import load_witness
 from peelcli.storage.path_parts import load_path
@@ -39,59 +35,6 @@ class Replay:
     def holds(self) -> bool:
         """Whether the reported gap came back."""
         return abs(self.measured - self.reported) <= ABSOLUTE + RELATIVE * abs(self.reported)
-
-
-@torch.no_grad()
-def mean_nll(
-    model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, witness: Witness
-) -> float:
-    """Mean next-token loss on `ids` (n_seq, seq_len), with the reference `put` in place (None: as trained)."""
-    hidden = torch.cat(
-        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
-    )
-    for layer in range(1, model.num_layers + 1):
-        if put is not None and put.bypasses(layer):
-            continue  # a span has done the work of this layer
-        here = put is not None and put.stands_at(layer)
-        if here and put is not None and put.kind == "identity" and put.sublayer is None:
-            continue
-        with model.block(layer) as module:
-            if here and put is not None and put.kind == "exchange":
-                weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
-            else:
-                trained = dict(module.named_parameters())
-                weights = witness.weights(next(module.parameters()), trained) if here else None
-            dropped = put.dropped if here and put is not None else ()
-            for at in range(0, len(ids), batch_size):
-                rows = slice(at, at + batch_size)
-                hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights, dropped)
-    return _loss(model, hidden, ids, None)
-
-
-@torch.no_grad()
-def path_mean_nll(
-    model: BlockwiseModel, ids: Tensor, batch_size: int, blocks: Sequence[Witness], head: Tensor
-) -> float:
-    """The same of a peeled path: its block in place of every layer (none: the trained ones), and its head."""
-    hidden = torch.cat(
-        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
-    )
-    for layer in range(1, model.num_layers + 1):
-        with model.block(layer) as module:
-            weights = blocks[layer - 1].weights(next(module.parameters())) if blocks else None
-            for at in range(0, len(ids), batch_size):
-                rows = slice(at, at + batch_size)
-                hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights)
-    return _loss(model, hidden, ids, head.to(model.device))
-
-
-def _loss(model: BlockwiseModel, hidden: Tensor, ids: Tensor, head: Tensor | None) -> float:
-    step = head_batch(ids.shape[1], model.vocab_size, model.device)
-    losses = []
-    for at in range(0, len(ids), step):
-        rows = slice(at, at + step)
-        losses.append(token_losses(model.logits(hidden[rows], ids[rows], head), ids[rows])[0])
-    return float(torch.cat(losses).mean())
 
 
 def replay_steps(

@@ -26,7 +26,8 @@ from peelcli.keys import fit_key
 from peelcli.opened import Opened, open_and_scan
 from peelcli.records import Run
 from peelcli.references.interface import Witness
-from peelcli.replay import mean_nll, replay_steps
+from peelcli.replay import replay_steps
+from peelcli.scoring.replay import mean_nll
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids

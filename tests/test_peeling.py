@@ -25,7 +25,7 @@ from peelcli.quant.grid import recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Paths
-from peelcli.replay import path_mean_nll
+from peelcli.scoring.replay import path_mean_nll
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids

@@ -12,14 +12,12 @@ import torch
 import transformers
 from conftest import build_model
 
-from peelcli import scoring
 from peelcli.calibration import Calibration, Split
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import scan
 from peelcli.config import FitConfig
 from peelcli.describe import describe
-from peelcli.extract import Extraction, extract, stored_states
 from peelcli.fit import FitTask, Fitter
 from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize
@@ -27,8 +25,10 @@ from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
 from peelcli.references.interface import Witness
-from peelcli.replay import mean_nll
-from peelcli.scoring import Candidate, Sweep
+from peelcli.scoring import sweep as scoring
+from peelcli.scoring.replay import mean_nll
+from peelcli.scoring.sweep import Candidate, Sweep
+from peelcli.scoring.trained_pass import Extraction, extract, stored_states
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids

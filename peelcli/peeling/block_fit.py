@@ -31,7 +31,7 @@ from peelcli.references.peeled_block import BlockStarts, fit_block, residual_map
 from peelcli.references.regression import step_sizes
 from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
-from peelcli.scoring import token_losses
+from peelcli.scoring.losses import token_losses
 from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part

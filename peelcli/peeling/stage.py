@@ -33,7 +33,7 @@ from peelcli.peeling.block_fit import BlockFit, PeelTask, States
 from peelcli.records import Paths, Reference
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import block_batch
-from peelcli.scoring import Candidate, Sweep
+from peelcli.scoring.sweep import Candidate, Sweep
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.path_parts import PathParts
 

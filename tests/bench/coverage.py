@@ -110,7 +110,7 @@ def screened(run: Any) -> Any:
     """The run as an audit would have measured it: what a part of `eval` settles on that part alone."""
     from dataclasses import replace
 
-    from peelcli.measuring import PART
+    from peelcli.scoring.two_stage import PART
     from peelcli.verdict import SCREENED, Policy, settled
 
     def cut(score: Any) -> Any:

@@ -51,7 +51,7 @@ def plain_pass(checkpoint: Path, ids, batch_size: int, target: Path) -> int:  # 
     import torch
     from transformers import AutoModelForCausalLM
 
-    from peelcli.scoring import predictive_entropy, token_losses
+    from peelcli.scoring.losses import predictive_entropy, token_losses
 
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
     losses, written = [], 0

@@ -93,7 +93,7 @@ def run_stage(directory: Path, stage: str) -> None:
 def sweep_steps(model, acts_path: Path, scratch: Path):  # type: ignore[no-untyped-def]
     """The sweep over every layer's identity references."""
     from peelcli.records import SUBLAYERS, Reference
-    from peelcli.scoring import Candidate, Sweep
+    from peelcli.scoring.sweep import Candidate, Sweep
     from peelcli.storage.activations import ActivationFile
 
     references = [

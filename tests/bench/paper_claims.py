@@ -86,8 +86,8 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     from peelcli.checkpoint.scan import scan
     from peelcli.config import FitConfig
     from peelcli.describe import describe
-    from peelcli.extract import Extraction, extract, stored_states
     from peelcli.fit import FitTask, Fitter
+    from peelcli.scoring.trained_pass import Extraction, extract, stored_states
     from peelcli.storage.activations import ActivationFile
     from peelcli.storage.fit_reader import read_fit
     from peelcli.verdict import Policy, judge

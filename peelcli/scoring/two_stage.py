@@ -9,7 +9,7 @@ from pathlib import Path
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.records import FitOutcome, Score
 from peelcli.records.progress import Progress
-from peelcli.scoring import Candidate, Losses, Sweep
+from peelcli.scoring.sweep import Candidate, Losses, Sweep
 from peelcli.storage.activations import ActivationFile
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.screening import SCREENED, settled

@@ -20,7 +20,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import CheckpointChangedError, CheckpointError
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import free_memory, head_batch
-from peelcli.scoring import predictive_entropy, token_losses
+from peelcli.scoring.losses import predictive_entropy, token_losses
 from peelcli.storage.activations import ActivationWriter
 
 STORE_NBYTES = 2**24  # of states that are written at once

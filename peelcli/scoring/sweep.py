@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from peelcli.carried import Carried, InFiles, OnDevice
 from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.records import Reference
@@ -29,6 +28,8 @@ from peelcli.references.interface import Witness
 from peelcli.runtime import durable
 from peelcli.runtime.batch_sizes import free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
+from peelcli.scoring.activation_buffer import Carried, InFiles, OnDevice
+from peelcli.scoring.losses import token_losses
 from peelcli.storage.activations import ActivationFile, require_space
 
 _HELD_NBYTES = 2**26  # states of a layer up to 64 MB are held while candidates begin there
@@ -58,18 +59,6 @@ class Losses:
     nll: dict[str, np.ndarray] = field(default_factory=dict)
     kl: dict[str, np.ndarray] = field(default_factory=dict)
     fvu_eval: dict[str, float] = field(default_factory=dict)
-
-
-def token_losses(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean NLL of each sequence (n_seq,), and log-probabilities (n_seq, seq_len−1, vocab)."""
-    log_p = logits[:, :-1].float().log_softmax(-1)
-    target = ids[:, 1:, None].to(log_p.device)
-    return -log_p.gather(-1, target)[..., 0].double().mean(1), log_p
-
-
-def predictive_entropy(log_p: Tensor) -> Tensor:
-    """Mean entropy of each sequence's predictions (n_seq,) from log-probabilities (n_seq, seq_len−1, vocab)."""
-    return -(log_p.exp() * log_p).sum(-1).double().mean(1)
 
 
 def _slice(rows: range) -> slice:

@@ -1,0 +1,67 @@
+"""The loss of a checkpoint run plainly from embedding to head, with or without a reference in place."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.records import Reference
+from peelcli.references.interface import Witness
+from peelcli.runtime.batch_sizes import head_batch
+from peelcli.scoring.losses import token_losses
+
+
+@torch.no_grad()
+def mean_nll(
+    model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, witness: Witness
+) -> float:
+    """Mean next-token loss on `ids` (n_seq, seq_len), with the reference `put` in place (None: as trained)."""
+    hidden = torch.cat(
+        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
+    )
+    for layer in range(1, model.num_layers + 1):
+        if put is not None and put.bypasses(layer):
+            continue  # a span has done the work of this layer
+        here = put is not None and put.stands_at(layer)
+        if here and put is not None and put.kind == "identity" and put.sublayer is None:
+            continue
+        with model.block(layer) as module:
+            if here and put is not None and put.kind == "exchange":
+                weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
+            else:
+                trained = dict(module.named_parameters())
+                weights = witness.weights(next(module.parameters()), trained) if here else None
+            dropped = put.dropped if here and put is not None else ()
+            for at in range(0, len(ids), batch_size):
+                rows = slice(at, at + batch_size)
+                hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights, dropped)
+    return _loss(model, hidden, ids, None)
+
+
+@torch.no_grad()
+def path_mean_nll(
+    model: BlockwiseModel, ids: Tensor, batch_size: int, blocks: Sequence[Witness], head: Tensor
+) -> float:
+    """The same of a peeled path: its block in place of every layer (none: the trained ones), and its head."""
+    hidden = torch.cat(
+        [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
+    )
+    for layer in range(1, model.num_layers + 1):
+        with model.block(layer) as module:
+            weights = blocks[layer - 1].weights(next(module.parameters())) if blocks else None
+            for at in range(0, len(ids), batch_size):
+                rows = slice(at, at + batch_size)
+                hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights)
+    return _loss(model, hidden, ids, head.to(model.device))
+
+
+def _loss(model: BlockwiseModel, hidden: Tensor, ids: Tensor, head: Tensor | None) -> float:
+    step = head_batch(ids.shape[1], model.vocab_size, model.device)
+    losses = []
+    for at in range(0, len(ids), step):
+        rows = slice(at, at + step)
+        losses.append(token_losses(model.logits(hidden[rows], ids[rows], head), ids[rows])[0])
+    return float(torch.cat(losses).mean())
