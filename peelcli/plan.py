@@ -18,8 +18,8 @@ from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.end_to_end import KINDS as END_TO_END
 from peelcli.fit import CHALLENGE_BATCH
+from peelcli.fitting.target_maps import count_fits
 from peelcli.opened import open_and_scan
-from peelcli.paths import count_fits
 from peelcli.peeling import asked_maps
 from peelcli.records.printable import printable
 from peelcli.records.progress import Progress

@@ -103,7 +103,6 @@ NOT_MOVED: set[str] = {
     "metrics",
     "modelblock",
     "opened",
-    "paths",
     "peeling",
     "plan",
     "precision",

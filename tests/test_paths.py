@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peelcli.errors import UsageError
-from peelcli.paths import (
+from peelcli.fitting.target_maps import (
     NAMED,
     Fitted,
     Peeled,

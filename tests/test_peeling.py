@@ -18,7 +18,7 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
 from peelcli.fit import FitTask, Fitter
-from peelcli.paths import NAMED, count_fits, map_of_subset, named_map
+from peelcli.fitting.target_maps import NAMED, count_fits, map_of_subset, named_map
 from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import recognise_grid

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.fitting.target_maps import TargetMap
 from peelcli.modelblock import ModelBlock
-from peelcli.paths import TargetMap
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, PathScore, Reference

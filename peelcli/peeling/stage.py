@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.paths import (
+from peelcli.fitting.target_maps import (
     NAMED,
     Fitted,
     Peeled,
@@ -28,7 +28,7 @@ from peelcli.paths import (
     promising_maps,
     segments,
 )
-from peelcli.paths.search import Segment
+from peelcli.fitting.target_maps.search import Segment
 from peelcli.peeling.block_fit import BlockFit, PeelTask, States
 from peelcli.records import Paths, Reference
 from peelcli.records.progress import Progress

@@ -64,7 +64,7 @@ def alone(inputs: Tensor, targets: list[Tensor], target_map: tuple[int, ...]) ->
 
 def measure(trained: bool, repeats: int) -> dict[str, object]:
     """Seconds of each way, by turns, how far their numbers are apart, and what the walk did. Runs in a child."""
-    from peelcli.paths import all_maps, count_fits, peel_all
+    from peelcli.fitting.target_maps import all_maps, count_fits, peel_all
     from peelcli.references.least_squares import LeastSquares
 
     inputs, states, labels = net(trained)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peelcli.errors import CheckpointError
-from peelcli.paths import TargetMap, all_maps, map_of_subset, named_map, peel_all, yes_bound
+from peelcli.fitting.target_maps import TargetMap, all_maps, map_of_subset, named_map, peel_all, yes_bound
 from peelcli.references.least_squares import LeastSquares, forward
 from peelcli.verdict.statistics import running_minimum
 

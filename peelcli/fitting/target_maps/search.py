@@ -10,7 +10,7 @@ import heapq
 from collections.abc import Mapping
 from itertools import zip_longest
 
-from peelcli.paths.maps import TargetMap
+from peelcli.fitting.target_maps.maps import TargetMap
 
 Segment = tuple[int, int]  # (s, t] with 0 ≤ s < t ≤ K
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from peelcli.paths.maps import TargetMap, check_map
+from peelcli.fitting.target_maps.maps import TargetMap, check_map
 
 State = TypeVar("State")
 Prepared = TypeVar("Prepared")

@@ -1,7 +1,7 @@
 """Peeled paths: target maps, the walk that fits their prefixes once each, the search for promising ones, YES bounds."""
 
-from peelcli.paths.bounds import best_map, yes_bound
-from peelcli.paths.maps import (
+from peelcli.fitting.target_maps.bounds import best_map, yes_bound
+from peelcli.fitting.target_maps.maps import (
     MOST_LAYERS_FOR_ALL,
     NAMED,
     TargetMap,
@@ -11,8 +11,8 @@ from peelcli.paths.maps import (
     named_map,
     subset_of_map,
 )
-from peelcli.paths.search import cheapest_maps, promising_maps, segments
-from peelcli.paths.walk import Fit, Fitted, Peeled, count_fits, peel, peel_all
+from peelcli.fitting.target_maps.search import cheapest_maps, promising_maps, segments
+from peelcli.fitting.target_maps.walk import Fit, Fitted, Peeled, count_fits, peel, peel_all
 
 __all__ = [
     "MOST_LAYERS_FOR_ALL",

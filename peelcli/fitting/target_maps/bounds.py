@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from peelcli.errors import UsageError
-from peelcli.paths.maps import TargetMap, subset_of_map
+from peelcli.fitting.target_maps.maps import TargetMap, subset_of_map
 
 
 def best_map(bounds: Mapping[TargetMap, float], max_targets: int | None = None) -> TargetMap:

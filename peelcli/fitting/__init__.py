@@ -1,0 +1,1 @@
+"""References fitted to a model's blocks: to their states, to the network's loss, and along paths."""
