@@ -23,11 +23,12 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
-from peelcli.end_to_end import KINDS as END_TO_END
-from peelcli.end_to_end import EndToEnd, blocks_harm
 from peelcli.errors import CheckpointChangedError
-from peelcli.modelblock import ModelBlock
-from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
+from peelcli.fitting.block import ModelBlock
+from peelcli.fitting.cached_states import HeldStates, StateData
+from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH, CHALLENGE_RATE, EndToEnd, blocks_harm
+from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
+from peelcli.fitting.paths import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
@@ -44,15 +45,12 @@ from peelcli.runtime.batch_sizes import block_batch, fit_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring.sweep import Candidate, Losses
 from peelcli.scoring.two_stage import measure_steps, part_stride
-from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile, require_space
 from peelcli.storage.fit_writer import write_fit
 from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
 from peelcli.storage.path_parts import PathParts
 from peelcli.verdict.policy import Policy
 
-CHALLENGE_BATCH = 4  # sequences a step
-CHALLENGE_RATE = 0.01  # relative to each weight's RMS
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
 LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…

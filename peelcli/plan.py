@@ -16,11 +16,11 @@ from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
-from peelcli.end_to_end import KINDS as END_TO_END
-from peelcli.fit import CHALLENGE_BATCH
+from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH
+from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
+from peelcli.fitting.paths import asked_maps
 from peelcli.fitting.target_maps import count_fits
 from peelcli.opened import open_and_scan
-from peelcli.peeling import asked_maps
 from peelcli.records.printable import printable
 from peelcli.records.progress import Progress
 from peelcli.references.plan import ALL_PAIRS, LADDER

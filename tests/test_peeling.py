@@ -18,8 +18,8 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
 from peelcli.fit import FitTask, Fitter
+from peelcli.fitting.paths import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.fitting.target_maps import NAMED, count_fits, map_of_subset, named_map
-from peelcli.peeling import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import recognise_grid
 from peelcli.quant.initial_scale import initial_scale
@@ -182,7 +182,7 @@ def test_large_states_lie_in_files_and_change_nothing(opened, tmp_path, monkeypa
     model, acts = opened()
     asked = asked_maps(("all",), 3)
     held = peeled(model, acts, task_for(tmp_path / "a"), asked)
-    monkeypatch.setattr("peelcli.peeling.block_fit.HELD_NBYTES", 0)
+    monkeypatch.setattr("peelcli.fitting.paths.block_fit.HELD_NBYTES", 0)
     assert not list((tmp_path / "b").glob("*.bin"))
     filed = peeled(model, acts, task_for(tmp_path / "b"), asked)
     assert list((tmp_path / "b").glob("*.bin"))

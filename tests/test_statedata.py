@@ -9,8 +9,8 @@ import pytest
 import torch
 from test_scoring import extracted
 
-from peelcli import statedata
-from peelcli.statedata import HeldStates, StateData
+from peelcli.fitting import cached_states
+from peelcli.fitting.cached_states import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
 
 
@@ -18,7 +18,7 @@ from peelcli.storage.activations import ActivationFile
 def test_batches_are_what_the_file_holds(
     held_nbytes: int, save_model: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(statedata, "_HELD_NBYTES", held_nbytes)
+    monkeypatch.setattr(cached_states, "_HELD_NBYTES", held_nbytes)
     model, path = extracted(save_model(), tmp_path)
     acts = ActivationFile(path)
     held = HeldStates(acts, model.device, model.dtype)

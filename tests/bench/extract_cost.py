@@ -106,7 +106,7 @@ def run_case(
 
 def grids(model, stored_bits: float) -> None:  # type: ignore[no-untyped-def]
     """The part of `describe` that reads weights."""
-    from peelcli.describe import layer_grid
+    from peelcli.fitting.layer_weights import layer_grid
 
     for layer in range(1, model.num_layers + 1):
         layer_grid(model, layer, stored_bits)

@@ -64,12 +64,12 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     import torch
 
     from peelcli.checkpoint.model import BlockwiseModel
-    from peelcli.modelblock import ModelBlock
+    from peelcli.fitting.block import ModelBlock
+    from peelcli.fitting.cached_states import HeldStates, StateData
     from peelcli.quant.schemes import SCHEMES
     from peelcli.references.interface import Budget
     from peelcli.references.regression import fit_regression, step_sizes
     from peelcli.runtime.batch_sizes import fit_batch
-    from peelcli.statedata import HeldStates, StateData
     from peelcli.storage.activations import ActivationFile
 
     side = 8192 if device == "cuda" else 512

@@ -34,13 +34,13 @@ import torch
 from solver_fits import FITS
 from peelcli.storage.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.modelblock import ModelBlock
+from peelcli.fitting.block import ModelBlock
 from peelcli.quant.schemes import scheme_named
 from peelcli.references import regression
 from peelcli.references.peeled_block import residual_maps
 from peelcli.references.interface import Budget
 from peelcli.references.refine import Finish
-from peelcli.statedata import HeldStates, StateData
+from peelcli.fitting.cached_states import HeldStates, StateData
 
 torch.set_num_threads(1)
 work, scheme = Path({work!r}), scheme_named({scheme!r})

@@ -12,7 +12,7 @@ from families import Found, build, cases, found
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.cli.main import run
-from peelcli.modelblock import ModelBlock
+from peelcli.fitting.block import ModelBlock
 
 RIGHT = {
     "deepseek_v32 narrow heads": "a sparse mask that is left out under another name of the attention",

@@ -10,7 +10,7 @@ import torch
 from conftest import FAMILIES
 
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.describe import vector_travel
+from peelcli.fitting.layer_weights import vector_travel
 
 
 def opened(directory: Path, work: Path) -> BlockwiseModel:

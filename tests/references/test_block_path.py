@@ -85,7 +85,7 @@ def starts(block: Toy) -> BlockStarts:
 )
 def test_residual_maps_are_those_that_add_to_the_stream(family, expected, save_model, tmp_path):
     from peelcli.checkpoint.model import BlockwiseModel
-    from peelcli.modelblock import ModelBlock
+    from peelcli.fitting.block import ModelBlock
 
     model = BlockwiseModel(save_model(family), dtype=torch.float32, device="cpu", offload_dir=tmp_path / "o")
     ids = torch.arange(20).view(2, 10) + 3

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from peelcli.modelblock import ModelBlock
+from peelcli.fitting.block import ModelBlock
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.references.interface import Batch, Budget, LinearMap

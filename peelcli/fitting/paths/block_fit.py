@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.fitting.block import ModelBlock
+from peelcli.fitting.cached_states import HeldStates, StateData
 from peelcli.fitting.target_maps import TargetMap
-from peelcli.modelblock import ModelBlock
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, PathScore, Reference
@@ -32,7 +33,6 @@ from peelcli.references.regression import step_sizes
 from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring.losses import token_losses
-from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
 from peelcli.storage.path_parts import part_name, read_path_part, write_path_part

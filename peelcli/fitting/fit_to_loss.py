@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.modelblock import ModelBlock
+from peelcli.fitting.block import ModelBlock
+from peelcli.fitting.cached_states import HeldStates, StateData
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import FitOutcome, Reference
@@ -33,10 +34,13 @@ from peelcli.references.rescale import (
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.runtime.machine import available_memory
 from peelcli.scoring.losses import token_losses
-from peelcli.statedata import HeldStates, StateData
 from peelcli.storage.activations import ActivationFile
 from peelcli.verdict.health import blocks_do_harm, data_fit, does_better_than
 from peelcli.verdict.policy import Policy
+
+CHALLENGE_BATCH = 4  # sequences a step
+CHALLENGE_RATE = 0.01  # relative to each weight's RMS
+
 
 KINDS = ("challenge", "rescale")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.fitting.paths.block_fit import BlockFit, PeelTask, States
 from peelcli.fitting.target_maps import (
     NAMED,
     Fitted,
@@ -29,7 +30,6 @@ from peelcli.fitting.target_maps import (
     segments,
 )
 from peelcli.fitting.target_maps.search import Segment
-from peelcli.peeling.block_fit import BlockFit, PeelTask, States
 from peelcli.records import Paths, Reference
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import block_batch
