@@ -43,10 +43,10 @@ from peelcli.references.plan import default_scheme
 from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.runtime.machine import cpu_quota
-from peelcli.same_tokens import Tokens, require_same_tokens, tokens_of
 from peelcli.scoring.trained_pass import Extraction, NonFiniteStatesError, extract, stored_states
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import key_of, read_fit
+from peelcli.tracking.same_tokens import Tokens, require_same_tokens, tokens_of
 from peelcli.workspace import Workspace, require_outside
 
 

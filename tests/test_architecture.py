@@ -91,22 +91,15 @@ LONG_FUNCTIONS = {
 MOST_ENTRIES, LONGEST_FILE, LONGEST_FUNCTION = 22, 400, 60
 NOT_MOVED: set[str] = {
     "audit",
-    "baseline",
     "describe",
     "earlier",
     "fit",
     "graft",
-    "history",
     "keys",
-    "loggers",
-    "metrics",
     "opened",
     "plan",
     "precision",
     "replay",
-    "same_tokens",
-    "series",
-    "watching",
     "workspace",
 }  # they have no rule yet
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "safetensors", "h5py"}

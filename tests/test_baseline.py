@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from peelcli.baseline import read_baseline, write_baseline
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult, FitOutcome, Reference, Run, Score
 from peelcli.records.from_json import revive
+from peelcli.tracking.baseline import read_baseline, write_baseline
 from peelcli.verdict import Policy, judge, with_comparisons
 
 POLICY = Policy(fail_on=("regressed",))

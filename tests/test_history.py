@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from peelcli.errors import ArtefactError, ResourceError
-from peelcli.history import append_history, read_history
 from peelcli.records import HistoryEntry, HistoryLayer, HistoryNetwork
 from peelcli.report import render
 from peelcli.report.json_format import report_schema
 from peelcli.report.strip import LEVELS, sparkline
+from peelcli.tracking.history import append_history, read_history
 
 LAYERS = tuple(
     HistoryLayer(n, "effective", score=0.1 * n, gap=-0.2, gap_interval=(-0.3, -0.1)) for n in (1, 2, 3)

@@ -15,10 +15,10 @@ import pytest
 from report.hand_made import RESULT
 
 from peelcli.errors import UsageError
-from peelcli.history import entry_of
-from peelcli.loggers import log_to
-from peelcli.metrics import metrics_of
 from peelcli.report.json_format import render_json
+from peelcli.tracking.history import entry_of
+from peelcli.tracking.loggers import log_to
+from peelcli.tracking.metrics import metrics_of
 
 
 def results(tmp_path: Path) -> list[Any]:
@@ -80,7 +80,7 @@ WANDB = """
 import sys
 from pathlib import Path
 from test_loggers import results
-from peelcli.loggers import log_to
+from peelcli.tracking.loggers import log_to
 log_to("wandb:nightly", results(Path(sys.argv[1])))
 """
 
@@ -125,6 +125,6 @@ def test_a_target_that_is_none_and_a_library_that_is_not_there_say_what_to_do(
 
     for name in [name for name in sys.modules if name.split(".")[0] == "wandb"]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr("peelcli.loggers.import_module", without)
+    monkeypatch.setattr("peelcli.tracking.loggers.import_module", without)
     with pytest.raises(UsageError, match=r"pip install 'peelcli\[wandb\]'"):
         log_to("wandb:x", [RESULT])

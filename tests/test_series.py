@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from peelcli.errors import CheckpointError, UsageError
 from peelcli.records import Run
-from peelcli.same_tokens import require_comparable, require_same_tokens, tokens_of
-from peelcli.series import natural_key, series_of
+from peelcli.tracking.same_tokens import require_comparable, require_same_tokens, tokens_of
+from peelcli.tracking.series import natural_key, series_of
 
 RUN = Run(
     checkpoint="run/checkpoint-100",

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stored import flagged_run, save_fit
 
-from peelcli.baseline import write_baseline
 from peelcli.checkpoint.training_step import training_step
 from peelcli.cli.main import run as command
 from peelcli.errors import CheckpointError
-from peelcli.history import append_history, entry_of
 from peelcli.runtime.small_files import NOT_FINITE, parse_json, read_bounded
+from peelcli.tracking.baseline import write_baseline
+from peelcli.tracking.history import append_history, entry_of
 from peelcli.verdict import judge
 
 sys.path.insert(0, str(Path(__file__).parent / "bench"))

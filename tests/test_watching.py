@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from peelcli.errors import CheckpointError
-from peelcli.watching import Watched
+from peelcli.tracking.watch import Watched
 
 
 def checkpoint(directory: Path, step: int | None = None) -> Path:

@@ -23,9 +23,9 @@ from typing import Any
 
 from peelcli.config import AuditConfig, ExtractConfig, FitConfig, ReportConfig, TrackConfig, resolve
 from peelcli.config.setting import settings_of
-from peelcli.metrics import metrics_of
 from peelcli.records.printable import printable
 from peelcli.runtime import durable
+from peelcli.tracking.metrics import metrics_of
 
 SECTIONS = (ExtractConfig, FitConfig, ReportConfig, TrackConfig, AuditConfig)
 OURS = ("output", "format", "dry_run", "history")  # what a callback sets itself

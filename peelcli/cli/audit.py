@@ -68,7 +68,7 @@ def audit(
     """Audit checkpoints: which layers are under-optimised, by what evidence, and what to do."""
     check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
-    from peelcli.series import series_of
+    from peelcli.tracking.series import series_of
 
     series = series_of(checkpoints)
     for warning in series.warnings:

@@ -29,8 +29,8 @@ def explain(layer: Layer, fits: Fits, console: Console, format: Format = "table"
     """Say in words what was tried on a layer, what each cost, why the verdict, and what to try next in training."""
     console.hush_libraries()
     from peelcli.report import render_explanation
-    from peelcli.same_tokens import require_comparable
     from peelcli.storage.fit_reader import read_fit
+    from peelcli.tracking.same_tokens import require_comparable
 
     runs = [read_fit(path) for path in fits]
     require_comparable(list(zip(fits, runs, strict=True)))

@@ -34,7 +34,7 @@ def read_if_any(path: Path | None) -> AuditResult | None:
     """The baseline of that name; None where none is named."""
     if path is None:
         return None
-    from peelcli.baseline import read_baseline
+    from peelcli.tracking.baseline import read_baseline
 
     return read_baseline(path)
 
@@ -92,7 +92,7 @@ def judge_runs(
 
 
 def _require_alike(baseline: AuditResult, run: Run) -> None:
-    from peelcli.same_tokens import require_same_tokens, tokens_of
+    from peelcli.tracking.same_tokens import require_same_tokens, tokens_of
 
     then = baseline.run
     if then.num_layers != run.num_layers or (run.family and then.family != run.family):
@@ -108,7 +108,7 @@ def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Co
     """Write the newest of `results` as the baseline `path`, if one is asked for."""
     if path is None:
         return
-    from peelcli.baseline import write_baseline
+    from peelcli.tracking.baseline import write_baseline
 
     write_baseline(path, results[-1])
     console.note(f"the baseline is now {results[-1].run.checkpoint}, kept in {path}")
@@ -118,7 +118,7 @@ def extend_history(path: Path | None, results: Sequence[AuditResult], console: C
     """Add what is new among `results` to the history `path`, if there is to be one."""
     if path is None or not results:
         return
-    from peelcli.history import append_history, entry_of
+    from peelcli.tracking.history import append_history, entry_of
 
     added = append_history(path, [entry_of(result) for result in results])
     console.note(f"{added} of {len(results)} audits are new to {path}")
@@ -179,7 +179,7 @@ def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console:
     if not targets or not results:
         return
     console.finish()
-    from peelcli.loggers import log_to
+    from peelcli.tracking.loggers import log_to
 
     for target in targets:
         try:

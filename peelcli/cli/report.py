@@ -49,8 +49,8 @@ def report(
         show([], settings, console, history=past)
         return FLAGGED if past[-1].flagged and not settings.exit_zero else 0
     console.hush_libraries()
-    from peelcli.same_tokens import require_comparable
     from peelcli.storage.fit_reader import read_fit
+    from peelcli.tracking.same_tokens import require_comparable
 
     runs = [read_fit(path) for path in fits]
     require_comparable(list(zip(fits, runs, strict=True)))
@@ -64,7 +64,7 @@ def report(
 def _history(path: Path | None, console: Console) -> tuple[HistoryEntry, ...]:
     if path is None:
         return ()
-    from peelcli.history import read_history
+    from peelcli.tracking.history import read_history
 
     found = read_history(path)
     for warning in found.warnings:

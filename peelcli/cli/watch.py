@@ -35,7 +35,7 @@ from peelcli.config import (
 from peelcli.errors import ArtefactError, CalibrationError, CheckpointChangedError, CheckpointError
 
 if TYPE_CHECKING:
-    from peelcli.series import Member
+    from peelcli.tracking.series import Member
 
 SETTLING = 1.0  # seconds between the two looks of --once
 
@@ -68,7 +68,7 @@ class _Watcher:
     """Looks, audits, reports; knows how it came out."""
 
     def __init__(self, directory: Path, configs: Configs, console: Console) -> None:
-        from peelcli.watching import Watched
+        from peelcli.tracking.watch import Watched
 
         self.configs, self.console = configs, console
         self.settings = configs[WatchConfig]

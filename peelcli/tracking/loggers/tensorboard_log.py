@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peelcli.loggers.figures import figures
 from peelcli.records import AuditResult
+from peelcli.tracking.loggers.figures import figures
 
 
 def log(where: str, results: Sequence[AuditResult]) -> None:

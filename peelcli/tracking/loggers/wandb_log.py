@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from peelcli.loggers.figures import figures, series_id, series_name
 from peelcli.records import AuditResult
+from peelcli.tracking.loggers.figures import figures, series_id, series_name
 
 
 def log(where: str, results: Sequence[AuditResult]) -> None:

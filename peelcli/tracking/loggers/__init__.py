@@ -30,5 +30,7 @@ def log_to(target: str, results: Sequence[AuditResult]) -> None:
         raise UsageError(
             f"--log-to {target}: needs a library that is not there ({error}); pip install 'peelcli[{kind}]'"
         ) from error
-    log: Callable[[str, Sequence[AuditResult]], None] = import_module(f"peelcli.loggers.{kind}_log").log
+    log: Callable[[str, Sequence[AuditResult]], None] = import_module(
+        f"peelcli.tracking.loggers.{kind}_log"
+    ).log
     log(where, results)

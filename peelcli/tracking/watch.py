@@ -9,7 +9,7 @@ from pathlib import Path
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.training_step import training_step
 from peelcli.errors import CheckpointError
-from peelcli.series import Member, natural_key
+from peelcli.tracking.series import Member, natural_key
 
 _Signature = tuple[tuple[str, int, int], ...]  # name, size and time of change of every file
 

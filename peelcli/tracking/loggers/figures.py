@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from peelcli.history import entry_of
-from peelcli.metrics import metrics_of
 from peelcli.records import AuditResult
+from peelcli.tracking.history import entry_of
+from peelcli.tracking.metrics import metrics_of
 
 
 def figures(results: Sequence[AuditResult]) -> Iterator[tuple[int, dict[str, float]]]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from peelcli.loggers.figures import figures, series_id, series_name
 from peelcli.records import AuditResult
+from peelcli.tracking.loggers.figures import figures, series_id, series_name
 
 EXPERIMENT = "peel"
 BATCH = 1000  # metrics that the server takes in one request
