@@ -14,7 +14,7 @@ from torch import Tensor
 
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.precision import precision_of
+from peelcli.stages.precision import precision_of
 
 # Before anything imports Triton: without a GPU its kernels run in its interpreter.
 if not torch.cuda.is_available():

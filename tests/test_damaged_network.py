@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from conftest import build_model, driven
 
-from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import AuditResult
+from peelcli.stages.audit import audit_steps
+from peelcli.stages.workspace import Workspace
 from peelcli.verdict import Policy, judge
-from peelcli.workspace import Workspace
 
 
 def audited(tmp_path: Path, wrecked: int | None) -> AuditResult:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import build_model, driven
 
-from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import Run
-from peelcli.workspace import Workspace
+from peelcli.stages.audit import audit_steps
+from peelcli.stages.workspace import Workspace
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -14,24 +14,26 @@ import torch
 import transformers
 from conftest import build_model, driven
 
-from peelcli.audit import audit_steps, extract_steps, fit_steps
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.errors import CheckpointError
-from peelcli.fit import FitTask, Fitter
-from peelcli.graft import graft
-from peelcli.keys import fit_key
-from peelcli.opened import Opened, open_and_scan
 from peelcli.records import Run
 from peelcli.references.interface import Witness
-from peelcli.replay import replay_steps
 from peelcli.scoring.replay import mean_nll
+from peelcli.stages.audit import audit_steps
+from peelcli.stages.extract import extract_steps
+from peelcli.stages.fit import fit_steps
+from peelcli.stages.fitter import FitTask, Fitter
+from peelcli.stages.graft import graft
+from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.keys import fit_key
+from peelcli.stages.verify import replay_steps
+from peelcli.stages.workspace import Workspace
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids
-from peelcli.workspace import Workspace
 
 SEQ_LEN = 16
 FIT = FitConfig(references=("rollback",), ladder=False, paths=("none",), threads=1)
@@ -192,7 +194,7 @@ def test_of_the_earlier_checkpoints_one_is_open_at_a_time(tmp_path: Path) -> Non
 
         return open_one
 
-    from peelcli.earlier import earlier_of, open_earlier
+    from peelcli.stages.previous_checkpoints import earlier_of, open_earlier
 
     others = driven(open_earlier(series.opened(), series.paths[:2], FIT, series.workspace()))
     earlier = [earlier_of(other, series.workspace()) for other in others]

@@ -15,8 +15,8 @@ from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.graft import require_same_parts, take_apart
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.errors import CheckpointError
-from peelcli.graft import graft
 from peelcli.records import Reference
+from peelcli.stages.graft import graft
 
 SIZES: dict[str, Any] = {
     "vocab_size": 97,

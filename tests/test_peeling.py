@@ -17,7 +17,6 @@ from test_scoring import extracted
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
-from peelcli.fit import FitTask, Fitter
 from peelcli.fitting.paths import Asked, PeelTask, asked_maps, peel_steps
 from peelcli.fitting.target_maps import NAMED, count_fits, map_of_subset, named_map
 from peelcli.quant.fake_quantize import fake_quantize
@@ -26,6 +25,7 @@ from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Paths
 from peelcli.scoring.replay import path_mean_nll
+from peelcli.stages.fitter import FitTask, Fitter
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids

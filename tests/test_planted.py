@@ -11,11 +11,11 @@ import torch
 import transformers
 from conftest import driven
 
-from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import AuditResult
+from peelcli.stages.audit import audit_steps
+from peelcli.stages.workspace import Workspace
 from peelcli.verdict import judge
-from peelcli.workspace import Workspace
 
 Plant = Callable[[torch.nn.Module], None]
 

@@ -17,9 +17,6 @@ from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import scan
 from peelcli.config import FitConfig
-from peelcli.describe import describe
-from peelcli.fit import FitTask, Fitter
-from peelcli.graft import graft
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
@@ -29,6 +26,9 @@ from peelcli.scoring import sweep as scoring
 from peelcli.scoring.replay import mean_nll
 from peelcli.scoring.sweep import Candidate, Sweep
 from peelcli.scoring.trained_pass import Extraction, extract, stored_states
+from peelcli.stages.describe import describe
+from peelcli.stages.fitter import FitTask, Fitter
+from peelcli.stages.graft import graft
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids

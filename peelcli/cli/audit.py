@@ -43,10 +43,10 @@ from peelcli.errors import (
 from peelcli.runtime.locks import Lock
 
 if TYPE_CHECKING:
-    from peelcli.audit import AuditPaths
     from peelcli.records import AuditResult, Run
     from peelcli.records.progress import Progress
-    from peelcli.workspace import Workspace
+    from peelcli.stages.audit import AuditPaths
+    from peelcli.stages.workspace import Workspace
 
 # What nobody names a directory: someone means a file.
 _FILES = (".h5", ".hdf5", ".json", ".csv", ".md", ".xml", ".sarif", ".html", ".txt")
@@ -132,8 +132,8 @@ class Auditor:
 
     def audit(self, checkpoint: Path, workspace: Workspace) -> None:
         """Add the run of one checkpoint, or, in a dry run, its plan to the result."""
-        from peelcli.audit import audit_steps
-        from peelcli.plan import plan_steps, render_plan
+        from peelcli.stages.audit import audit_steps
+        from peelcli.stages.estimate import plan_steps, render_plan
 
         if self.settings.dry_run:
             steps = plan_steps(checkpoint, self.extract, self.fit, workspace, trained=self.trained)

@@ -24,7 +24,7 @@ def demo(configs: Configs, console: Console) -> int:
     """See one flagged audit and one clean one, in under a minute; needs no data, no network and no GPU."""
     check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
-    from peelcli.audit import audit_steps
+    from peelcli.stages.audit import audit_steps
 
     results = []
     for name in DEMOS:

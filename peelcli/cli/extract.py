@@ -19,8 +19,8 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Directory with
 def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
     """Dump the trained states of every layer into an HDF5 file, and print its path."""
     console.hush_libraries()
-    from peelcli.audit import extract_steps
-    from peelcli.opened import open_and_scan
+    from peelcli.stages.extract import extract_steps
+    from peelcli.stages.inspection import open_and_scan
 
     settings = configs[ExtractConfig]
     workspace = workspace_for(checkpoint, None)

@@ -44,9 +44,9 @@ def fit(
 ) -> int:
     """Fit and score the references of every layer, and print the path of the file that holds them."""
     console.hush_libraries()
-    from peelcli.audit import fit_steps
-    from peelcli.opened import open_and_scan
-    from peelcli.precision import from_settings
+    from peelcli.stages.fit import fit_steps
+    from peelcli.stages.inspection import open_and_scan
+    from peelcli.stages.precision import from_settings
     from peelcli.storage.activations import ActivationFile
 
     settings = configs[FitConfig]

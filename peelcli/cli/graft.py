@@ -37,8 +37,8 @@ def graft(
 ) -> int:
     """Write a checkpoint that transformers opens, with the reference of one layer in place, and print its path."""
     console.hush_libraries()
-    from peelcli.audit import open_fitted
-    from peelcli.graft import graft as write_graft
+    from peelcli.stages.graft import graft as write_graft
+    from peelcli.stages.open_model import open_fitted
     from peelcli.storage.fit_reader import read_fit
 
     run = read_fit(fit)

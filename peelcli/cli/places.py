@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from peelcli.config import cache_directory
 
 if TYPE_CHECKING:
-    from peelcli.workspace import Workspace
+    from peelcli.stages.workspace import Workspace
 
 
 def workspace_for(checkpoint: Path, output: Path | None, *, alone: bool = True) -> Workspace:
@@ -17,7 +17,7 @@ def workspace_for(checkpoint: Path, output: Path | None, *, alone: bool = True) 
 
     `alone` is False where several checkpoints share `output`, so that each needs a directory within it.
     """
-    from peelcli.workspace import Workspace
+    from peelcli.stages.workspace import Workspace
 
     if output is not None and alone:
         return Workspace(output, checkpoint)

@@ -44,9 +44,9 @@ def verify(
 ) -> int:
     """Replay the witnesses of what is flagged, or of --layers; fails where a measured gap does not come back."""
     console.hush_libraries()
-    from peelcli.audit import open_fitted
-    from peelcli.replay import replay_steps
     from peelcli.runtime.batch_sizes import block_batch
+    from peelcli.stages.open_model import open_fitted
+    from peelcli.stages.verify import replay_steps
     from peelcli.storage.fit_reader import read_fit
 
     run = read_fit(fit)

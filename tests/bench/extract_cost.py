@@ -68,11 +68,13 @@ def run_case(
     checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path
 ) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
-    import peelcli.audit as audit
-    from peelcli import opened as opened_module
+    import peelcli.stages.audit as audit
     from peelcli.config import ExtractConfig
+    from peelcli.stages import extract as extract_module
+    from peelcli.stages import inspection as opened_module
+    from peelcli.stages import open_model
+    from peelcli.stages.workspace import Workspace
     from peelcli.storage.activations import ActivationFile
-    from peelcli.workspace import Workspace
 
     tokens = {f"{part}_tokens": num_tokens * share // sum(PARTS.values()) for part, share in PARTS.items()}
     settings = ExtractConfig(data=(scratch / "tokens.npy",), seq_len=seq_len, device="cpu", dtype="float32",
@@ -82,7 +84,7 @@ def run_case(
     found: dict[str, list[Timing]] = {"A": [], "B": [], "scan": [], "open the model": [], "describe": []}
     found["scan"].append(timed(lambda: drive(opened_module.open_and_scan(checkpoint, workspace))))
     opened = drive(opened_module.open_and_scan(checkpoint, workspace))
-    extract = lambda: drive(audit.extract_steps(opened, settings, workspace, path))  # noqa: E731
+    extract = lambda: drive(extract_module.extract_steps(opened, settings, workspace, path))  # noqa: E731
     extract()
     acts = ActivationFile(path)
     ids, stored = acts.ids, len(acts.stored)
@@ -96,9 +98,9 @@ def run_case(
     for _ in range(repeats):
         found["A"].append(timed(extract))
         found["B"].append(timed(plain))
-    model = audit.open_model(opened, settings, workspace)
+    model = open_model.open_model(opened, settings, workspace)
     found["open the model"] += [
-        timed(lambda: audit.open_model(opened, settings, workspace)) for _ in range(3)
+        timed(lambda: open_model.open_model(opened, settings, workspace)) for _ in range(3)
     ]
     found["describe"] += [timed(lambda: grids(model, opened.stored_bits)) for _ in range(3)]
     return found

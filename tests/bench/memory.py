@@ -64,10 +64,11 @@ def make(directory: Path, num_layers: int, dtype: str) -> None:
 
 def run_stage(directory: Path, stage: str) -> None:
     """One stage in this process; prints what was resident before it began and at its peak, and the weights' bytes."""
-    from peelcli.audit import extract_steps, open_model
     from peelcli.config import ExtractConfig
-    from peelcli.opened import open_and_scan
-    from peelcli.workspace import Workspace
+    from peelcli.stages.extract import extract_steps
+    from peelcli.stages.inspection import open_and_scan
+    from peelcli.stages.open_model import open_model
+    from peelcli.stages.workspace import Workspace
 
     settings = ExtractConfig(
         data=(directory / "tokens.npy",), seq_len=SEQ_LEN, device="cpu", dtype="float32", threads=1,

@@ -55,9 +55,9 @@ def plant(before: Path, night: Path, layer: int, fault: str, target: Path) -> Pa
 
 def audit(checkpoint: Path, work: Path) -> object:
     """The run of one checkpoint, dropped and ternary blocks only."""
-    from peelcli.audit import audit_steps
     from peelcli.config import ExtractConfig, FitConfig
-    from peelcli.workspace import Workspace
+    from peelcli.stages.audit import audit_steps
+    from peelcli.stages.workspace import Workspace
 
     text = SHARED / "tinyshakespeare.txt"
     extract = ExtractConfig(

@@ -85,9 +85,9 @@ def measure(run: str, cache: Path, work: Path, start: str) -> list[Row]:
     from peelcli.checkpoint.model import BlockwiseModel
     from peelcli.checkpoint.scan import scan
     from peelcli.config import FitConfig
-    from peelcli.describe import describe
-    from peelcli.fit import FitTask, Fitter
     from peelcli.scoring.trained_pass import Extraction, extract, stored_states
+    from peelcli.stages.describe import describe
+    from peelcli.stages.fitter import FitTask, Fitter
     from peelcli.storage.activations import ActivationFile
     from peelcli.storage.fit_reader import read_fit
     from peelcli.verdict import Policy, judge

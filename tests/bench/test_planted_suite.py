@@ -23,7 +23,7 @@ from planted.plant import AFTER, checkpoint_of, held_out_ids, held_out_text, twi
 from planted.truth import dropped, truths_of
 
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.precision import precision_of
+from peelcli.stages.precision import precision_of
 
 TINY = Recipe(
     num_layers=3,

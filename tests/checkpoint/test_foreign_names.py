@@ -16,8 +16,8 @@ from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.skeleton import Rehearsal, build_skeleton, rehearse
 from peelcli.checkpoint.weights import open_weights
 from peelcli.errors import CheckpointError
-from peelcli.opened import open_and_scan
-from peelcli.workspace import Workspace
+from peelcli.stages.inspection import open_and_scan
+from peelcli.stages.workspace import Workspace
 
 State = dict[str, torch.Tensor]
 HOOK = "model.layers.1.mlp.down_proj.weight"

@@ -21,7 +21,7 @@ from peelcli.checkpoint.packed.bits import unpack_rows
 from peelcli.checkpoint.packed.detect import find_packing
 from peelcli.checkpoint.plain import plain_numel
 from peelcli.errors import CheckpointError
-from peelcli.precision import precision_of
+from peelcli.stages.precision import precision_of
 
 GPTQ: dict[str, Any] = {"quant_method": "gptq", "bits": 4, "group_size": 8, "desc_act": False}
 AWQ: dict[str, Any] = {"quant_method": "awq", "bits": 4, "group_size": 8, "version": "gemm"}

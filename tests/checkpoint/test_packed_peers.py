@@ -24,7 +24,7 @@ from transformers.integrations.bitnet import pack_weights
 from peelcli.checkpoint.files import open_checkpoint
 from peelcli.checkpoint.packed.compressed_tensors import packing
 from peelcli.errors import CheckpointError
-from peelcli.precision import precision_of
+from peelcli.stages.precision import precision_of
 
 # -- BitNet ----------------------------------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ import pytest
 from conftest import driven
 from tiny import EXTRACT, ONE_THREAD, TOKENS, peel, save_ids, save_tiny
 
-from peelcli.audit import audit_steps
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import Run
+from peelcli.stages.audit import audit_steps
+from peelcli.stages.workspace import Workspace
 from peelcli.storage.fit_reader import read_fit
 from peelcli.verdict import Policy, judge
-from peelcli.workspace import Workspace
 
 ONLY = ("--references", "identity", "--paths", "none", "--no-ladder", *ONE_THREAD)
 

@@ -243,7 +243,7 @@ def test_a_bar_shows_hostile_names_escaped(name: str, terminal: tuple[io.TextIOW
 @pytest.mark.parametrize("name", HOSTILE[:-1])
 def test_a_path_that_is_the_result_is_one_harmless_line(name: str, hostile: Path, tmp_path: Path) -> None:
     """Of a checkpoint's directory, whose name the work directory bears."""
-    from peelcli.workspace import Workspace
+    from peelcli.stages.workspace import Workspace
 
     directory = Workspace.under(tmp_path, tmp_path / name.replace("/", "")).directory
     assert_harmless(str(directory))

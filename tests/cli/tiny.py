@@ -104,7 +104,7 @@ def leftovers(*directories: Path) -> list[str]:
 
 # Processes are forked from one that has imported torch already, and has not yet computed anything.
 _PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["peelcli.audit", "transformers.models.llama.modeling_llama"])
+_PROCESSES.set_forkserver_preload(["peelcli.stages.audit", "transformers.models.llama.modeling_llama"])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `bitlinear` divides by the number that it stores, `autobitlinear` multiplies by it, and its bias with it. Both round
 what enters a linear map to 8 bits, per token. In the mode `online` the file holds the latent weights: those are no
-packed weights, and are quantised as they are read (`peelcli.precision`).
+packed weights, and are quantised as they are read (`peelcli.stages.precision`).
 """
 
 from __future__ import annotations

@@ -83,7 +83,9 @@ def find_packing(files: CheckpointFiles) -> Packing | None:
             "no place for; peel cannot run it"
         )
     if method == "bitnet" and bitnet.is_online(settings):
-        return None  # latent weights: `peelcli.precision` says how they are quantised when they are read
+        return (
+            None  # latent weights: `peelcli.stages.precision` says how they are quantised when they are read
+        )
     if not isinstance(method, str) or method not in FORMATS:
         how = _HOW.get(str(method), "dequantise it with the tool that wrote it, then save_pretrained")
         raise CheckpointError(

@@ -9,11 +9,11 @@ from pathlib import Path
 from peelcli.checkpoint.training_step import training_step
 from peelcli.checkpoint.weights import block_shapes, open_weights
 from peelcli.config import FitConfig
-from peelcli.fit import Earlier
-from peelcli.opened import Opened, open_and_scan
 from peelcli.records.progress import Progress
 from peelcli.references.plan import Origin
-from peelcli.workspace import Workspace
+from peelcli.stages.fitter import Earlier
+from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.workspace import Workspace
 
 
 def open_earlier(

@@ -18,8 +18,8 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.plain import plain_config
 from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
+from peelcli.stages.workspace import require_outside
 from peelcli.storage.parts import load_witness
-from peelcli.workspace import require_outside
 
 
 def graft(

@@ -11,9 +11,9 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.scan import ScanResult
 from peelcli.checkpoint.training_step import training_step
 from peelcli.fitting.layer_weights import layer_grid, vector_travel, weight_rms
-from peelcli.precision import PLAIN, Precision
 from peelcli.records import Finding, Quantized
 from peelcli.scoring.losses import unigram_ce
+from peelcli.stages.precision import PLAIN, Precision
 
 
 def describe(

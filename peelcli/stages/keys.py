@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from peelcli.config import ExtractConfig, FitConfig, MachineConfig
-from peelcli.opened import Opened
-from peelcli.precision import to_settings
-from peelcli.workspace import digest, signature
+from peelcli.errors import ArtefactError
+from peelcli.stages.inspection import Opened
+from peelcli.stages.precision import to_settings
+from peelcli.stages.workspace import digest, signature
 
 # Settings that change where or how fast something is computed, never what.
 _IRRELEVANT = {"output", "resume", "overwrite", "threads", "batch_size", "kernels", "wait"}
@@ -39,3 +41,23 @@ def fit_key(extraction: str, settings: FitConfig, earlier: Sequence[str] = ()) -
         return digest([extraction, kept, list(earlier)])
     kept["references"] = [kind for kind in kept["references"] if kind != "rollback"]  # there are none
     return digest([extraction, kept])
+
+
+def is_finished(
+    path: Path, key: str, settings: MachineConfig, key_of: Callable[[Path], str | None], *, named: bool
+) -> bool:
+    """Whether `path` holds the work of `key`; other work under a name that the user gave is not written over.
+
+    What lies in the work directory and cannot be read is done again.
+    """
+    if not path.exists() or settings.overwrite:
+        return False
+    try:
+        if settings.resume and key_of(path) == key:
+            return True
+    except ArtefactError:
+        if named:
+            raise
+    if named:
+        raise ArtefactError(f"{path}: exists and holds other work. Pass --overwrite, or another --output.")
+    return False

@@ -11,9 +11,9 @@ from peelcli.checkpoint.other_files import other_files
 from peelcli.checkpoint.scan import ScanResult, scan_steps
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.config import TrainedSchemeConfig
-from peelcli.precision import PLAIN, Precision, precision_of
 from peelcli.records.progress import Progress
-from peelcli.workspace import Workspace
+from peelcli.stages.precision import PLAIN, Precision, precision_of
+from peelcli.stages.workspace import Workspace
 
 
 @dataclass(frozen=True)

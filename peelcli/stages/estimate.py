@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from peelcli.audit import num_threads
 from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.plain import plain_numel
 from peelcli.checkpoint.structure import layers_of
@@ -20,15 +19,16 @@ from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
 from peelcli.fitting.paths import asked_maps
 from peelcli.fitting.target_maps import count_fits
-from peelcli.opened import open_and_scan
 from peelcli.records.printable import printable
 from peelcli.records.progress import Progress
 from peelcli.references.plan import ALL_PAIRS, LADDER
 from peelcli.runtime.machine import available_memory
 from peelcli.scoring.trained_pass import stored_states
 from peelcli.scoring.two_stage import PART
+from peelcli.stages.inspection import open_and_scan
+from peelcli.stages.open_model import num_threads
+from peelcli.stages.workspace import Workspace
 from peelcli.storage.activations import states_nbytes
-from peelcli.workspace import Workspace
 
 _IMPORTS = 6e8  # bytes that Python, torch and transformers take before any weight is read
 # A weight takes so much in `direct` and `span` references of 1.6 bits (whole, in parts, and twice as spans)…
