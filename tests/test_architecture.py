@@ -82,7 +82,6 @@ LIGHT = {  # modules that start at once, and which of the heavy libraries each m
 }
 # Modules of stages/ that still compute something, and functions that are still too long: both lists only shrink.
 NUMERICAL_STAGES = {
-    "stages.audit",
     "stages.estimate",
     "stages.fitter",
     "stages.graft",

@@ -17,7 +17,7 @@ from peelcli.errors import ArtefactError, ResourceError
 from peelcli.records import HistoryEntry, HistoryLayer, HistoryNetwork
 from peelcli.report import render
 from peelcli.report.json_format import report_schema
-from peelcli.report.strip import LEVELS, sparkline
+from peelcli.report.sparkline import LEVELS, sparkline
 from peelcli.tracking.history import append_history, read_history
 
 LAYERS = tuple(

@@ -132,13 +132,14 @@ class Auditor:
 
     def audit(self, checkpoint: Path, workspace: Workspace) -> None:
         """Add the run of one checkpoint, or, in a dry run, its plan to the result."""
+        from peelcli.report.estimate import render_estimate
         from peelcli.stages.audit import audit_steps
-        from peelcli.stages.estimate import plan_steps, render_plan
+        from peelcli.stages.estimate import plan_steps
 
         if self.settings.dry_run:
             steps = plan_steps(checkpoint, self.extract, self.fit, workspace, trained=self.trained)
             plan = self.console.drive(steps)
-            self.console.result(render_plan(plan))
+            self.console.result(render_estimate(plan))
             return
         earlier = [path for path in self.paths[-ROLLED_BACK:] if self._is_there(path)]
 

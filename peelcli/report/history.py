@@ -10,7 +10,7 @@ from rich.text import Text
 from peelcli.records import HistoryEntry, HistoryLayer
 from peelcli.report.cells import STYLES, ruled_table, text
 from peelcli.report.plain import base_name, fixed, gap_with_interval, layers_named
-from peelcli.report.strip import levels_of, sparkline
+from peelcli.report.sparkline import levels_of, sparkline
 
 LOWEST, HIGHEST = -1.0, 1.0  # of the score: half as much again as usual, and idle
 TAKEN = 54  # columns of a line beside the bars, at most

@@ -17,7 +17,7 @@ from peelcli.report.layer_table import column_notes, layer_table
 from peelcli.report.matrix import comparison_notes, left_out_note, matrices, run_key
 from peelcli.report.plain import base_name
 from peelcli.report.ranking import shown_layers
-from peelcli.report.strip import strip_note, strip_table
+from peelcli.report.sparkline import strip_note, strip_table
 from peelcli.report.zones import COLUMNS as ZONE_COLUMNS
 from peelcli.report.zones import zone_table
 

@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -19,7 +18,7 @@ from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
 from peelcli.fitting.paths import asked_maps
 from peelcli.fitting.target_maps import count_fits
-from peelcli.records.printable import printable
+from peelcli.records.estimate import Estimate
 from peelcli.records.progress import Progress
 from peelcli.references.plan import ALL_PAIRS, LADDER
 from peelcli.runtime.machine import available_memory
@@ -37,28 +36,6 @@ _LADDER_NBYTES = 2.5  # …and in the further schemes of the ladder, some 19 bit
 _EFFICIENCY = 0.3  # of the rate of a large matrix product, reached by small blocks with attention
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Bytes and seconds that an audit is expected to take, beside what there is."""
-
-    checkpoint: Path
-    num_layers: int
-    layers: tuple[int, ...]
-    tokens: int
-    read_nbytes: int
-    memory_nbytes: float
-    free_memory: int | None
-    disk_nbytes: int
-    free_disk: int
-    seconds: float
-
-    @property
-    def fits(self) -> bool:
-        """Whether memory and disk suffice."""
-        memory = self.free_memory is None or self.memory_nbytes <= self.free_memory
-        return memory and self.disk_nbytes <= self.free_disk
-
-
 def plan_steps(
     path: Path,
     extract: ExtractConfig,
@@ -66,7 +43,7 @@ def plan_steps(
     workspace: Workspace,
     num_earlier: int = 0,
     trained: TrainedSchemeConfig | None = None,
-) -> Generator[Progress, None, Plan]:
+) -> Generator[Progress, None, Estimate]:
     """Estimate the audit of one checkpoint; it is scanned, and nothing of it is built or run.
 
     num_earlier: how many earlier checkpoints of its run will serve for `rollback`.
@@ -126,7 +103,7 @@ def plan_steps(
     flops += 10.0 * (inside + vocab * width) * extract.fit_tokens if rescale else 0.0
     yield Progress("plan", 0, 1, "measuring this machine")
     seconds = 10.0 + flops / (_EFFICIENCY * _rate(num_threads(extract)))
-    return Plan(
+    return Estimate(
         path,
         num_layers,
         layers,
@@ -149,26 +126,3 @@ def _rate(threads: int) -> float:
     for _ in range(8):
         a = (a @ a).clamp(-1, 1)
     return 8 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
-
-
-def _size(nbytes: float) -> str:
-    return f"{nbytes / 1e9:.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
-
-
-def render_plan(plan: Plan) -> str:
-    """The plan as text, one line a resource."""
-    minutes, seconds = divmod(round(plan.seconds), 60)
-    free_memory = "unknown" if plan.free_memory is None else _size(plan.free_memory)
-    return "\n".join(
-        [
-            f"plan for {printable(str(plan.checkpoint))} (nothing is run)",
-            f"  layers  {len(plan.layers)} of {plan.num_layers}, on {plan.tokens:,} tokens",
-            f"  read    {_size(plan.read_nbytes)} of weights, once to scan and once a stage",
-            f"  memory  {_size(plan.memory_nbytes)} at most; {free_memory} free",
-            f"  disk    {_size(plan.disk_nbytes)} at most; {_size(plan.free_disk)} free",
-            f"  time    about {minutes} min {seconds:02d} s on this machine's processors",
-            "  fits"
-            if plan.fits
-            else "  DOES NOT FIT: lower --tokens or --layers, or go elsewhere with --output",
-        ]
-    )

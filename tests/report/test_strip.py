@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from long_series import series
 from rich.cells import cell_len
 
-from peelcli.report.strip import LEVELS, PLAIN_LEVELS, trend
+from peelcli.report.sparkline import LEVELS, PLAIN_LEVELS, trend
 from peelcli.report.table import MOST_RUNS, render_table
 
 PLAIN = [

@@ -1,0 +1,28 @@
+"""What an audit is expected to take, and what there is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes and seconds that an audit is expected to take, beside what there is."""
+
+    checkpoint: Path
+    num_layers: int
+    layers: tuple[int, ...]
+    tokens: int
+    read_nbytes: int
+    memory_nbytes: float
+    free_memory: int | None
+    disk_nbytes: int
+    free_disk: int
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether memory and disk suffice."""
+        memory = self.free_memory is None or self.memory_nbytes <= self.free_memory
+        return memory and self.disk_nbytes <= self.free_disk
