@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import (
+from peelcli.cli.options import with_options
+from peelcli.cli.reporting import (
     WriteBaseline,
     check_format,
     exit_code,
@@ -22,8 +23,7 @@ from peelcli.cli.judging import (
     read_if_any,
     show,
 )
-from peelcli.cli.options import with_options
-from peelcli.cli.places import workspace_for
+from peelcli.cli.workspaces import workspace_for
 from peelcli.config import (
     AuditConfig,
     Configs,

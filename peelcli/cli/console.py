@@ -248,7 +248,7 @@ class Console:
 
     @contextmanager
     def _bar(self) -> Iterator[Show]:
-        from peelcli.cli.bar import bar  # rich is imported for those who see it
+        from peelcli.cli.progress_bar import bar  # rich is imported for those who see it
 
         with bar(self.stderr, color=self.color(self.stderr)) as (live, show):
             self._live = live

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.resources import as_file, files
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import check_format, judge_runs, show
 from peelcli.cli.options import with_options
-from peelcli.cli.places import workspace_for
+from peelcli.cli.reporting import check_format, judge_runs, show
+from peelcli.cli.workspaces import workspace_for
 from peelcli.config import Configs, ExtractConfig, FitConfig, ReportConfig
 from peelcli.errors import PeelError
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
+from peelcli.cli.reporting import judge_runs
 from peelcli.config import ReportConfig
 
 Layer = Annotated[int, typer.Argument(metavar="LAYER", help="The layer, counted from 1.")]

@@ -9,7 +9,7 @@ import typer
 
 from peelcli.cli.console import Console
 from peelcli.cli.options import with_options
-from peelcli.cli.places import workspace_for
+from peelcli.cli.workspaces import workspace_for
 from peelcli.config import Configs, FitConfig
 from peelcli.errors import ArtefactError
 

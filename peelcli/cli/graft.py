@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import judge_runs
 from peelcli.cli.options import with_options
-from peelcli.cli.places import workspace_for
+from peelcli.cli.reporting import judge_runs
 from peelcli.cli.verify import Checkpoint, Fit
+from peelcli.cli.workspaces import workspace_for
 from peelcli.config import Configs, DeviceConfig, ReportConfig
 from peelcli.errors import UsageError
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peelcli.cli.console import Console
-from peelcli.cli.judging import (
+from peelcli.cli.options import with_options
+from peelcli.cli.reporting import (
     FLAGGED,
     WriteBaseline,
     check_format,
@@ -19,7 +20,6 @@ from peelcli.cli.judging import (
     read_if_any,
     show,
 )
-from peelcli.cli.options import with_options
 from peelcli.config import Configs, ReportConfig, TrackConfig
 from peelcli.errors import ArtefactError, UsageError
 

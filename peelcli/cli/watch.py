@@ -10,7 +10,8 @@ import typer
 
 from peelcli.cli.audit import Auditor
 from peelcli.cli.console import Console
-from peelcli.cli.judging import (
+from peelcli.cli.options import with_options
+from peelcli.cli.reporting import (
     FLAGGED,
     check_format,
     extend_history,
@@ -19,8 +20,7 @@ from peelcli.cli.judging import (
     read_if_any,
     show,
 )
-from peelcli.cli.options import with_options
-from peelcli.cli.places import workspace_for
+from peelcli.cli.workspaces import workspace_for
 from peelcli.config import (
     AuditConfig,
     Configs,
