@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from peelcli.callbacks import PeelCallback
-from peelcli.callbacks.beside import AuditsBeside, flags_of
+from peelcli.callbacks.audit_process import AuditsBeside, flags_of
 from peelcli.errors import UsageError
 
 HEALTHY = Path(__file__).parents[1] / "peelcli" / "demo" / "healthy"

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peelcli.callbacks.beside import AuditsBeside, Outcome, warn_of
+from peelcli.callbacks.audit_process import AuditsBeside, Outcome, warn_of
 
 logger = logging.getLogger("peelcli")
 

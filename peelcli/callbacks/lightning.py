@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peelcli.callbacks.beside import AuditsBeside, Outcome, warn_of
+from peelcli.callbacks.audit_process import AuditsBeside, Outcome, warn_of
 
 try:
     from lightning.pytorch import Callback
