@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult, FitOutcome, Reference, Run, Score
-from peelcli.records.from_json import revive
+from peelcli.records.from_json import from_json
 from peelcli.tracking.baseline import read_baseline, write_baseline
 from peelcli.verdict import Policy, judge, with_comparisons
 
@@ -130,7 +130,7 @@ def test_a_damaged_record_is_told_or_is_still_one(place: tuple[Any, ...], value:
     inner[place[-1]] = value
     told = None
     try:
-        revive(AuditResult, spoilt)  # whatever it raises else is a mistake
+        from_json(AuditResult, spoilt)  # whatever it raises else is a mistake
     except ValueError as error:
         told = str(error)
     assert told is None or str(place[0]) in told
@@ -138,5 +138,5 @@ def test_a_damaged_record_is_told_or_is_still_one(place: tuple[Any, ...], value:
 
 def test_a_record_comes_back_as_it_was() -> None:
     result = judge(run_of(), POLICY)
-    assert revive(AuditResult, WHOLE) == result
-    assert revive(AuditResult, {**WHOLE, "of a later version": 1}) == result
+    assert from_json(AuditResult, WHOLE) == result
+    assert from_json(AuditResult, {**WHOLE, "of a later version": 1}) == result

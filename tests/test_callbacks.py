@@ -15,7 +15,7 @@ import torch
 import transformers
 
 from peelcli.callbacks import PeelCallback
-from peelcli.callbacks.audit_process import AuditsBeside, flags_of
+from peelcli.callbacks.audit_process import AuditProcess, flags_of
 from peelcli.errors import UsageError
 
 HEALTHY = Path(__file__).parents[1] / "peelcli" / "demo" / "healthy"
@@ -96,7 +96,7 @@ def test_what_fails_is_a_warning_and_not_the_end_of_the_training(tmp_path: Path)
 
 
 def test_only_the_newest_waits_and_what_is_not_done_in_time_is_said(tmp_path: Path) -> None:
-    audits = AuditsBeside(tmp_path / "peel", QUICK)
+    audits = AuditProcess(tmp_path / "peel", QUICK)
     names = [f"checkpoint-{n}" for n in range(4)]
     for name in names:
         shutil.copytree(HEALTHY, tmp_path / name)

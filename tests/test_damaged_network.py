@@ -10,7 +10,7 @@ from conftest import build_model, driven
 
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import AuditResult
-from peelcli.stages.audit import audit_steps
+from peelcli.stages.audit import run_audit
 from peelcli.stages.workspace import Workspace
 from peelcli.verdict import Policy, judge
 
@@ -39,7 +39,7 @@ def audited(tmp_path: Path, wrecked: int | None) -> AuditResult:
         challenge_steps=60,
         learning_rate=0.1,
     )
-    steps = audit_steps(
+    steps = run_audit(
         tmp_path / "checkpoint", extract, settings, Workspace(tmp_path / "work", tmp_path / "checkpoint")
     )
     return judge(driven(steps).run)

@@ -11,7 +11,7 @@ from conftest import build_model, driven
 
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import Run
-from peelcli.stages.audit import audit_steps
+from peelcli.stages.audit import run_audit
 from peelcli.stages.workspace import Workspace
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -29,7 +29,7 @@ def audited(work: Path, device: str, dtype: str) -> Run:
     fit = FitConfig(direct_steps=4, challenge_steps=4, path_steps=2, head_steps=4, **where)
     space = Workspace(work / "work", work / "model")
     space.make()
-    return driven(audit_steps(work / "model", extract, fit, space)).run
+    return driven(run_audit(work / "model", extract, fit, space)).run
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,16 @@ from peelcli.checkpoint.weights import BlockWeights
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.errors import CheckpointError
 from peelcli.records import Run
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.scoring.replay import mean_nll
-from peelcli.stages.audit import audit_steps
-from peelcli.stages.extract import extract_steps
-from peelcli.stages.fit import fit_steps
+from peelcli.stages.audit import run_audit
+from peelcli.stages.extract import run_extract
+from peelcli.stages.fit import run_fit
 from peelcli.stages.fitter import FitTask, Fitter
 from peelcli.stages.graft import graft
-from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.inspection import Inspection, open_and_scan
 from peelcli.stages.keys import fit_key
-from peelcli.stages.verify import replay_steps
+from peelcli.stages.verify import run_verify
 from peelcli.stages.workspace import Workspace
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
@@ -82,14 +82,14 @@ class Series:
     def workspace(self, path: Path | None = None) -> Workspace:
         return Workspace.under(self.base / "work", path or self.newest)
 
-    def opened(self) -> Opened:
+    def opened(self) -> Inspection:
         return driven(open_and_scan(self.newest, self.workspace()))
 
     def activations(self) -> Path:
-        return driven(extract_steps(self.opened(), self.extract, self.workspace()))
+        return driven(run_extract(self.opened(), self.extract, self.workspace()))
 
     def fit(self, earlier: Sequence[Path], settings: FitConfig = FIT) -> Path:
-        return driven(fit_steps(self.opened(), self.activations(), settings, self.workspace(), None, earlier))
+        return driven(run_fit(self.opened(), self.activations(), settings, self.workspace(), None, earlier))
 
     def model(self, directory: Path | None = None) -> BlockwiseModel:
         return BlockwiseModel(
@@ -137,7 +137,7 @@ def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) ->
     path = series.fit(series.paths[:2])
     run, model = read_fit(path), series.model()
     gaps = [(s, float(np.mean(run.nll_eval) - np.mean(s.nll_eval))) for s in run.scores]
-    assert all(r.holds for r in driven(replay_steps(path, model, gaps, (), 8)))
+    assert all(r.holds for r in driven(run_verify(path, model, gaps, (), 8)))
     (reference,) = [s.reference for s in run.scores if s.reference.key.startswith("rollback-002")]
     graft(path, open_checkpoint(series.newest), model, reference, tmp_path / "new")
     grafted, older, newest = (loaded(p) for p in (tmp_path / "new", series.paths[1], series.newest))
@@ -146,7 +146,7 @@ def test_witnesses_replay_and_a_graft_puts_the_older_block_in(tmp_path: Path) ->
         for name, value in blocks(grafted)[index].state_dict().items():
             assert torch.equal(value, blocks(source)[index].state_dict()[name]), (index, name)
     ids = read_eval_ids(path)
-    assert mean_nll(series.model(tmp_path / "new"), ids, 8, None, Witness()) == pytest.approx(
+    assert mean_nll(series.model(tmp_path / "new"), ids, 8, None, Replacement()) == pytest.approx(
         np.mean(next(s.nll_eval for s in run.scores if s.reference == reference)), abs=2e-5
     )
 
@@ -158,7 +158,7 @@ def test_interrupted_anywhere_it_ends_the_same(tmp_path: Path) -> None:
     opened, acts = series.opened(), series.activations()
 
     def steps(output: Path) -> Generator[Any, None, Path]:
-        return fit_steps(opened, acts, WITH_IDENTITY, series.workspace(), output, series.paths[:2])
+        return run_fit(opened, acts, WITH_IDENTITY, series.workspace(), output, series.paths[:2])
 
     names = [f"{e.stage} {e.done}" for e in steps(fits / "count.h5")]
     assert {"rollback 0", "rollback 4"} < set(names)
@@ -231,7 +231,7 @@ def test_the_scan_of_a_series_is_kept_for_its_later_audits(tmp_path: Path) -> No
     acts = series.activations()
     stages = [
         (e.stage, e.detail)
-        for e in fit_steps(series.opened(), acts, FIT, series.workspace(), None, series.paths[:2])
+        for e in run_fit(series.opened(), acts, FIT, series.workspace(), None, series.paths[:2])
     ]
     scanned = [detail for stage, detail in stages if stage == "scan"]
     num_tensors = len(open_checkpoint(series.paths[1]).tensors)
@@ -266,7 +266,7 @@ def test_another_model_is_an_error_by_hand_and_left_out_of_an_audit(name: str, t
 
 
 def audited(series: Series, earlier: Sequence[Path]) -> Run:
-    steps = audit_steps(series.newest, series.extract, WITH_IDENTITY, series.workspace(), earlier)
+    steps = run_audit(series.newest, series.extract, WITH_IDENTITY, series.workspace(), earlier)
     return driven(steps).run
 
 

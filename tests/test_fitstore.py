@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from peelcli.quant.fake_quantize import quantize
 from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import SCHEMES
-from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
+from peelcli.references.interface import QuantizedMatrix, Replacement, Scaling
 from peelcli.storage.hdf5 import open_plain
-from peelcli.storage.replacement_weights import read_witness, replacing, write_witness
+from peelcli.storage.replacement_weights import read_weights, replacing, write_weights
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
 
@@ -47,10 +47,10 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     matrix = QuantizedMatrix(codes, scale, name, group_size, transposed, zero)
     with replacing(path) as file:
         scaling = Scaling(weight.flatten()[:4], 1)
-        witness = Witness({"m": matrix}, {"norm": weight[..., 0].bfloat16()}, {"own": scaling})
-        write_witness(file.create_group("one"), witness)
+        replacement = Replacement({"m": matrix}, {"norm": weight[..., 0].bfloat16()}, {"own": scaling})
+        write_weights(file.create_group("one"), replacement)
     with open_plain(path) as file:
-        found = read_witness(file.root.group("one"))
+        found = read_weights(file.root.group("one"))
     with h5py.File(path) as file:
         nbytes = file["one/weights/0/packed"].nbytes
     like = torch.empty(0)

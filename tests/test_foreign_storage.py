@@ -16,7 +16,7 @@ from peelcli.errors import ArtefactError
 from peelcli.records import Reference
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_writer import read_eval_ids
-from peelcli.storage.parts import load_witness, read_part
+from peelcli.storage.parts import load_weights, read_part
 from peelcli.storage.path_parts import read_path_part
 
 FAILED = 3
@@ -133,7 +133,7 @@ def test_groups_and_parts_are_read_through_the_same_door(tmp_path: Path) -> None
     with h5py.File(part, "w") as file:
         file["references"] = h5py.ExternalLink(str(fit), "references")
         file["path"] = h5py.SoftLink("/references")
-    for read in (read_part, read_path_part, lambda path: load_witness(path, Reference("identity", 1, 1))):
+    for read in (read_part, read_path_part, lambda path: load_weights(path, Reference("identity", 1, 1))):
         with pytest.raises(ArtefactError, match="links are not followed"):
             read(part)
 

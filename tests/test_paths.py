@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from peelcli.errors import UsageError
 from peelcli.fitting.target_maps import (
     NAMED,
-    Fitted,
-    Peeled,
+    BlockState,
+    FittedPath,
     TargetMap,
     all_maps,
     best_map,
@@ -279,6 +279,6 @@ def test_a_segment_that_was_not_scored_is_in_no_map():
 @given(MAPS)
 def test_every_fit_is_announced_once(maps):
     events = list(peel(TrailFit(), Trail(()), maps))
-    fitted = [e.prefix for e in events if isinstance(e, Fitted)]
+    fitted = [e.prefix for e in events if isinstance(e, BlockState)]
     assert len(fitted) == len(set(fitted)) == count_fits(maps)
-    assert {e.target_map for e in events if isinstance(e, Peeled)} == set(maps)
+    assert {e.target_map for e in events if isinstance(e, FittedPath)} == set(maps)

@@ -17,7 +17,7 @@ from test_scoring import extracted
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.config import FitConfig
 from peelcli.errors import ArtefactError, UsageError
-from peelcli.fitting.paths import Asked, PeelTask, asked_maps, peel_steps
+from peelcli.fitting.paths import PeelTask, WantedMaps, run_peeling, wanted_maps
 from peelcli.fitting.target_maps import NAMED, count_fits, map_of_subset, named_map
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import recognise_grid
@@ -39,8 +39,8 @@ def task_for(parts: Path, num_layers: int = 3, *, start: str = "warm", key: str 
     return PeelTask(parts, key, start, (FREE,) * num_layers, block_steps=1, head_steps=4, seed=0)
 
 
-def peeled(model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: Asked) -> Paths:
-    steps = peel_steps(model, acts, task, asked)
+def peeled(model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: WantedMaps) -> Paths:
+    steps = run_peeling(model, acts, task, asked)
     return driven(steps)[0]
 
 
@@ -85,7 +85,7 @@ def test_a_path_loses_what_a_plain_pass_with_its_witnesses_loses(family, start, 
 
 def test_free_blocks_that_start_from_the_trained_ones_are_the_control_on_the_direct_map(opened, tmp_path):
     model, acts = opened()
-    paths = peeled(model, acts, task_for(tmp_path / "p"), asked_maps(("direct",), 3))
+    paths = peeled(model, acts, task_for(tmp_path / "p"), wanted_maps(("direct",), 3))
     assert max(paths.scores[0].unexplained) == 0
     assert paths.scores[0].nll_eval == paths.control.nll_eval
     assert len(paths.scores[0].fits) == 3 + 1
@@ -93,7 +93,7 @@ def test_free_blocks_that_start_from_the_trained_ones_are_the_control_on_the_dir
 
 def test_the_control_is_never_worse_than_the_trained_network_on_select(opened, tmp_path):
     model, acts = opened()
-    paths = peeled(model, acts, task_for(tmp_path / "p"), Asked(()))
+    paths = peeled(model, acts, task_for(tmp_path / "p"), WantedMaps(()))
     assert np.mean(paths.control.nll_select) <= acts.nll[acts.rows["select"]].mean() + 1e-6
 
 
@@ -125,12 +125,12 @@ def test_blocks_of_a_low_bit_model_stay_in_its_scheme(opened, save_model, tmp_pa
 
 def test_interrupted_anywhere_it_ends_the_same_and_fits_nothing_twice(opened, tmp_path):
     model, acts = opened()
-    asked = Asked(asked_maps(("all",), 3).maps, search=True)
+    asked = WantedMaps(wanted_maps(("all",), 3).maps, search=True)
     whole = peeled(model, acts, task_for(tmp_path / "whole"), asked)
-    events = sum(1 for _ in peel_steps(model, acts, task_for(tmp_path / "count"), asked))
+    events = sum(1 for _ in run_peeling(model, acts, task_for(tmp_path / "count"), asked))
     for stop_at in range(2, events, 3):
         parts = tmp_path / f"stopped-{stop_at}"
-        steps = peel_steps(model, acts, task_for(parts), asked)
+        steps = run_peeling(model, acts, task_for(parts), asked)
         for _ in range(stop_at):
             next(steps)
         steps.close()
@@ -145,7 +145,7 @@ def test_interrupted_anywhere_it_ends_the_same_and_fits_nothing_twice(opened, tm
 
 def test_parts_of_other_work_are_not_used(opened, tmp_path):
     model, acts = opened()
-    asked = asked_maps(("last",), 3)
+    asked = wanted_maps(("last",), 3)
     peeled(model, acts, task_for(tmp_path / "p"), asked)
     before = {p.name: p.stat().st_mtime_ns for p in (tmp_path / "p").glob("*.h5")}
     peeled(model, acts, task_for(tmp_path / "p", key="other"), asked)
@@ -154,7 +154,7 @@ def test_parts_of_other_work_are_not_used(opened, tmp_path):
 
 def test_a_spent_budget_leaves_maps_out_and_says_which(opened, tmp_path):
     model, acts = opened()
-    asked = asked_maps(("last", "direct", "search"), 3, budget=0.0)
+    asked = wanted_maps(("last", "direct", "search"), 3, budget=0.0)
     paths = peeled(model, acts, task_for(tmp_path / "p"), asked)
     assert not paths.scores
     assert len(paths.control.nll_eval) == 8
@@ -166,7 +166,7 @@ def test_a_spent_budget_leaves_maps_out_and_says_which(opened, tmp_path):
 
 def test_a_search_peels_the_named_maps_and_the_most_promising_within_its_fits(opened, tmp_path):
     model, acts = opened(num_hidden_layers=6)
-    paths = peeled(model, acts, task_for(tmp_path / "p", 6), asked_maps(("search",), 6))
+    paths = peeled(model, acts, task_for(tmp_path / "p", 6), wanted_maps(("search",), 6))
     maps = [s.target_map for s in paths.scores]
     named = [named_map(name, 6) for name in NAMED]
     assert set(named) < set(maps)
@@ -180,7 +180,7 @@ def test_a_search_peels_the_named_maps_and_the_most_promising_within_its_fits(op
 
 def test_large_states_lie_in_files_and_change_nothing(opened, tmp_path, monkeypatch):
     model, acts = opened()
-    asked = asked_maps(("all",), 3)
+    asked = wanted_maps(("all",), 3)
     held = peeled(model, acts, task_for(tmp_path / "a"), asked)
     monkeypatch.setattr("peelcli.fitting.paths.block_fit.HELD_NBYTES", 0)
     assert not list((tmp_path / "b").glob("*.bin"))
@@ -201,11 +201,11 @@ def test_without_the_states_of_every_layer_nothing_is_peeled_and_it_is_said(open
 
 
 def test_maps_are_asked_for_by_name_or_written_out():
-    asked = asked_maps(("last", "[1,3, 3]", "last"), 3, 60.0)
-    assert asked == Asked(((3, 3, 3), (1, 3, 3)), False, 60.0)
-    assert asked_maps(("none",), 3) == Asked((), False, math.inf)
-    assert asked_maps(("search",), 4).maps == tuple(named_map(name, 4) for name in NAMED)
-    assert len(asked_maps(("all",), 4).maps) == 8
+    asked = wanted_maps(("last", "[1,3, 3]", "last"), 3, 60.0)
+    assert asked == WantedMaps(((3, 3, 3), (1, 3, 3)), False, 60.0)
+    assert wanted_maps(("none",), 3) == WantedMaps((), False, math.inf)
+    assert wanted_maps(("search",), 4).maps == tuple(named_map(name, 4) for name in NAMED)
+    assert len(wanted_maps(("all",), 4).maps) == 8
 
 
 @pytest.mark.parametrize(
@@ -213,18 +213,18 @@ def test_maps_are_asked_for_by_name_or_written_out():
 )
 def test_a_map_that_is_none_is_refused(names, word):
     with pytest.raises(UsageError, match=word):
-        asked_maps(names, 3)
+        wanted_maps(names, 3)
 
 
 def test_all_maps_of_many_layers_are_refused():
     with pytest.raises(UsageError, match="1 to 8"):
-        asked_maps(("all",), 9)
+        wanted_maps(("all",), 9)
 
 
 def test_a_search_of_twelve_layers_needs_a_twentieth_of_the_fits_of_all_maps(opened, tmp_path):
     model, acts = opened(num_hidden_layers=12)
     task = replace(task_for(tmp_path / "p", 12), block_steps=0, head_steps=1)
-    paths = peeled(model, acts, task, asked_maps(("search",), 12))
+    paths = peeled(model, acts, task, wanted_maps(("search",), 12))
     every = [map_of_subset(s, 12) for k in range(12) for s in combinations(range(1, 12), k)]
     assert paths.num_fits <= count_fits(every) / 20
     bounds = {s.target_map: np.mean(s.nll_select) for s in paths.scores}

@@ -13,7 +13,7 @@ from conftest import driven
 
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import AuditResult
-from peelcli.stages.audit import audit_steps
+from peelcli.stages.audit import run_audit
 from peelcli.stages.workspace import Workspace
 from peelcli.verdict import judge
 
@@ -59,7 +59,7 @@ def audited(
         data=(shared / text,), fit_tokens=4096, select_tokens=4096, eval_tokens=8192, threads=1
     )
     settings = FitConfig(**{"references": ("identity",), "ladder": False, "threads": 1, **fit})
-    steps = audit_steps(directory, extract, settings, Workspace(tmp_path / "work", directory))
+    steps = run_audit(directory, extract, settings, Workspace(tmp_path / "work", directory))
     return judge(driven(steps).run)
 
 
@@ -152,7 +152,7 @@ def series_audited(shared: Path, tmp_path: Path, stale_from: int | None) -> Audi
     )
     settings = FitConfig(references=("identity", "rollback"), ladder=False, paths=("none",), threads=1)
     earlier = [run[step] for step in (200, 300)]
-    steps = audit_steps(newest, extract, settings, Workspace(tmp_path / "work", newest), earlier)
+    steps = run_audit(newest, extract, settings, Workspace(tmp_path / "work", newest), earlier)
     return judge(driven(steps).run)
 
 

@@ -21,7 +21,7 @@ from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.scoring import sweep as scoring
 from peelcli.scoring.replay import mean_nll
 from peelcli.scoring.sweep import Candidate, Sweep
@@ -32,7 +32,7 @@ from peelcli.stages.graft import graft
 from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids
-from peelcli.storage.parts import load_witness
+from peelcli.storage.parts import load_weights
 
 SETTINGS = FitConfig(direct_steps=2, challenge_steps=2, path_steps=1, head_steps=2, ladder=False)
 
@@ -79,14 +79,16 @@ def test_sweep_equals_a_plain_pass(family: str, save_model: Callable[..., Path],
     acts = ActivationFile(path)
     run = fitted(model, acts, tmp_path / "fit.h5")
     ids = read_eval_ids(tmp_path / "fit.h5")
-    assert np.mean(run.nll_eval) == pytest.approx(mean_nll(model, ids, 4, None, Witness()), abs=1e-5)
+    assert np.mean(run.nll_eval) == pytest.approx(mean_nll(model, ids, 4, None, Replacement()), abs=1e-5)
     kinds = set()
     for score in run.scores:
         r = score.reference
-        witness = Witness() if r.kind in WITHOUT_WEIGHTS else load_witness(tmp_path / "fit.h5", r)
+        replacement = Replacement() if r.kind in WITHOUT_WEIGHTS else load_weights(tmp_path / "fit.h5", r)
         if r.kind == "identity" and r.target > r.layer:
             continue  # all blocks at once: the sweep's own
-        assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, witness), abs=2e-5), r.key
+        assert np.mean(score.nll_eval) == pytest.approx(mean_nll(model, ids, 4, r, replacement), abs=2e-5), (
+            r.key
+        )
         assert min(score.kl_eval) > -1e-6
         kinds.add((r.kind, r.sublayer))
     expected = {(kind, None) for kind in KINDS if kind != "rollback"}
@@ -330,7 +332,7 @@ def test_weights_on_a_grid_are_recognised_and_fitted_from_fresh_ones(tmp_path: P
     starts = {s.reference.kind: s.fit.start for s in run.scores}
     assert starts["direct"] == "fresh"
     (challenge, *_) = [s.reference for s in run.scores if s.reference.kind == "challenge"]
-    weights = load_witness(tmp_path / "fit.h5", challenge).weights(torch.empty(0))
+    weights = load_weights(tmp_path / "fit.h5", challenge).weights(torch.empty(0))
     for row in weights["mlp.up_proj.weight"]:
         assert len(row.abs().unique()) <= 2  # a challenge stays in the layer's own precision
     lighter = fitted(model, acts, tmp_path / "binary.h5", replace(SETTINGS, scheme="binary"))

@@ -10,7 +10,7 @@ import torch
 from test_scoring import extracted
 
 from peelcli.fitting import cached_states
-from peelcli.fitting.cached_states import HeldStates, StateData
+from peelcli.fitting.cached_states import CachedStates, StateData
 from peelcli.storage.activations import ActivationFile
 
 
@@ -21,7 +21,7 @@ def test_batches_are_what_the_file_holds(
     monkeypatch.setattr(cached_states, "_HELD_NBYTES", held_nbytes)
     model, path = extracted(save_model(), tmp_path)
     acts = ActivationFile(path)
-    held = HeldStates(acts, model.device, model.dtype)
+    held = CachedStates(acts, model.device, model.dtype)
     for _ in range(2):
         for part, rows in acts.rows.items():
             for layer in (1, 2, 3):

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from peelcli.errors import CheckpointError
-from peelcli.tracking.watch import Watched
+from peelcli.tracking.watch import Watch
 
 
 def checkpoint(directory: Path, step: int | None = None) -> Path:
@@ -24,12 +24,12 @@ def checkpoint(directory: Path, step: int | None = None) -> Path:
     return directory
 
 
-def names(watched: Watched) -> list[str]:
+def names(watched: Watch) -> list[str]:
     return [member.path.name for member in watched.look()]
 
 
 def test_each_is_named_once_when_two_looks_saw_the_same(tmp_path: Path) -> None:
-    watched = Watched(tmp_path / "run")
+    watched = Watch(tmp_path / "run")
     assert names(watched) == []  # not there yet
     for number in (90, 1000):
         checkpoint(tmp_path / "run" / f"checkpoint-{number}")
@@ -44,7 +44,7 @@ def test_each_is_named_once_when_two_looks_saw_the_same(tmp_path: Path) -> None:
 
 def test_what_is_being_written_is_left_until_it_rests(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "checkpoint-1")
-    watched = Watched(tmp_path)
+    watched = Watch(tmp_path)
     for number in range(3):
         (directory / f"optimizer-{number}.pt").write_bytes(b"x")
         assert names(watched) == []
@@ -55,7 +55,7 @@ def test_one_that_is_not_whole_is_told_once_and_named_when_it_is(tmp_path: Path)
     directory = checkpoint(tmp_path / "checkpoint-1")
     weights = (directory / "model.safetensors").read_bytes()
     (directory / "model.safetensors").write_bytes(weights[:-1])
-    watched = Watched(tmp_path)
+    watched = Watch(tmp_path)
     told = []
     for _ in range(4):
         assert names(watched) == []
@@ -68,7 +68,7 @@ def test_one_that_is_not_whole_is_told_once_and_named_when_it_is(tmp_path: Path)
 
 def test_one_that_is_written_over_is_new(tmp_path: Path) -> None:
     directory = checkpoint(tmp_path / "last")
-    watched = Watched(tmp_path)
+    watched = Watch(tmp_path)
     assert [names(watched) for _ in range(3)] == [[], ["last"], []]
     save_file({"x": torch.ones(8)}, directory / "model.safetensors")
     assert [names(watched) for _ in range(3)] == [[], ["last"], []]
@@ -80,14 +80,14 @@ def test_logs_hidden_and_temporary_directories_are_none(tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "checkpoint-7").mkdir()  # no config yet
     (tmp_path / "config.json").write_text("{}")  # a model that is saved beside its run, and not whole
-    watched = Watched(tmp_path)
+    watched = Watch(tmp_path)
     assert [names(watched) for _ in range(2)] == [[], []]
     assert len(watched.warnings) == 1
 
 
 def test_one_that_is_removed_is_forgotten(tmp_path: Path) -> None:
     checkpoint(tmp_path / "checkpoint-1")
-    watched = Watched(tmp_path)
+    watched = Watch(tmp_path)
     watched.look()
     shutil.rmtree(tmp_path / "checkpoint-1")
     assert [names(watched) for _ in range(2)] == [[], []]
@@ -97,4 +97,4 @@ def test_one_that_is_removed_is_forgotten(tmp_path: Path) -> None:
 def test_what_cannot_be_watched_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be watched"):
-        Watched(tmp_path / "file").look()
+        Watch(tmp_path / "file").look()

@@ -82,7 +82,7 @@ def _text(value: Any) -> Any:
     return value if isinstance(value, bool) else str(value)
 
 
-class AuditsBeside:
+class AuditProcess:
     """Audits the checkpoints that are submitted, and keeps their reports in `directory`.
 
     There each leaves NAME.json, what it said in NAME.log, and a line in history.jsonl.

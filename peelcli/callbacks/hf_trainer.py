@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from peelcli.callbacks.audit_process import AuditsBeside, Outcome, warn_of
+from peelcli.callbacks.audit_process import AuditProcess, Outcome, warn_of
 
 logger = logging.getLogger("peelcli")
 
@@ -30,7 +30,7 @@ class PeelCallback(TrainerCallback):
         self.wait = wait
         self.outcomes: list[Outcome] = []
         self._settings = settings
-        self._audits = AuditsBeside(
+        self._audits = AuditProcess(
             self.directory or Path(), settings
         )  # here, to refuse a wrong setting at once
 
@@ -39,7 +39,7 @@ class PeelCallback(TrainerCallback):
     ) -> None:
         """Begin anew, where the reports are to go."""
         directory = self.directory or Path(args.output_dir or ".") / "peel"
-        self._audits = AuditsBeside(directory, self._settings)
+        self._audits = AuditProcess(directory, self._settings)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from peelcli.callbacks.audit_process import AuditsBeside, Outcome, warn_of
+from peelcli.callbacks.audit_process import AuditProcess, Outcome, warn_of
 
 try:
     from lightning.pytorch import Callback
@@ -36,14 +36,14 @@ class PeelLightningCallback(Callback):  # type: ignore[misc]  # untyped where Li
         self.wait, self.model_of, self.tokenizer = wait, model_of, tokenizer
         self.outcomes: list[Outcome] = []
         self._settings = settings
-        self._audits = AuditsBeside(
+        self._audits = AuditProcess(
             self.directory or Path(), settings
         )  # here, to refuse a wrong setting at once
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Begin anew, where the reports are to go."""
         self._home = self.directory or Path(trainer.default_root_dir) / "peel"
-        self._audits = AuditsBeside(self._home, self._settings)
+        self._audits = AuditProcess(self._home, self._settings)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Save the model for the audit, and have it audited."""

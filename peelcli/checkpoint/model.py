@@ -22,7 +22,7 @@ from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_p
 from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.library import over_files
 from peelcli.checkpoint.library_words import library_words
-from peelcli.checkpoint.quantized import FewBits
+from peelcli.checkpoint.quantized import QuantizedWeights
 from peelcli.checkpoint.running import AS_STORED, Running
 from peelcli.checkpoint.single_pass import LIBRARY_ERRORS, require_blockwise
 from peelcli.checkpoint.skeleton import SAME_RUN
@@ -90,7 +90,7 @@ class BlockwiseModel:
         self._blocks: list[nn.Module] = list(container.children())
         self.num_layers = len(self._blocks)
         self.weights = BlockWeights(self._blocks, dtype, self.device, running, self.blocks_name, stamp)
-        self._quantized = FewBits(
+        self._quantized = QuantizedWeights(
             self.model, self._blocks, self.weights, running, unpacked_modules(self.plain_directory, running)
         )
         self.returned, self._layout = Returned(), Layout()

@@ -12,7 +12,7 @@ from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
 
-class FewBits:
+class QuantizedWeights:
     """Rounds what is stored as latent weights, and the inputs of quantised maps; knows what was quantised."""
 
     def __init__(

@@ -67,7 +67,7 @@ class _Contents:
     constant: float | None = None  # the value, where all elements are equal
 
 
-def scan_steps(
+def run_scan(
     files: CheckpointFiles,
     num_layers: int | None = None,
     no_weights: Collection[str] = (),
@@ -115,8 +115,8 @@ def scan_steps(
 
 
 def scan(files: CheckpointFiles, num_layers: int | None = None) -> ScanResult:
-    """`scan_steps` run to its end."""
-    steps = scan_steps(files, num_layers)
+    """`run_scan` run to its end."""
+    steps = run_scan(files, num_layers)
     while True:
         try:
             next(steps)

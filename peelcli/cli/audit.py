@@ -133,18 +133,18 @@ class Auditor:
     def audit(self, checkpoint: Path, workspace: Workspace) -> None:
         """Add the run of one checkpoint, or, in a dry run, its plan to the result."""
         from peelcli.report.estimate import render_estimate
-        from peelcli.stages.audit import audit_steps
-        from peelcli.stages.estimate import plan_steps
+        from peelcli.stages.audit import run_audit
+        from peelcli.stages.estimate import run_estimate
 
         if self.settings.dry_run:
-            steps = plan_steps(checkpoint, self.extract, self.fit, workspace, trained=self.trained)
+            steps = run_estimate(checkpoint, self.extract, self.fit, workspace, trained=self.trained)
             plan = self.console.drive(steps)
             self.console.result(render_estimate(plan))
             return
         earlier = [path for path in self.paths[-ROLLED_BACK:] if self._is_there(path)]
 
         def attempt(earlier: list[Path]) -> Generator[Progress, None, AuditPaths]:
-            return audit_steps(
+            return run_audit(
                 checkpoint,
                 self.extract,
                 self.fit,

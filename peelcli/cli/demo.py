@@ -24,13 +24,13 @@ def demo(configs: Configs, console: Console) -> int:
     """See one flagged audit and one clean one, in under a minute; needs no data, no network and no GPU."""
     check_format(configs[ReportConfig], console, to_file=False)
     console.hush_libraries()
-    from peelcli.stages.audit import audit_steps
+    from peelcli.stages.audit import run_audit
 
     results = []
     for name in DEMOS:
         with as_file(files("peelcli") / "demo" / name) as checkpoint:
             workspace = workspace_for(checkpoint, None)
-            done = console.drive(audit_steps(checkpoint, EXTRACT, FIT, workspace))
+            done = console.drive(run_audit(checkpoint, EXTRACT, FIT, workspace))
         results += judge_runs([done.run], configs[ReportConfig])
     apart = configs[ReportConfig].format in ("table", "markdown")  # of any other format two are no document
     for shown in [[result] for result in results] if apart else [results]:

@@ -19,12 +19,12 @@ Checkpoint = Annotated[Path, typer.Argument(metavar="CKPT", help="Directory with
 def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
     """Dump the trained states of every layer into an HDF5 file, and print its path."""
     console.hush_libraries()
-    from peelcli.stages.extract import extract_steps
+    from peelcli.stages.extract import run_extract
     from peelcli.stages.inspection import open_and_scan
 
     settings = configs[ExtractConfig]
     workspace = workspace_for(checkpoint, None)
     opened = console.drive(open_and_scan(checkpoint, workspace, configs[TrainedSchemeConfig]))
-    path = console.drive(extract_steps(opened, settings, workspace, settings.output))
+    path = console.drive(run_extract(opened, settings, workspace, settings.output))
     console.written(path)
     return 0

@@ -44,7 +44,7 @@ def fit(
 ) -> int:
     """Fit and score the references of every layer, and print the path of the file that holds them."""
     console.hush_libraries()
-    from peelcli.stages.fit import fit_steps
+    from peelcli.stages.fit import run_fit
     from peelcli.stages.inspection import open_and_scan
     from peelcli.stages.precision import from_settings
     from peelcli.storage.activations import ActivationFile
@@ -61,6 +61,6 @@ def fit(
     workspace = workspace_for(where, None)
     trained = from_settings(acts.config.get("trained_scheme"), str(activations))
     opened = console.drive(open_and_scan(where, workspace, trained))
-    path = console.drive(fit_steps(opened, activations, settings, workspace, settings.output, earlier or ()))
+    path = console.drive(run_fit(opened, activations, settings, workspace, settings.output, earlier or ()))
     console.written(path)
     return 0

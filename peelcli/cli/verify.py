@@ -46,7 +46,7 @@ def verify(
     console.hush_libraries()
     from peelcli.runtime.batch_sizes import block_batch
     from peelcli.stages.open_model import open_fitted
-    from peelcli.stages.verify import replay_steps
+    from peelcli.stages.verify import run_verify
     from peelcli.storage.fit_reader import read_fit
 
     run = read_fit(fit)
@@ -68,7 +68,7 @@ def verify(
         open_fitted(checkpoint, run, configs[DeviceConfig], workspace_for(checkpoint, None))
     )
     with opened.stamp.watched():
-        replays = console.drive(replay_steps(fit, model, gaps, maps, block_batch(run.seq_len, model.device)))
+        replays = console.drive(run_verify(fit, model, gaps, maps, block_batch(run.seq_len, model.device)))
         opened.stamp.require_unchanged()
     for replay in replays:
         console.result(

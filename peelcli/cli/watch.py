@@ -68,11 +68,11 @@ class _Watcher:
     """Looks, audits, reports; knows how it came out."""
 
     def __init__(self, directory: Path, configs: Configs, console: Console) -> None:
-        from peelcli.tracking.watch import Watched
+        from peelcli.tracking.watch import Watch
 
         self.configs, self.console = configs, console
         self.settings = configs[WatchConfig]
-        self.watched = Watched(directory)
+        self.watched = Watch(directory)
         self.auditor = Auditor(configs, console, read_if_any(configs[TrackConfig].baseline))
         self.flagged, self.failed = False, False
 

@@ -19,7 +19,7 @@ _ENTRIES = (
 )
 
 
-class HeldStates:
+class CachedStates:
     """The states of the layers that were asked for last, on `device` in `dtype`; may be asked by several threads."""
 
     def __init__(self, acts: ActivationFile, device: torch.device, dtype: torch.dtype) -> None:
@@ -69,7 +69,7 @@ class HeldStates:
 class StateData:
     """Inputs, and targets O_target, of the sequences of `part`, where and as `held` has them."""
 
-    def __init__(self, held: HeldStates, part: str, inputs: int | Tensor, target: int) -> None:
+    def __init__(self, held: CachedStates, part: str, inputs: int | Tensor, target: int) -> None:
         """`part` is fit, select or eval. inputs: O_inputs, or states of the sequences of all parts."""
         self._held, self._part = held, part
         self._rows = held.acts.rows[part]

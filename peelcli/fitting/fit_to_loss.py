@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.block import ModelBlock
-from peelcli.fitting.cached_states import HeldStates, StateData
+from peelcli.fitting.cached_states import CachedStates, StateData
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES
 from peelcli.records import FitOutcome, Reference
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
-from peelcli.references.interface import Batch, Budget, Witness
-from peelcli.references.micro_batches import SHARD
+from peelcli.references.interface import Batch, Budget, Replacement
+from peelcli.references.micro_batches import MICRO_BATCH
 from peelcli.references.rescale import (
     TRIED,
     Factors,
@@ -44,11 +44,11 @@ CHALLENGE_RATE = 0.01  # relative to each weight's RMS
 
 KINDS = ("challenge", "rescale")
 
-Fitted = tuple[Witness, FitOutcome]
+Fit = tuple[Replacement, FitOutcome]
 
 
 @torch.no_grad()
-def blocks_harm(model: BlockwiseModel, acts: ActivationFile) -> bool:
+def is_damaged(model: BlockwiseModel, acts: ActivationFile) -> bool:
     """Whether the network is damaged: by its losses on `eval`, and those with no block between embedding and head."""
     rows = acts.rows["eval"]
     nll, unigram_ce, policy = acts.nll[rows].tolist(), acts.about["unigram_ce"], Policy()
@@ -61,7 +61,7 @@ def blocks_harm(model: BlockwiseModel, acts: ActivationFile) -> bool:
     return blocks_do_harm(nll, without.tolist(), unigram_ce, policy)
 
 
-class EndToEnd:
+class LossFitter:
     """The network from the first audited layer to its loss, its blocks held in memory while one is within `open`."""
 
     def __init__(
@@ -73,10 +73,10 @@ class EndToEnd:
         """
         self.model, self.acts, self.first, self.seed, self.steps = model, acts, first, seed, steps
         self.modules: dict[int, nn.Module] = {}
-        self._held = HeldStates(acts, model.device, model.dtype)
+        self._held = CachedStates(acts, model.device, model.dtype)
 
     def why_not(self, *, is_damaged: bool) -> str | None:
-        """The reason why nothing can be fitted like that, in words. is_damaged: of `blocks_harm`."""
+        """The reason why nothing can be fitted like that, in words. is_damaged: of `is_damaged`."""
         rows = self.acts.rows["eval"]
         nll = self.acts.nll[rows].tolist()
         is_foreign = data_fit(nll, self.acts.entropy[rows].tolist()) == "foreign"
@@ -103,7 +103,7 @@ class EndToEnd:
     @property
     def _at_once(self) -> bool:
         each = all(self.model.runs_at_once(n) for n in self.modules)
-        return each and self.model.heads_at_once(self.acts.ids[:SHARD].numel())
+        return each and self.model.heads_at_once(self.acts.ids[:MICRO_BATCH].numel())
 
     def _data(self, part: str, layer: int) -> StateData:
         return StateData(self._held, part, layer - 1, layer - 1)
@@ -122,7 +122,7 @@ class EndToEnd:
 
         return loss
 
-    def challenge(self, layer: int, budget: Callable[[bool], Budget]) -> Fitted:
+    def challenge(self, layer: int, budget: Callable[[bool], Budget]) -> Fit:
         """The layer trained on alone. budget: given whether several passes at once are faster."""
         block = ModelBlock(self.model, layer, self.modules[layer])
         loss = self._loss_behind(block)
@@ -134,7 +134,7 @@ class EndToEnd:
             loss, trained, block.maps, on_grid, fit, select, budget(self._at_once), self.steps
         )
 
-    def rescale(self, references: Sequence[Reference]) -> dict[Reference, Fitted]:
+    def rescale(self, references: Sequence[Reference]) -> dict[Reference, Fit]:
         """The matrices of each layer at other lengths."""
         began = time.perf_counter()
         blocks = {n: ModelBlock(self.model, n, module) for n, module in self.modules.items()}
@@ -153,7 +153,7 @@ class EndToEnd:
 
         sizes = {n: sum(p.count for p in pieces[n]) for n in layers}
         data = self._data("fit", self.first)
-        found = slopes(logits, sizes, data, SHARD, self.seed, at_once=self._at_once)
+        found = slopes(logits, sizes, data, MICRO_BATCH, self.seed, at_once=self._at_once)
         shared = (time.perf_counter() - began) / len(references)
         out = {}
         for n in layers:
@@ -182,13 +182,13 @@ class EndToEnd:
         pieces: Sequence[Pieces],
         step: Tensor,
         seconds: float,
-    ) -> Fitted:
+    ) -> Fit:
         """The block with so much of `step` as does best on `select`; `seconds` have gone into it."""
         began = time.perf_counter()
 
         def on_select(factors: Tensor) -> float:
             weights = rescaled(trained, pieces, factors)
-            return mean_loss(loss, weights, select, SHARD, TRIED, at_once=self._at_once)
+            return mean_loss(loss, weights, select, MICRO_BATCH, TRIED, at_once=self._at_once)
 
         factors = best_length(on_select, step)
         return kept(pieces, factors, seconds + time.perf_counter() - began)

@@ -29,7 +29,7 @@ class TrainedScheme:
 
 
 @dataclass(frozen=True)
-class Rounded:
+class Rounding:
     """A latent weight as it runs: `weight` has its shape, float32; `scale` (…, n_rows, n_groups) its steps."""
 
     weight: Tensor
@@ -38,7 +38,7 @@ class Rounded:
 
 
 @torch.no_grad()
-def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounded:
+def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounding:
     """`weight` (…, d_out, d_in) as the forward pass of the training rounded it.
 
     CheckpointError for weights that are not linear or not finite, UsageError for an unknown rule.
@@ -58,7 +58,7 @@ def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounded:
         outside = (ratio < low) | (ratio > high)
         clipped = float(outside.float().mean())
     rounded = dequantize(codes, scale, rule.scheme, rule.group_size)
-    return Rounded(rounded, scale, clipped)
+    return Rounding(rounded, scale, clipped)
 
 
 def round_tokens(x: Tensor, num_bits: int, peak: float, by_inverse: bool = False) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 T = TypeVar("T")
 
 
-def revive(kind: type[T], value: Any, where: str = "", *, unbounded: Collection[str] = ()) -> T:
+def from_json(kind: type[T], value: Any, where: str = "", *, unbounded: Collection[str] = ()) -> T:
     """An instance of the record `kind` from what `dataclasses.asdict` and JSON have made of one.
 
     Keys that the record does not know are passed over, and those that it has a default for may be missing. unbounded:
@@ -46,7 +46,7 @@ def _value(hint: Any, value: Any, where: str, unbounded: Collection[str], name: 
         (only,) = (kind for kind in inner if kind is not type(None))
         return _value(only, value, where, unbounded, name)
     if is_dataclass(hint):
-        return revive(hint, value, where, unbounded=unbounded)  # type: ignore[arg-type]
+        return from_json(hint, value, where, unbounded=unbounded)  # type: ignore[arg-type]
     if origin is tuple:
         return _tuple(inner, value, where, unbounded, name)
     if origin is dict:

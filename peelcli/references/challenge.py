@@ -16,7 +16,7 @@ from torch import Tensor
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, Reference
-from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
+from peelcli.references.interface import Batch, Budget, Data, LinearMap, Replacement
 from peelcli.references.micro_batches import add_gradients
 from peelcli.references.plan import Plan
 from peelcli.references.regression import CHECKS, batches, sequence_order, start_parameters
@@ -60,7 +60,7 @@ def fit_challenge(
     select: Data,
     budget: Budget,
     steps: StepRule | None = None,
-) -> tuple[Witness, FitOutcome]:
+) -> tuple[Replacement, FitOutcome]:
     """Train one layer on; `loss(weights, batch)` is the mean next-token CE with those weights in place.
 
     trained: the layer's parameters. grids: of the matrices that run in few bits, the scheme (and group size) that they
@@ -83,9 +83,11 @@ def fit_challenge(
             found |= quantized.weights()
         return found
 
-    def witness() -> Witness:
-        matrices = {n: m for quantized in on_grids for n, m in quantized.witness().quantized.items()}
-        return Witness(matrices, {k: v.detach().to(trained[k].dtype, copy=True) for k, v in plain.items()})
+    def replacement() -> Replacement:
+        matrices = {n: m for quantized in on_grids for n, m in quantized.replacement().quantized.items()}
+        return Replacement(
+            matrices, {k: v.detach().to(trained[k].dtype, copy=True) for k, v in plain.items()}
+        )
 
     def on_select() -> float:
         return mean_loss(loss, weights(), select, budget.batch_size, CHECKED, at_once=budget.at_once)
@@ -104,7 +106,7 @@ def fit_challenge(
         return loss(now, fit.batch(rows)) * (len(rows) / budget.batch_size)
 
     curve = [on_select()]
-    best, best_witness, kept = curve[0], witness(), 0
+    best, best_witness, kept = curve[0], replacement(), 0
     for step in range(budget.steps):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * (1.0 - step / budget.steps)
@@ -114,7 +116,7 @@ def fit_challenge(
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
             curve.append(on_select())
             if curve[-1] < best:
-                best, best_witness, kept = curve[-1], witness(), step + 1
+                best, best_witness, kept = curve[-1], replacement(), step + 1
     gained = [max(a - min(curve), 0.0) for a in (curve[0], min(curve[:-2] or curve))]
     converged = gained[1] <= 0.25 * gained[0] + 1e-4
     reason = f"kept the state of step {kept}: {gained[0]:.4f} nats gained on select"

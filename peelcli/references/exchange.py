@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from peelcli.records import Reference
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.references.plan import Plan
 
 
-def exchanged(weights: Mapping[str, Tensor]) -> Witness:
+def exchanged(weights: Mapping[str, Tensor]) -> Replacement:
     """What stands in for a block: the parameters of the other, by their names within the block."""
-    return Witness(plain={name: value.detach() for name, value in weights.items()})
+    return Replacement(plain={name: value.detach() for name, value in weights.items()})
 
 
 def references(layer: int, plan: Plan) -> Iterator[Reference]:

@@ -108,7 +108,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Witness:
+class Replacement:
     """The weights of a fitted reference: anyone can put them into the checkpoint and measure again.
 
     `quantized` are in a scheme; `plain` (schemes `fp` and kind `challenge`) replace parameters as they are; `scaled`

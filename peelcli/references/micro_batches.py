@@ -17,7 +17,7 @@ from peelcli.runtime.workers import in_parallel
 
 T = TypeVar("T")
 
-SHARD = 2  # sequences: with one, what a call costs whatever its size begins to tell
+MICRO_BATCH = 2  # sequences: with one, what a call costs whatever its size begins to tell
 
 
 def add_gradients(
@@ -33,7 +33,7 @@ def add_gradients(
     `weights` (a straight-through estimator) is gone through once for all shards.
     """
     leaves = {name: value.detach().requires_grad_() for name, value in weights.items()}
-    size = SHARD if at_once else len(items)
+    size = MICRO_BATCH if at_once else len(items)
 
     def one(shard: Sequence[T]) -> tuple[float, tuple[Tensor | None, ...]]:
         with torch.enable_grad():

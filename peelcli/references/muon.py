@@ -42,7 +42,7 @@ def orthogonalized(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     return x / x.square().mean((-2, -1), keepdim=True).sqrt().clamp_min(1e-30)
 
 
-class OrthogonalSteps(torch.optim.Optimizer):
+class Muon(torch.optim.Optimizer):
     """lr is the root mean square of what a step changes in each matrix (…, d_out, d_in)."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], momentum: float) -> None:

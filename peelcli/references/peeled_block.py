@@ -22,7 +22,7 @@ from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
-from peelcli.references.interface import Batch, Budget, Data, LinearMap, Witness
+from peelcli.references.interface import Batch, Budget, Data, LinearMap, Replacement
 from peelcli.references.regression import CHECKED, batches, fit_regression, fvu
 from peelcli.runtime.workers import in_parallel
 
@@ -176,7 +176,7 @@ def fit_block(
     select: Data,
     budget: Budget,
     steps: StepRule | None = None,
-) -> tuple[Witness, FitOutcome]:
+) -> tuple[Replacement, FitOutcome]:
     """The block of the scheme that comes closest to the targets on `select`, and how its fit went.
 
     steps: which weights share one; as `fit_regression` has it.

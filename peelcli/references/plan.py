@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from peelcli.quant.schemes import SCHEMES
 
-LADDER = ("binary", "ternary", "int2", "int3", "int4", "int8")
+BIT_WIDTH_SWEEP = ("binary", "ternary", "int2", "int3", "int4", "int8")
 ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from peelcli.quant.schemes import scheme_named
 from peelcli.quant.solver import damped, least_squares_target, solve
-from peelcli.references.interface import Data, LinearMap, Witness
+from peelcli.references.interface import Data, LinearMap, Replacement
 
 # Tokens that a solution is found on: so many for each feature that enters the matrix, and so many at the least.
 TOKENS_A_FEATURE, LEAST_TOKENS = 48, 8192
@@ -43,7 +43,7 @@ class _Moments(NamedTuple):
     curvature: Tensor
 
 
-class Finish:
+class Refinement:
     """The last steps of one fit, in its scheme."""
 
     def __init__(
@@ -64,26 +64,26 @@ class Finish:
 
     @torch.no_grad()
     def __call__(
-        self, witness: Witness, error: float, measure: Callable[[Witness], float]
-    ) -> tuple[Witness, float]:
+        self, replacement: Replacement, error: float, measure: Callable[[Replacement], float]
+    ) -> tuple[Replacement, float]:
         """The best witness that is found, and its error by `measure`; never worse than the one given."""
         if not self.residual:
-            return witness, error
+            return replacement, error
         *others, last = self.residual
         again = [m for other in reversed(others) for m in (other, last)]
         for m in (last, *again * self.rounds):
-            moments = self._moments(witness, m)
+            moments = self._moments(replacement, m)
             for step in STEPS:
-                found = self._solved(witness, m, moments, step)
+                found = self._solved(replacement, m, moments, step)
                 value = measure(found)
                 if value < error:
-                    witness, error = found, value
+                    replacement, error = found, value
                     break
-        return witness, error
+        return replacement, error
 
-    def _moments(self, witness: Witness, m: LinearMap) -> _Moments:
-        weights = witness.weights(m.weight)
-        d_out, d_in = witness.quantized[m.name].codes.shape
+    def _moments(self, replacement: Replacement, m: LinearMap) -> _Moments:
+        weights = replacement.weights(m.weight)
+        d_out, d_in = replacement.quantized[m.name].codes.shape
         device = m.weight.device
         hessian, missing = torch.zeros(d_in, d_in, device=device), torch.zeros(d_out, d_in, device=device)
         curvature = torch.zeros(d_out, device=device)
@@ -98,12 +98,12 @@ class Finish:
             at, tokens = at + self.batch_size, tokens + len(x)
         return _Moments(hessian, missing, curvature / tokens)
 
-    def _solved(self, witness: Witness, m: LinearMap, moments: _Moments, step: float) -> Witness:
+    def _solved(self, replacement: Replacement, m: LinearMap, moments: _Moments, step: float) -> Replacement:
         """`witness` with one matrix solved, all others as they are."""
-        old = witness.quantized[m.name]
+        old = replacement.quantized[m.name]
         mean = moments.hessian.diagonal().mean()
         if not (mean > 0 and all(torch.isfinite(t).all() for t in moments)):
-            return witness
+            return replacement
         hessian = damped(moments.hessian)
         curvature = (moments.curvature + FLAT * moments.curvature.mean()) / (1 + FLAT)
         missing = step * moments.missing / curvature.clamp_min(1e-12).unsqueeze(-1) / mean
@@ -121,4 +121,4 @@ class Finish:
             steps=None if old.zero_point is None else (old.scale, old.zero_point),
         )
         solved = replace(old, codes=codes, scale=scale)
-        return Witness({**witness.quantized, m.name: solved}, witness.plain)
+        return Replacement({**replacement.quantized, m.name: solved}, replacement.plain)

@@ -23,9 +23,9 @@ from peelcli.quant.fake_quantize import fake_quantize, quantize
 from peelcli.quant.qparams import StepRule, start_steps
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome
-from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Witness
+from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Replacement
 from peelcli.references.micro_batches import add_gradients
-from peelcli.references.muon import OrthogonalSteps
+from peelcli.references.muon import Muon
 from peelcli.runtime.workers import in_parallel, one_thread
 
 # In a scheme steps are large, with little momentum: a gradient changes at once when a code does. Orthogonalised steps
@@ -45,7 +45,7 @@ CHECKED = 8  # …and at how many of its sequences: enough to keep the best stat
 SETTLED = 0.05  # a last stretch that gains less than this share of the error has converged
 
 # A witness and its error, and what measures errors → a better one and its error.
-Finish = Callable[[Witness, float, Callable[[Witness], float]], tuple[Witness, float]]
+Finish = Callable[[Replacement, float, Callable[[Replacement], float]], tuple[Replacement, float]]
 
 
 @dataclass
@@ -76,10 +76,10 @@ class _Parameters:
         return out
 
     @torch.no_grad()
-    def witness(self) -> Witness:
+    def replacement(self) -> Replacement:
         if self.scheme.name == "fp":
-            return Witness(plain={k: v.detach().clone() for k, v in self.weights().items()})
-        return Witness({m.name: self._matrix(m) for m in self.maps})
+            return Replacement(plain={k: v.detach().clone() for k, v in self.weights().items()})
+        return Replacement({m.name: self._matrix(m) for m in self.maps})
 
     def _matrix(self, m: LinearMap) -> QuantizedMatrix:
         scale, zero_point = self.scale[m.name].detach(), self.zero_point[m.name]
@@ -156,7 +156,7 @@ def fit_regression(
     budget: Budget,
     finish: Finish | None = None,
     steps: StepRule | None = None,
-) -> tuple[Witness, FitOutcome]:
+) -> tuple[Replacement, FitOutcome]:
     """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`.
 
     finish: improves the best state of the steps, where the scheme is not free. steps: what the scales start from, those
@@ -174,7 +174,7 @@ def fit_regression(
         return fvu(forward, weights, select, budget.batch_size, CHECKED, at_once=budget.at_once)
 
     curve = [error_of(parameters.weights())]
-    best, best_witness, running = curve[0], parameters.witness(), 0.0
+    best, best_witness, running = curve[0], parameters.replacement(), 0.0
     for step in range(budget.steps):
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate * (1.0 - step / budget.steps)
@@ -196,12 +196,12 @@ def fit_regression(
         if (step + 1) % check_every == 0 or step + 1 == budget.steps:
             curve.append(error_of(parameters.weights()))
             if curve[-1] < best:
-                best, best_witness = curve[-1], parameters.witness()
+                best, best_witness = curve[-1], parameters.replacement()
     converged, reason = _verdict_on(curve)
     if finish is not None and not scheme.is_free:
 
-        def on_select(witness: Witness) -> float:
-            return error_of(witness.weights(maps[0].weight))
+        def on_select(replacement: Replacement) -> float:
+            return error_of(replacement.weights(maps[0].weight))
 
         best_witness, best = finish(best_witness, best, on_select)
     outcome = FitOutcome(
@@ -230,7 +230,7 @@ def _optimizers(parameters: _Parameters, budget: Budget) -> list[torch.optim.Opt
     adam = partial(torch.optim.Adam, betas=budget.betas, fused=parameters.maps[0].weight.is_cuda)
     if not budget.orthogonal:
         return [adam([*weights, *scales])]
-    return [OrthogonalSteps(weights, budget.betas[0]), *([adam(scales)] if scales else [])]
+    return [Muon(weights, budget.betas[0]), *([adam(scales)] if scales else [])]
 
 
 def sequence_order(n_seq: int, budget: Budget) -> list[list[int]]:

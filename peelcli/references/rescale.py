@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from peelcli.records import SUBLAYERS, FitOutcome, Reference
-from peelcli.references.interface import Batch, Data, LinearMap, Scaling, Witness
+from peelcli.references.interface import Batch, Data, LinearMap, Replacement, Scaling
 from peelcli.references.plan import Plan
 from peelcli.runtime.workers import in_parallel
 
@@ -149,10 +149,10 @@ def _scalings(pieces: Sequence[Pieces], factors: Tensor) -> dict[str, Scaling]:
     return {p.name: Scaling(f, p.dim) for p, f in zip(pieces, each, strict=True)}
 
 
-def kept(pieces: Sequence[Pieces], factors: Tensor, seconds: float) -> tuple[Witness, FitOutcome]:
+def kept(pieces: Sequence[Pieces], factors: Tensor, seconds: float) -> tuple[Replacement, FitOutcome]:
     """What is kept of a fit: the factors, and the same in words."""
-    witness = Witness(scaled=_scalings(pieces, factors))
-    return witness, FitOutcome("trained", 1, True, told(pieces, factors), None, None, round(seconds, 3))
+    replacement = Replacement(scaled=_scalings(pieces, factors))
+    return replacement, FitOutcome("trained", 1, True, told(pieces, factors), None, None, round(seconds, 3))
 
 
 def told(pieces: Sequence[Pieces], factors: Tensor) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from torch import Tensor
 
 from peelcli.records import FitOutcome, Reference
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.references.plan import Plan
 
 
@@ -28,7 +28,7 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
         yield Reference("rollback", layer, layer, bits=bits, origin_id=origin.id, origin_step=origin.step)
 
 
-def roll_back(weights: Mapping[str, Tensor]) -> tuple[Witness, FitOutcome]:
+def roll_back(weights: Mapping[str, Tensor]) -> tuple[Replacement, FitOutcome]:
     """The witness that an older block is: its parameters as they are, by their names within the block."""
     plain = {name: value.detach().cpu() for name, value in weights.items()}
-    return Witness(plain=plain), FitOutcome("earlier", 0, True, "nothing to fit: taken as it was")
+    return Replacement(plain=plain), FitOutcome("earlier", 0, True, "nothing to fit: taken as it was")

@@ -20,7 +20,7 @@ from peelcli.runtime import durable
 _PIECE_NBYTES = 2**22
 
 
-class Carried(Protocol):
+class ActivationBuffer(Protocol):
     """States (n_rows, seq_len, d_model) of all candidates, as the layers move them on."""
 
     def turn(self, layer: int) -> contextlib.AbstractContextManager[None]:
@@ -44,7 +44,7 @@ class Carried(Protocol):
         ...
 
 
-class InFiles:
+class FileBuffer:
     """In two files in turn: while one is overwritten the states of the layer below stay whole in the other."""
 
     def __init__(self, directory: Path, stage: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -61,7 +61,7 @@ class InFiles:
 
     @contextlib.contextmanager
     def turn(self, layer: int) -> Iterator[None]:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         for path in (self.path(layer), self.path(layer - 1)):
             path.touch()
         self.checksum = 0
@@ -83,25 +83,25 @@ class InFiles:
         return found == checksum
 
     def read(self, count: int) -> Tensor:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         assert self._source is not None
         return self._tensor(self._source, count)
 
     def write(self, hidden: Tensor) -> None:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         assert self._target is not None
         raw = hidden.detach().cpu().contiguous().view(torch.uint8).numpy().data
         self._target.write(raw)
         self.checksum = zlib.crc32(raw, self.checksum)
 
     def at(self, layer: int, first: int, count: int) -> Tensor:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         with self.path(layer).open("rb") as file:
             file.seek(first * self._row_nbytes)
             return self._tensor(file, count)
 
     def clear(self) -> None:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         for layer in (0, 1):
             self.path(layer).unlink(missing_ok=True)
 
@@ -110,7 +110,7 @@ class InFiles:
         return torch.frombuffer(raw, dtype=self._dtype).view(count, *self._shape)
 
 
-class OnDevice:
+class DeviceBuffer:
     """In one tensor on the device that the model runs on, moved on in place; nothing of it outlives the process."""
 
     def __init__(
@@ -122,24 +122,24 @@ class OnDevice:
 
     @contextlib.contextmanager
     def turn(self, layer: int) -> Iterator[None]:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         self._source = self._target = 0
         yield
 
     def read(self, count: int) -> Tensor:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         self._source += count
         return self._states[self._source - count : self._source]
 
     def write(self, hidden: Tensor) -> None:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         self._target += len(hidden)
         self._states[self._target - len(hidden) : self._target] = hidden
 
     def at(self, layer: int, first: int, count: int) -> Tensor:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         return self._states[first : first + count]
 
     def clear(self) -> None:
-        """See `Carried`."""
+        """See `ActivationBuffer`."""
         self._states = self._states[:0].clone()

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.records import Reference
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.scoring.losses import token_losses
 
 
 @torch.no_grad()
 def mean_nll(
-    model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, witness: Witness
+    model: BlockwiseModel, ids: Tensor, batch_size: int, put: Reference | None, replacement: Replacement
 ) -> float:
     """Mean next-token loss on `ids` (n_seq, seq_len), with the reference `put` in place (None: as trained)."""
     hidden = torch.cat(
@@ -33,7 +33,7 @@ def mean_nll(
                 weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
             else:
                 trained = dict(module.named_parameters())
-                weights = witness.weights(next(module.parameters()), trained) if here else None
+                weights = replacement.weights(next(module.parameters()), trained) if here else None
             dropped = put.dropped if here and put is not None else ()
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)
@@ -43,7 +43,7 @@ def mean_nll(
 
 @torch.no_grad()
 def path_mean_nll(
-    model: BlockwiseModel, ids: Tensor, batch_size: int, blocks: Sequence[Witness], head: Tensor
+    model: BlockwiseModel, ids: Tensor, batch_size: int, blocks: Sequence[Replacement], head: Tensor
 ) -> float:
     """The same of a peeled path: its block in place of every layer (none: the trained ones), and its head."""
     hidden = torch.cat(

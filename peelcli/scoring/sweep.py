@@ -24,11 +24,11 @@ from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.records import Reference
 from peelcli.records.progress import Progress
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.runtime import durable
 from peelcli.runtime.batch_sizes import free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
-from peelcli.scoring.activation_buffer import Carried, InFiles, OnDevice
+from peelcli.scoring.activation_buffer import ActivationBuffer, DeviceBuffer, FileBuffer
 from peelcli.scoring.losses import token_losses
 from peelcli.storage.activations import ActivationFile, require_space
 
@@ -44,7 +44,7 @@ class Candidate:
     """
 
     reference: Reference
-    witness: Callable[[int], Witness] | None
+    replacement: Callable[[int], Replacement] | None
     eval_stride: int = 1
     on_select: bool = True
 
@@ -65,7 +65,7 @@ def _slice(rows: range) -> slice:
     return slice(rows.start, rows.stop, rows.step)
 
 
-class _Placed(NamedTuple):
+class _Start(NamedTuple):
     """One batch of a candidate at its own layer: trained states O_{l−1} and O_target, (n, seq_len, d_model) each."""
 
     candidate: Candidate
@@ -75,7 +75,7 @@ class _Placed(NamedTuple):
     after: Tensor
 
 
-class _Reached(NamedTuple):
+class _End(NamedTuple):
     """One batch of a candidate at the end, and what the trained model predicts there, (n, seq_len−1, vocab)."""
 
     candidate: Candidate
@@ -116,7 +116,7 @@ class Sweep:
         self.losses = Losses()
         self._now: list[Candidate] = []  # those that are carried at present
         self._on_device = False
-        self._carried: Carried
+        self._carried: ActivationBuffer
         self._held: dict[int, Tensor] = {}  # O_l of all rows, by layer: what begins at one layer shares them
         width = acts.states(acts.stored[0], slice(0, 1)).shape[-1]
         self._shape = (self.ids.shape[1], width)
@@ -166,9 +166,9 @@ class Sweep:
         """Make room for the states of the group; returns the last layer that an interrupted sweep of it finished."""
         if self._on_device:
             num_rows = sum(len(self._rows(c)) for c in self._now)
-            self._carried = OnDevice(num_rows, self._shape, self.model.dtype, self.model.device)
+            self._carried = DeviceBuffer(num_rows, self._shape, self.model.dtype, self.model.device)
             return 0
-        self._carried = files = InFiles(self.scratch, self.stage, self._shape, self.model.dtype)
+        self._carried = files = FileBuffer(self.scratch, self.stage, self._shape, self.model.dtype)
         done = self._resume(files)
         if not done:
             require_space(self.scratch, self.scratch_nbytes, "the scratch file of the sweep")
@@ -180,7 +180,7 @@ class Sweep:
     def _index(self) -> Path:
         return self.scratch / f"sweep-{self.stage}-index.json"
 
-    def _resume(self, files: InFiles) -> int:
+    def _resume(self, files: FileBuffer) -> int:
         """The last layer that an interrupted sweep of the same candidates finished; 0 where its files are damaged."""
         try:
             record = json.loads(self._index.read_text(encoding="utf-8"))
@@ -206,7 +206,7 @@ class Sweep:
             with self._carried.turn(layer), self.model.block(layer) as module:
                 self._carry(begun, layer, module)
                 self._begin(starting, layer, module)
-            if isinstance(self._carried, InFiles):
+            if isinstance(self._carried, FileBuffer):
                 done = {"layer": layer, "checksum": self._carried.checksum, "fvu_eval": self.losses.fvu_eval}
                 durable.write_text(self._index, json.dumps({"done": done, "check": self._check(done)}))
         except OSError:
@@ -250,11 +250,11 @@ class Sweep:
     def _begin(self, starting: Sequence[Candidate], layer: int, module: nn.Module) -> None:
         """Put candidates in place of their layer and note how much of the update each leaves unexplained."""
 
-        def placed() -> Iterator[_Placed]:
+        def placed() -> Iterator[_Start]:
             for candidate in starting:
                 block = self._in_place(candidate, layer, module)
                 for rows in self._batches(candidate):
-                    yield _Placed(
+                    yield _Start(
                         candidate,
                         rows,
                         block,
@@ -262,7 +262,7 @@ class Sweep:
                         self._trained(candidate.reference.target, rows),
                     )
 
-        def moved(item: _Placed) -> tuple[_Placed, Tensor, float, float]:
+        def moved(item: _Start) -> tuple[_Start, Tensor, float, float]:
             hidden = item.before
             if item.block is not None:
                 hidden = self.model.run_block(layer, item.block, hidden, self.ids[_slice(item.rows)])
@@ -288,9 +288,9 @@ class Sweep:
         if reference.kind == "identity" and reference.sublayer is None:
             return None
         block = same_weights(module)
-        if candidate.witness:
+        if candidate.replacement:
             trained = dict(module.named_parameters())
-            put_in_place(block, candidate.witness(layer).weights(next(module.parameters()), trained))
+            put_in_place(block, candidate.replacement(layer).weights(next(module.parameters()), trained))
         for sublayer in self.model.sublayers(layer):
             if sublayer.name in reference.dropped:
                 silence(block, sublayer)
@@ -321,7 +321,7 @@ class Sweep:
         device, last = self.model.device, self.model.num_layers
         step = head_batch(self.ids.shape[1], self.model.vocab_size, device)
 
-        def reached() -> Iterator[_Reached]:
+        def reached() -> Iterator[_End]:
             for at in range(0, self.n_rows, step):
                 chunk = range(at, min(at + step, self.n_rows))
                 ids = self.ids[_slice(chunk)]
@@ -337,10 +337,10 @@ class Sweep:
                         hidden = self._carried.at(last, first + place.start, len(rows)).to(device)
                         inside = slice(rows.start - at, rows.stop - at, rows.step)
                         own = self.ids[_slice(rows)]
-                        yield _Reached(candidate, place, own, hidden, p[inside], log_p[inside])
+                        yield _End(candidate, place, own, hidden, p[inside], log_p[inside])
                     first += len(every)
 
-        def measured(item: _Reached) -> tuple[_Reached, Tensor, Tensor]:
+        def measured(item: _End) -> tuple[_End, Tensor, Tensor]:
             nll, log_q = token_losses(self.model.logits(item.hidden, item.ids), item.ids)
             kl = -log_q.sub_(item.log_p).mul_(item.p).sum(-1)  # in place: as much memory again is slow
             return item, nll.cpu(), kl.double().mean(1).cpu()

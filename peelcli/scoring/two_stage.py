@@ -24,7 +24,7 @@ def part_stride(acts: ActivationFile) -> int:
     return max(1, min(PART, (rows.stop - rows.start) // Policy.min_sequences))
 
 
-def measure_steps(
+def run_measurement(
     model: BlockwiseModel,
     acts: ActivationFile,
     candidates: Sequence[Candidate],

@@ -25,9 +25,9 @@ from peelcli.records.progress import Progress
 from peelcli.references.plan import default_scheme
 from peelcli.runtime.locks import held
 from peelcli.scoring.trained_pass import NonFiniteStatesError
-from peelcli.stages.extract import extract_steps
-from peelcli.stages.fit import fit_steps
-from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.extract import run_extract
+from peelcli.stages.fit import run_fit
+from peelcli.stages.inspection import Inspection, open_and_scan
 from peelcli.stages.keys import extraction_key, fit_key, relevant
 from peelcli.stages.previous_checkpoints import open_earlier, why_not_rolled_back
 from peelcli.stages.workspace import Workspace
@@ -44,7 +44,7 @@ class AuditPaths:
     fit: Path | None
 
 
-def audit_steps(
+def run_audit(
     path: Path,
     extract_settings: ExtractConfig,
     fit_settings: FitConfig,
@@ -90,7 +90,7 @@ def audit_steps(
 
 
 def _measure(
-    opened: Opened,
+    opened: Inspection,
     extract_settings: ExtractConfig,
     fit_settings: FitConfig,
     workspace: Workspace,
@@ -101,19 +101,19 @@ def _measure(
     """Extract and fit; the caller holds the lock of `fitted`."""
     while True:
         try:
-            activations = yield from extract_steps(opened, extract_settings, workspace, first=first)
+            activations = yield from run_extract(opened, extract_settings, workspace, first=first)
         except NonFiniteStatesError as error:
             finding = Finding("non-finite", str(error), layer=error.layer or None)
             return AuditPaths(_unmeasured(opened, extract_settings, fit_settings, (finding,)), None, None)
         try:
-            yield from fit_steps(opened, activations, fit_settings, workspace, earlier=earlier, locked=fitted)
+            yield from run_fit(opened, activations, fit_settings, workspace, earlier=earlier, locked=fitted)
             return AuditPaths(_with_other_files(read_fit(fitted), opened), activations, fitted)
         except ArtefactError:
             if activations.exists():
                 raise  # else another audit of the same states has discarded them: extract them again
 
 
-def _found(fitted: Path, opened: Opened, settings: FitConfig) -> Run | None:
+def _found(fitted: Path, opened: Inspection, settings: FitConfig) -> Run | None:
     """The run of a finished fit; None where there is none that can be read."""
     if not fitted.exists() or settings.overwrite or not settings.resume:
         return None
@@ -123,7 +123,7 @@ def _found(fitted: Path, opened: Opened, settings: FitConfig) -> Run | None:
         return None
 
 
-def _with_other_files(run: Run, opened: Opened) -> Run:
+def _with_other_files(run: Run, opened: Inspection) -> Run:
     """The run of a fit, with what lies beside its checkpoint now instead of what lay there then."""
     now = [finding for finding in opened.scan.findings if finding.kind in other_files.KINDS]
     then = [finding for finding in run.findings if finding.kind not in other_files.KINDS]
@@ -131,7 +131,7 @@ def _with_other_files(run: Run, opened: Opened) -> Run:
 
 
 def _unmeasured(
-    opened: Opened, extract_settings: ExtractConfig, fit_settings: FitConfig, findings: Sequence[Finding]
+    opened: Inspection, extract_settings: ExtractConfig, fit_settings: FitConfig, findings: Sequence[Finding]
 ) -> Run:
     """The run of a checkpoint that holds values that are not finite: what the scan says, and nothing measured."""
     num_layers = layers_of(opened.files.config)

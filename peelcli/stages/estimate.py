@@ -16,11 +16,11 @@ from peelcli.checkpoint.structure import layers_of
 from peelcli.config import ExtractConfig, FitConfig, TrainedSchemeConfig, parse_layers
 from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
-from peelcli.fitting.paths import asked_maps
+from peelcli.fitting.paths import wanted_maps
 from peelcli.fitting.target_maps import count_fits
 from peelcli.records.estimate import Estimate
 from peelcli.records.progress import Progress
-from peelcli.references.plan import ALL_PAIRS, LADDER
+from peelcli.references.plan import ALL_PAIRS, BIT_WIDTH_SWEEP
 from peelcli.runtime.machine import available_memory
 from peelcli.scoring.trained_pass import stored_states
 from peelcli.scoring.two_stage import PART
@@ -36,7 +36,7 @@ _LADDER_NBYTES = 2.5  # …and in the further schemes of the ladder, some 19 bit
 _EFFICIENCY = 0.3  # of the rate of a large matrix product, reached by small blocks with attention
 
 
-def plan_steps(
+def run_estimate(
     path: Path,
     extract: ExtractConfig,
     fit: FitConfig,
@@ -73,7 +73,7 @@ def plan_steps(
     states = states_nbytes(len(stored_states(num_layers, layers)), rows, seq_len, width, dtype)
     older = num_earlier if "rollback" in fit.references else 0
     # The schemes of the ladder are measured on a part of `eval` alone; what else such a part settles is not known yet.
-    ladder = len(LADDER) * extract.eval_tokens / PART / measured if fit.ladder else 0.0
+    ladder = len(BIT_WIDTH_SWEEP) * extract.eval_tokens / PART / measured if fit.ladder else 0.0
     pairs = len(layers) * (len(layers) - 1) // 2 if num_layers <= ALL_PAIRS else len(layers) - 1
     candidates = math.ceil(len(layers) * (12 + ladder + older)) + pairs
     scratch = 2 * candidates * measured * width * itemsize
@@ -84,7 +84,7 @@ def plan_steps(
     challenge, rescale = (has_room and kind in fit.references for kind in END_TO_END)
     memory += 4 * itemsize * inside if challenge or rescale else 0
     # What is fitted is kept as parts, and then in the fit. Of the peeled paths the best and one more are.
-    asked = asked_maps(fit.paths, num_layers).maps if len(layers) == num_layers else ()
+    asked = wanted_maps(fit.paths, num_layers).maps if len(layers) == num_layers else ()
     low_bit = (_LADDER_NBYTES if fit.ladder else 0.0) + _LOW_BIT_NBYTES if "direct" in fit.references else 0.0
     each = itemsize * (older + challenge) + low_bit
     kept = round(2 * each * inside * len(layers) / num_layers)

@@ -18,7 +18,7 @@ from peelcli.runtime.batch_sizes import block_batch
 from peelcli.runtime.locks import held
 from peelcli.scoring.trained_pass import Extraction, extract, stored_states
 from peelcli.stages.describe import describe
-from peelcli.stages.inspection import Opened
+from peelcli.stages.inspection import Inspection
 from peelcli.stages.keys import extraction_key, is_finished, relevant
 from peelcli.stages.open_model import open_model
 from peelcli.stages.precision import to_settings
@@ -27,7 +27,7 @@ from peelcli.storage.activations import ActivationFile
 from peelcli.tracking.same_tokens import Tokens, require_same_tokens, tokens_of
 
 
-def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
+def calibrate(opened: Inspection, model: BlockwiseModel, settings: ExtractConfig) -> Calibration:
     """The token ids of the run, through the checkpoint's own tokenizer."""
     tokenizer = load_tokenizer(opened.path) if not settings.data or holds_text(settings.data) else None
     budget = {"fit": settings.fit_tokens, "select": settings.select_tokens, "eval": settings.eval_tokens}
@@ -43,8 +43,8 @@ def calibrate(opened: Opened, model: BlockwiseModel, settings: ExtractConfig) ->
     )
 
 
-def extract_steps(
-    opened: Opened,
+def run_extract(
+    opened: Inspection,
     settings: ExtractConfig,
     workspace: Workspace,
     output: Path | None = None,
@@ -73,7 +73,7 @@ def extract_steps(
 
 
 def _extract(
-    opened: Opened, settings: ExtractConfig, workspace: Workspace, path: Path, first: Tokens | None
+    opened: Inspection, settings: ExtractConfig, workspace: Workspace, path: Path, first: Tokens | None
 ) -> Generator[Progress, None, None]:
     if not opened.is_finite:
         finding = next(f for f in opened.scan.findings if f.kind == "non-finite")
@@ -121,7 +121,7 @@ def _key_of(path: Path) -> str:
     return str(_about(path).get("key"))
 
 
-def _tokens(opened: Opened, calibration: Calibration, settings: ExtractConfig) -> Tokens:
+def _tokens(opened: Inspection, calibration: Calibration, settings: ExtractConfig) -> Tokens:
     return Tokens(
         checkpoint=str(opened.path),
         data_hash=calibration.content_hash,

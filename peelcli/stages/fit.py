@@ -13,7 +13,7 @@ from peelcli.errors import ArtefactError, CheckpointError
 from peelcli.records.progress import Progress
 from peelcli.runtime.locks import held
 from peelcli.stages.fitter import FitTask, Fitter
-from peelcli.stages.inspection import Opened
+from peelcli.stages.inspection import Inspection
 from peelcli.stages.keys import fit_key, is_finished, relevant
 from peelcli.stages.open_model import open_model, require_shape
 from peelcli.stages.previous_checkpoints import earlier_of, open_earlier, why_not_rolled_back
@@ -22,8 +22,8 @@ from peelcli.storage.activations import ActivationFile
 from peelcli.storage.fit_reader import key_of
 
 
-def fit_steps(
-    opened: Opened,
+def run_fit(
+    opened: Inspection,
     activations: Path,
     settings: FitConfig,
     workspace: Workspace,

@@ -25,35 +25,35 @@ from peelcli.config import FitConfig, parse_duration, parse_layers
 from peelcli.config.schemes import check_scheme, granularity_of
 from peelcli.errors import CheckpointChangedError
 from peelcli.fitting.block import ModelBlock
-from peelcli.fitting.cached_states import HeldStates, StateData
-from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH, CHALLENGE_RATE, EndToEnd, blocks_harm
+from peelcli.fitting.cached_states import CachedStates, StateData
+from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH, CHALLENGE_RATE, LossFitter, is_damaged
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
-from peelcli.fitting.paths import Asked, PeelTask, asked_maps, peel_steps
+from peelcli.fitting.paths import PeelTask, WantedMaps, run_peeling, wanted_maps
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.records.progress import Progress
 from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged
-from peelcli.references.interface import Budget, Witness
+from peelcli.references.interface import Budget, Replacement
 from peelcli.references.peeled_block import residual_maps
-from peelcli.references.plan import ALL_PAIRS, LADDER, Origin, Plan, default_scheme
-from peelcli.references.refine import Finish
+from peelcli.references.plan import ALL_PAIRS, BIT_WIDTH_SWEEP, Origin, Plan, default_scheme
+from peelcli.references.refine import Refinement
 from peelcli.references.regression import fit_regression, step_sizes
 from peelcli.references.rollback import roll_back
 from peelcli.runtime.batch_sizes import block_batch, fit_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring.sweep import Candidate, Losses
-from peelcli.scoring.two_stage import measure_steps, part_stride
+from peelcli.scoring.two_stage import part_stride, run_measurement
 from peelcli.storage.activations import ActivationFile, require_space
 from peelcli.storage.fit_writer import write_fit
-from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
+from peelcli.storage.parts import load_weights, part_is_whole, read_part, write_part
 from peelcli.storage.path_parts import PathParts
 from peelcli.verdict.policy import Policy
 
 FRESH_STEPS = 2  # times the steps: from random weights the way is longer
 BRIEF_STEPS = 8  # a fit of fewer is finished with the last matrix alone, once
-LADDER_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
+SWEEP_SHARE = 4  # the ladder only orders schemes: one part in so many of the steps…
 ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the best scale leaves little to gain
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
@@ -79,7 +79,7 @@ def _pairs(model: BlockwiseModel) -> frozenset[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousCheckpoint:
     """An earlier checkpoint of the run: what a plan needs to know of it, and how to get at its blocks."""
 
     origin: Origin
@@ -94,7 +94,7 @@ class FitTask:
     settings: FitConfig
     config: dict[str, Any]
     resume: bool = True
-    earlier: tuple[Earlier, ...] = ()  # oldest first
+    earlier: tuple[PreviousCheckpoint, ...] = ()  # oldest first
 
 
 class Fitter:
@@ -119,8 +119,8 @@ class Fitter:
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
             exchangeable=_pairs(model),
-            is_damaged=blocks_harm(model, acts),
-            ladder=LADDER if self.settings.ladder else (),
+            is_damaged=is_damaged(model, acts),
+            ladder=BIT_WIDTH_SWEEP if self.settings.ladder else (),
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
@@ -135,7 +135,7 @@ class Fitter:
         self._parts: dict[str, Path] = {}  # reference key → the file that holds its weights
         self._outcomes: dict[Reference, FitOutcome] = {}
         self._residual: dict[int, frozenset[str]] = {}
-        self._held = HeldStates(acts, model.device, model.dtype)
+        self._held = CachedStates(acts, model.device, model.dtype)
         self.asked = self._asked()
         self._began = 0.0
 
@@ -156,7 +156,7 @@ class Fitter:
         yield from self._fit_layers()
         yield from self._fit_end_to_end()
         candidates = [self._candidate(r) for r in self._outcomes]
-        losses = yield from measure_steps(
+        losses = yield from run_measurement(
             self.model,
             self.acts,
             candidates,
@@ -174,12 +174,12 @@ class Fitter:
         shutil.rmtree(self.parts_dir)
 
     def _candidate(self, reference: Reference) -> Candidate:
-        def witness(layer: int) -> Witness:
+        def replacement(layer: int) -> Replacement:
             if reference.kind == "exchange":
                 return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
-            return load_witness(self._parts[reference.key], reference, self.model.device)
+            return load_weights(self._parts[reference.key], reference, self.model.device)
 
-        loads = None if reference.kind == "identity" else witness
+        loads = None if reference.kind == "identity" else replacement
         is_ladder = reference.kind == "direct" and reference.scheme != self.plan.scheme
         stride = part_stride(self.acts) if is_ladder else 1
         # None is chosen among a layer's rescales before `eval` tests them.
@@ -234,12 +234,12 @@ class Fitter:
 
     def _fit_all(
         self, references: Sequence[Reference], layer: int, module: nn.Module
-    ) -> Iterator[tuple[Witness, FitOutcome]]:
+    ) -> Iterator[tuple[Replacement, FitOutcome]]:
         """Fit the references of one layer, several at once where the block is small."""
         at_once = self.model.runs_at_once(layer)
         self._residual[layer] = self._residual_maps(layer, module)
 
-        def one(reference: Reference) -> tuple[Witness, FitOutcome]:
+        def one(reference: Reference) -> tuple[Replacement, FitOutcome]:
             with torch.enable_grad():
                 return self._fit_one(reference, module)
 
@@ -252,7 +252,7 @@ class Fitter:
             m.name for m in residual_maps(ModelBlock(self.model, layer, module), few.inputs, few.ids)
         )
 
-    def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Witness, FitOutcome]:
+    def _fit_one(self, reference: Reference, module: nn.Module) -> tuple[Replacement, FitOutcome]:
         layer = reference.layer
         block = ModelBlock(self.model, layer, module, reference.sublayer)
         scheme = scheme_named(reference.scheme or "fp")
@@ -260,7 +260,7 @@ class Fitter:
         start = self.plan.start(layer, scheme.name, self.settings.start, scheme.num_bits)
         steps = self.settings.direct_steps
         if scheme.name != self.plan.scheme:
-            steps = steps // LADDER_SHARE if scheme.num_bits < ROUNDED_BITS else 0
+            steps = steps // SWEEP_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
         # What a layer is judged by first, and what its report quotes: a whole block of the run's scheme.
         is_block = reference.kind == "direct" and not reference.sublayer
@@ -272,7 +272,7 @@ class Fitter:
         budget = Budget(steps, batch_size=batch, seed=self.settings.seed, start=start, **sizes)
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         rounds = 0 if steps < BRIEF_STEPS else 1 + closely
-        finish = Finish(block, residual, fit, budget.batch_size, rounds=rounds)
+        finish = Refinement(block, residual, fit, budget.batch_size, rounds=rounds)
         size = reference.group_size
         rule = StepRule(self.granularity)
         if scheme.name == self.plan.scheme:  # the ladder only orders schemes
@@ -289,7 +289,7 @@ class Fitter:
         if not wanted:
             return
         first = min(self.plan.layers)
-        fits = EndToEnd(self.model, self.acts, first, self.settings.seed, self.own_steps)
+        fits = LossFitter(self.model, self.acts, first, self.settings.seed, self.own_steps)
         reason = fits.why_not(is_damaged=self.plan.is_damaged)
         if reason:
             kinds = " and ".join(dict.fromkeys(r.kind for r in wanted))
@@ -306,7 +306,7 @@ class Fitter:
                 self._take(path)
                 yield Progress("rescale", 1, 1, "all layers")
 
-    def _challenge_layers(self, fits: EndToEnd, references: Mapping[int, Reference]) -> Iterator[Progress]:
+    def _challenge_layers(self, fits: LossFitter, references: Mapping[int, Reference]) -> Iterator[Progress]:
         def budget(at_once: bool) -> Budget:
             rate = self.settings.learning_rate or CHALLENGE_RATE
             steps, seed = self.settings.challenge_steps, self.settings.seed
@@ -323,9 +323,9 @@ class Fitter:
 
     # -- the whole network, peeled ------------------------------------------------------------------------------------
 
-    def _asked(self) -> Asked:
+    def _asked(self) -> WantedMaps:
         budget = parse_duration(self.settings.budget) if self.settings.budget else math.inf
-        return asked_maps(self.settings.paths, self.model.num_layers, budget)
+        return wanted_maps(self.settings.paths, self.model.num_layers, budget)
 
     def _peel_paths(self) -> Generator[Progress, None, tuple[Paths, PathParts] | None]:
         if not (self.asked.maps or self.asked.search):
@@ -347,7 +347,7 @@ class Fitter:
             resume=self.task.resume,
             steps=self.own_steps,
         )
-        return (yield from peel_steps(self.model, self.acts, task, self.asked))
+        return (yield from run_peeling(self.model, self.acts, task, self.asked))
 
     # -- the record ---------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from peelcli.checkpoint.plain import plain_config
 from peelcli.errors import CheckpointError
 from peelcli.records import SUBLAYERS, Reference
 from peelcli.stages.workspace import require_outside
-from peelcli.storage.parts import load_witness
+from peelcli.storage.parts import load_weights
 
 
 def graft(
@@ -57,10 +57,10 @@ def graft(
             for relative, value in model.read_weights(reference.layer + reference.target - layer).items():
                 put(layer, relative, _as_it_is(value.cpu()))
     else:
-        witness = load_witness(fit, reference)
+        replacement = load_weights(fit, reference)
         like = torch.empty(0, dtype=torch.float32)
-        trained = model.read_weights(reference.layer) if witness.scaled else None
-        for relative, value in witness.weights(like, trained).items():
+        trained = model.read_weights(reference.layer) if replacement.scaled else None
+        for relative, value in replacement.weights(like, trained).items():
             put(reference.layer, relative, _constant(value))
         for layer in range(reference.layer + 1, reference.target + 1):
             for relative in _contributing(model, layer, SUBLAYERS):

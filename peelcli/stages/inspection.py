@@ -8,7 +8,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.files import CheckpointFiles, open_checkpoint, require_decoder_only
 from peelcli.checkpoint.other_files import other_files
-from peelcli.checkpoint.scan import ScanResult, scan_steps
+from peelcli.checkpoint.scan import ScanResult, run_scan
 from peelcli.checkpoint.stamp import UNSTAMPED, Stamp
 from peelcli.config import TrainedSchemeConfig
 from peelcli.records.progress import Progress
@@ -17,7 +17,7 @@ from peelcli.stages.workspace import Workspace
 
 
 @dataclass(frozen=True)
-class Opened:
+class Inspection:
     """A checkpoint whose files are complete and have been scanned."""
 
     path: Path
@@ -48,7 +48,7 @@ class Opened:
 
 def open_and_scan(
     path: Path, workspace: Workspace, trained: TrainedSchemeConfig | None = None
-) -> Generator[Progress, None, Opened]:
+) -> Generator[Progress, None, Inspection]:
     """Check the files of `path` without building a model; raises CheckpointError where they cannot be audited.
 
     trained: how its weights were trained, where its files do not say so themselves. CheckpointChangedError where the
@@ -69,7 +69,7 @@ def open_and_scan(
         stamp.require_unchanged()
     # Found anew each time: what else lies there may change while the files that were scanned do not.
     scan = replace(scan, findings=(*scan.findings, *other_files(files)))
-    return Opened(files.directory, files, scan, precision, trained, stamp)
+    return Inspection(files.directory, files, scan, precision, trained, stamp)
 
 
 def _scan(files: CheckpointFiles, precision: Precision) -> Generator[Progress, None, ScanResult]:
@@ -77,7 +77,7 @@ def _scan(files: CheckpointFiles, precision: Precision) -> Generator[Progress, N
     from peelcli.checkpoint.skeleton import build_skeleton, rehearse
 
     if precision.running.packing is not None:  # held against the model once it is unpacked
-        return (yield from scan_steps(files))
+        return (yield from run_scan(files))
     _, skeleton, _ = build_skeleton(files)
     fit = rehearse(files, skeleton)
-    return (yield from scan_steps(files, no_weights=fit.no_weights, findings=fit.findings))
+    return (yield from run_scan(files, no_weights=fit.no_weights, findings=fit.findings))

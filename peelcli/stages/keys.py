@@ -10,7 +10,7 @@ from typing import Any
 
 from peelcli.config import ExtractConfig, FitConfig, MachineConfig
 from peelcli.errors import ArtefactError
-from peelcli.stages.inspection import Opened
+from peelcli.stages.inspection import Inspection
 from peelcli.stages.precision import to_settings
 from peelcli.stages.workspace import digest, signature
 
@@ -24,7 +24,7 @@ def relevant(settings: MachineConfig) -> dict[str, Any]:
     return dict(json.loads(json.dumps(kept, default=str)))  # paths become text, tuples lists
 
 
-def extraction_key(opened: Opened, settings: ExtractConfig) -> str:
+def extraction_key(opened: Inspection, settings: ExtractConfig) -> str:
     """What makes two extractions the same work."""
     kept = relevant(settings)
     kept["data"] = signature(settings.data)

@@ -15,7 +15,7 @@ from peelcli.quant.kernels import choice
 from peelcli.records import Run
 from peelcli.records.progress import Progress
 from peelcli.runtime.machine import cpu_quota
-from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.inspection import Inspection, open_and_scan
 from peelcli.stages.precision import from_settings
 from peelcli.stages.workspace import Workspace
 
@@ -25,7 +25,7 @@ def num_threads(settings: DeviceConfig) -> int:
     return settings.threads or min(cpu_quota(), torch.get_num_threads())
 
 
-def open_model(opened: Opened, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
+def open_model(opened: Inspection, settings: DeviceConfig, workspace: Workspace) -> BlockwiseModel:
     """Build the model on the device and in the precision asked for, and set torch's threads."""
     torch.set_num_threads(num_threads(settings))
     choice.use(settings.kernels)
@@ -57,7 +57,7 @@ def require_shape(path: Path | str, model: BlockwiseModel, num_layers: int, voca
 
 def open_fitted(
     path: Path, run: Run, machine: DeviceConfig, workspace: Workspace
-) -> Generator[Progress, None, tuple[Opened, BlockwiseModel]]:
+) -> Generator[Progress, None, tuple[Inspection, BlockwiseModel]]:
     """The checkpoint that a fit belongs to, on the device and in the precision of the fit unless asked otherwise."""
     kept = run.config.get("trained_scheme")
     trained = from_settings(kept if isinstance(kept, dict) else None, run.checkpoint)

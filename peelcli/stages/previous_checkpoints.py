@@ -11,16 +11,16 @@ from peelcli.checkpoint.weights import block_shapes, open_weights
 from peelcli.config import FitConfig
 from peelcli.records.progress import Progress
 from peelcli.references.plan import Origin
-from peelcli.stages.fitter import Earlier
-from peelcli.stages.inspection import Opened, open_and_scan
+from peelcli.stages.fitter import PreviousCheckpoint
+from peelcli.stages.inspection import Inspection, open_and_scan
 from peelcli.stages.workspace import Workspace
 
 
 def open_earlier(
-    opened: Opened, paths: Sequence[Path], settings: FitConfig, workspace: Workspace
-) -> Generator[Progress, None, list[Opened]]:
+    opened: Inspection, paths: Sequence[Path], settings: FitConfig, workspace: Workspace
+) -> Generator[Progress, None, list[Inspection]]:
     """Scan the earlier checkpoints of a run, where `rollback` is asked for: those of other weights, each once."""
-    found: dict[str, Opened] = {}
+    found: dict[str, Inspection] = {}
     for path in paths if "rollback" in settings.references else ():
         other = yield from open_and_scan(path, workspace.of_other(path), opened.trained)
         found.pop(other.scan.checkpoint_id, None)  # of two that are the same the later one is named
@@ -29,7 +29,7 @@ def open_earlier(
     return list(found.values())
 
 
-def why_not_rolled_back(opened: Opened, other: Opened) -> str | None:
+def why_not_rolled_back(opened: Inspection, other: Inspection) -> str | None:
     """How the blocks of two checkpoints differ in number, names or shapes; None where those of one fit the other."""
     if opened.files.config == other.files.config:
         return None
@@ -44,7 +44,7 @@ def why_not_rolled_back(opened: Opened, other: Opened) -> str | None:
     return None
 
 
-def earlier_of(other: Opened, workspace: Workspace) -> Earlier:
+def earlier_of(other: Inspection, workspace: Workspace) -> PreviousCheckpoint:
     """What a fit needs of an earlier checkpoint; workspace: of the one that is audited."""
     non_finite = frozenset(f.layer for f in other.scan.findings if f.kind == "non-finite" and f.layer)
     origin = Origin(
@@ -52,4 +52,4 @@ def earlier_of(other: Opened, workspace: Workspace) -> Earlier:
     )
     offload, running = workspace.of_other(other.path).offload, other.precision.running
     weights = partial(open_weights, other.path, offload_dir=offload, running=running, stamp=other.stamp)
-    return Earlier(origin, weights)
+    return PreviousCheckpoint(origin, weights)

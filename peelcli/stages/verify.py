@@ -14,10 +14,10 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
 from peelcli.records import WITHOUT_WEIGHTS, Score
 from peelcli.records.progress import Progress
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.scoring.replay import mean_nll, path_mean_nll
 from peelcli.storage.fit_writer import read_eval_ids
-from peelcli.storage.parts import load_witness
+from peelcli.storage.parts import load_weights
 from peelcli.storage.path_parts import load_path
 
 ABSOLUTE, RELATIVE = 1e-3, 0.02  # nats, and share of the gap, that another machine's rounding may make
@@ -37,7 +37,7 @@ class Replay:
         return abs(self.measured - self.reported) <= ABSOLUTE + RELATIVE * abs(self.reported)
 
 
-def replay_steps(
+def run_verify(
     fit: Path,
     model: BlockwiseModel,
     gaps: Sequence[tuple[Score, float]],
@@ -52,16 +52,16 @@ def replay_steps(
     ids = read_eval_ids(fit)
     total = len(gaps) + len(paths) + 1
     yield Progress("verify", 0, total, "as trained")
-    trained = {1: mean_nll(model, ids, batch_size, None, Witness())}  # by the stride of the sequences
+    trained = {1: mean_nll(model, ids, batch_size, None, Replacement())}  # by the stride of the sequences
     found = []
     for done, (score, reported) in enumerate(gaps, start=1):
         reference, stride = score.reference, score.stride(len(ids))
         yield Progress("verify", done, total, reference.key)
-        witness = Witness() if reference.kind in WITHOUT_WEIGHTS else load_witness(fit, reference)
+        replacement = Replacement() if reference.kind in WITHOUT_WEIGHTS else load_weights(fit, reference)
         some = ids[::stride]
         if stride not in trained:
-            trained[stride] = mean_nll(model, some, batch_size, None, Witness())
-        measured = trained[stride] - mean_nll(model, some, batch_size, reference, witness)
+            trained[stride] = mean_nll(model, some, batch_size, None, Replacement())
+        measured = trained[stride] - mean_nll(model, some, batch_size, reference, replacement)
         found.append(Replay(f"layer {reference.layer}: {reference.key}", reported, measured))
     for done, (target_map, reported) in enumerate(paths, start=1 + len(gaps)):
         name = f"path {list(target_map)}" if target_map else "head control"

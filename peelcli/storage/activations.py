@@ -29,9 +29,9 @@ from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.records import Run
 from peelcli.records.check_run import UNBOUNDED, check_about, check_network
-from peelcli.records.from_json import revive
+from peelcli.records.from_json import from_json
 from peelcli.runtime import durable
-from peelcli.storage.disk_full import Sink
+from peelcli.storage.disk_full import DiskFullWriter
 from peelcli.storage.hdf5 import (
     create_h5,
     note_non_finite,
@@ -123,7 +123,7 @@ class ActivationWriter:
         require_space(
             path.parent, states_nbytes(len(stored), n_seq, seq_len, d_model, dtype), "the trained states"
         )
-        self._sink = Sink(self._partial, new=True)  # from here on it is ours
+        self._sink = DiskFullWriter(self._partial, new=True)  # from here on it is ours
         self._journal.unlink(missing_ok=True)
         durable.sync_directory(path.parent)
         self._file = create_h5(self._sink)
@@ -168,7 +168,7 @@ class ActivationWriter:
         checksums = self._read_journal()
         if not (checksums and self._partial.exists()):
             return False
-        self._sink = Sink(self._partial, new=False)
+        self._sink = DiskFullWriter(self._partial, new=False)
         try:
             self._file = h5py.File(self._sink, "r+")
             whole = self._is_as_made(ids, stored, shape)
@@ -299,7 +299,7 @@ class ActivationFile:
     def _read(self, root: Group) -> None:
         self.about, self.config = root.json("about"), root.json("config")
         with self._file.reading("about"):
-            run = revive(Run, self.about, unbounded=UNBOUNDED)
+            run = from_json(Run, self.about, unbounded=UNBOUNDED)
             check_network(run)
             check_about(self.about, run)
         sizes = [self.about["rows"][part] for part in ("fit", "select", "eval")]

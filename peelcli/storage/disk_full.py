@@ -19,7 +19,7 @@ _PIECE_NBYTES = 2**22
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file is as it was when `Sink.seal` had been through with it."""
+    """Whether the file is as it was when `DiskFullWriter.seal` had been through with it."""
     try:
         with path.open("rb", buffering=0) as file:
             left = os.fstat(file.fileno()).st_size - _SEAL_NBYTES
@@ -32,7 +32,7 @@ def is_sealed(path: Path) -> bool:
         return False
 
 
-class Sink:
+class DiskFullWriter:
     """A file for HDF5 to write to, which hides from it that the disk is full until `check` says so.
 
     HDF5 cannot close a file after a write that failed: it fails anew, prints past us, and at times takes the process

@@ -12,7 +12,7 @@ from typing import Any
 
 from peelcli.records import FitOutcome, Paths, PathScore, Reference, Run, Score
 from peelcli.records.check_run import UNBOUNDED, check_outcome, check_run
-from peelcli.records.from_json import revive
+from peelcli.records.from_json import from_json
 from peelcli.storage.hdf5 import open_h5
 from peelcli.storage.hdf5_reader import Group, StoredFile
 
@@ -43,7 +43,7 @@ def read_fit(path: Path) -> Run:
         paths = _read_paths(file, about)
         with file.reading("about"):
             plain = {name: value for name, value in about.items() if name not in ("scores", "paths")}
-            run = revive(Run, {**plain, **measured}, unbounded=(*UNBOUNDED, *measured))
+            run = from_json(Run, {**plain, **measured}, unbounded=(*UNBOUNDED, *measured))
             run = replace(run, scores=scores, paths=paths)
         with file.reading("the run"):
             check_run(run)
@@ -54,7 +54,7 @@ def reference_of(group: Group) -> Reference:
     """The reference that a group holds."""
     value = group.json("reference")
     with group.stored.reading(f"{group.name}/reference"):
-        reference = revive(Reference, value)
+        reference = from_json(Reference, value)
         if reference.key != group.name.rpartition("/")[2]:
             raise ValueError(f"it is that of {reference.key}")
         return reference
@@ -64,7 +64,7 @@ def outcome_of(group: Group) -> FitOutcome:
     """How its fit went."""
     value = group.json("fit")
     with group.stored.reading(f"{group.name}/fit"):
-        outcome = revive(FitOutcome, value, unbounded=UNBOUNDED)
+        outcome = from_json(FitOutcome, value, unbounded=UNBOUNDED)
         check_outcome(outcome)
         return outcome
 
@@ -79,7 +79,7 @@ def read_path_score(group: Group, name: str | None = None) -> PathScore:
     losses = {name: _losses(group, name) for name in ("nll_select", "nll_eval")}
     value = group.json("score")
     with group.stored.reading(f"{group.name}/score"):
-        score = revive(PathScore, {**value, **losses}, unbounded=(*UNBOUNDED, *losses))
+        score = from_json(PathScore, {**value, **losses}, unbounded=(*UNBOUNDED, *losses))
         if name is not None and name_of(score.target_map) != name:
             raise ValueError(f"it is that of the map {name_of(score.target_map)}")
         return score
@@ -110,7 +110,7 @@ def _read_paths(file: StoredFile, about: dict[str, Any]) -> Paths | None:
 def _paths_about(value: dict[str, Any]) -> dict[str, Any]:
     """What is said of all paths together."""
     nothing = asdict(PathScore((), (), (), (), ()))
-    checked = revive(Paths, {**value, "control": nothing, "scores": []})
+    checked = from_json(Paths, {**value, "control": nothing, "scores": []})
     return {name: getattr(checked, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
 
 

@@ -11,23 +11,23 @@ import torch
 
 from peelcli.errors import ArtefactError
 from peelcli.records import FitOutcome, Reference
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.storage.disk_full import is_sealed
 from peelcli.storage.fit_reader import outcome_of, reference_of
 from peelcli.storage.hdf5 import open_plain, put_attribute
-from peelcli.storage.replacement_weights import key_digest, read_witness, replacing, write_witness
+from peelcli.storage.replacement_weights import key_digest, read_weights, replacing, write_weights
 
 
-def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Witness, FitOutcome]]) -> None:
+def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Replacement, FitOutcome]]) -> None:
     """One layer's fitted references, whole or not at all; `key` says which fit they belong to."""
     with replacing(path, sealed=True) as file:
         put_attribute(file, "key", key_digest(key))
         group = file.create_group("references")
-        for reference, (witness, outcome) in results.items():
+        for reference, (replacement, outcome) in results.items():
             one = group.create_group(reference.key)
             put_attribute(one, "reference", json.dumps(asdict(reference)))
             put_attribute(one, "fit", json.dumps(asdict(outcome)))
-            write_witness(one, witness)
+            write_weights(one, replacement)
 
 
 def part_is_whole(path: Path, key: str) -> bool:
@@ -47,7 +47,7 @@ def read_part(path: Path) -> dict[Reference, FitOutcome]:
         return {reference_of(one): outcome_of(one) for _, one in file.root.group("references").groups()}
 
 
-def load_witness(path: Path, reference: Reference, device: torch.device | str = "cpu") -> Witness:
+def load_weights(path: Path, reference: Reference, device: torch.device | str = "cpu") -> Replacement:
     """The weights of one reference, from a part or from a finished fit, on `device`."""
     with open_plain(path) as file:
         references = file.root.group("references")
@@ -55,4 +55,4 @@ def load_witness(path: Path, reference: Reference, device: torch.device | str = 
             raise ArtefactError(
                 f"{path}: no reference {reference.key!r} in this file. Fit again, or name another layer."
             )
-        return read_witness(references.group(reference.key), device)
+        return read_weights(references.group(reference.key), device)

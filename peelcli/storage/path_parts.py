@@ -23,11 +23,11 @@ from torch import Tensor
 
 from peelcli.errors import ArtefactError
 from peelcli.records import Paths, PathScore
-from peelcli.references.interface import Witness
+from peelcli.references.interface import Replacement
 from peelcli.storage.fit_reader import SCHEMA, SCHEMA_VERSION, name_of, read_path_score
 from peelcli.storage.hdf5 import open_h5, open_plain, put_array, put_attribute, put_text
 from peelcli.storage.hdf5_reader import Group
-from peelcli.storage.replacement_weights import copy_witness, key_digest, read_witness, replacing
+from peelcli.storage.replacement_weights import copy_witness, key_digest, read_weights, replacing
 
 
 def part_name(kind: str, target_map: Sequence[int]) -> str:
@@ -90,7 +90,7 @@ def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
                     copy_witness(only[1], kept.create_group(f"{layer:03d}"))
 
 
-def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Witness, ...], Tensor]:
+def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Replacement, ...], Tensor]:
     """The blocks of layers 1…K (none for the control) and the head of a peeled path."""
     name = name_of(target_map)
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
@@ -98,8 +98,8 @@ def load_path(path: Path, target_map: Sequence[int]) -> tuple[tuple[Witness, ...
         if name not in paths or (target_map and "blocks" not in paths.group(name)):
             raise ArtefactError(f"{path}: holds no weights of the path {name}; fit again.")
         group = paths.group(name)
-        blocks: tuple[Witness, ...] = ()
+        blocks: tuple[Replacement, ...] = ()
         if target_map:
             kept = group.group("blocks")
-            blocks = tuple(read_witness(kept.group(f"{n:03d}")) for n in range(1, len(target_map) + 1))
+            blocks = tuple(read_weights(kept.group(f"{n:03d}")) for n in range(1, len(target_map) + 1))
         return blocks, _read_head(group)

@@ -16,8 +16,8 @@ from torch import Tensor
 from peelcli.quant.groups import scale_shape
 from peelcli.quant.packing import pack, packed_nbytes, unpack
 from peelcli.quant.schemes import SCHEMES, scheme_named
-from peelcli.references.interface import QuantizedMatrix, Scaling, Witness
-from peelcli.storage.disk_full import Sink
+from peelcli.references.interface import QuantizedMatrix, Replacement, Scaling
+from peelcli.storage.disk_full import DiskFullWriter
 from peelcli.storage.hdf5 import create_h5, put_array, put_attribute
 from peelcli.storage.hdf5_reader import Group
 
@@ -30,7 +30,7 @@ def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
     process writes the file: what that one has written so far stays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with closing(Sink(path.with_name(path.name + ".partial"), new=True)) as sink:
+    with closing(DiskFullWriter(path.with_name(path.name + ".partial"), new=True)) as sink:
         try:
             with create_h5(sink) as file:
                 yield file
@@ -47,10 +47,10 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def write_witness(group: h5py.Group, witness: Witness) -> None:
+def write_weights(group: h5py.Group, replacement: Replacement) -> None:
     """Store the weights of a reference, packed, under `group`/weights."""
     weights = group.create_group("weights")
-    for name, matrix in witness.quantized.items():
+    for name, matrix in replacement.quantized.items():
         one = weights.create_group(str(len(weights)))
         put_attribute(one, "name", name)
         put_attribute(one, "scheme", matrix.scheme)
@@ -63,12 +63,12 @@ def write_witness(group: h5py.Group, witness: Witness) -> None:
         put_array(one, "scale", matrix.scale.float().cpu().numpy())
         if matrix.zero_point is not None:
             put_array(one, "zero_point", matrix.zero_point.to(torch.int8).cpu().numpy())
-    for name, scaling in witness.scaled.items():
+    for name, scaling in replacement.scaled.items():
         one = weights.create_group(str(len(weights)))
         put_attribute(one, "name", name)
         one.attrs["dim"] = scaling.dim
         put_array(one, "factors", scaling.factors.detach().float().cpu().numpy())
-    for name, value in witness.plain.items():
+    for name, value in replacement.plain.items():
         one = weights.create_group(str(len(weights)))
         put_attribute(one, "name", name)
         value = value.detach().cpu().contiguous()
@@ -110,8 +110,8 @@ def copy_witness(source: Group, target: h5py.Group) -> None:
             put_array(copy, name, one.array(name, _ARRAYS[name]))
 
 
-def read_witness(group: Group, device: torch.device | str = "cpu") -> Witness:
-    """The weights of a reference, as `write_witness` stored them, on `device`."""
+def read_weights(group: Group, device: torch.device | str = "cpu") -> Replacement:
+    """The weights of a reference, as `write_weights` stored them, on `device`."""
     quantized: dict[str, QuantizedMatrix] = {}
     plain: dict[str, Tensor] = {}
     scaled: dict[str, Scaling] = {}
@@ -126,7 +126,7 @@ def read_witness(group: Group, device: torch.device | str = "cpu") -> Witness:
                 scaled[name] = _read_factors(one)
             else:
                 quantized[name] = _read_quantized(one, device)
-    return Witness(quantized, plain, scaled)
+    return Replacement(quantized, plain, scaled)
 
 
 def _values(group: Group, name: str, device: torch.device | str) -> Tensor:

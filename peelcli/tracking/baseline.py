@@ -18,7 +18,7 @@ from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError, UsageError
 from peelcli.records import AuditResult
 from peelcli.records.check_run import UNBOUNDED, check_result
-from peelcli.records.from_json import revive
+from peelcli.records.from_json import from_json
 from peelcli.runtime import durable
 from peelcli.runtime.small_files import parse_json, read_bounded
 
@@ -78,7 +78,7 @@ def read_baseline(path: Path) -> AuditResult:
             f"use the peel that wrote it, or {again}"
         )
     try:
-        result = revive(AuditResult, value.get("audit"), unbounded=UNBOUNDED)
+        result = from_json(AuditResult, value.get("audit"), unbounded=UNBOUNDED)
         check_result(result)
         return result
     except ValueError as error:

@@ -20,7 +20,7 @@ from typing import Any
 from peelcli import __version__
 from peelcli.errors import ArtefactError, ResourceError
 from peelcli.records import VERDICTS, AuditResult, HistoryEntry, HistoryLayer, HistoryNetwork
-from peelcli.records.from_json import revive
+from peelcli.records.from_json import from_json
 from peelcli.runtime import durable
 from peelcli.runtime.locks import open_locked
 from peelcli.runtime.small_files import parse_json, require_regular
@@ -172,7 +172,7 @@ def _entry(value: Any) -> HistoryEntry:
         raise ValueError("expected an audit")
     if value.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"has version {value.get('schema_version')!r}, and this peel reads {SCHEMA_VERSION}")
-    entry = revive(HistoryEntry, value)
+    entry = from_json(HistoryEntry, value)
     _check(entry)
     return entry
 

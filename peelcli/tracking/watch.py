@@ -14,7 +14,7 @@ from peelcli.tracking.series import Member, natural_key
 _Signature = tuple[tuple[str, int, int], ...]  # name, size and time of change of every file
 
 
-class Watched:
+class Watch:
     """Looks at a directory again and again, and names each checkpoint once, when it is whole and has come to rest.
 
     A checkpoint is at rest where two looks in a row found the same files: the weights may be whole before the rest is

@@ -9,14 +9,14 @@ import numpy as np
 
 from peelcli.records import LayerVerdict, Run, Score
 from peelcli.verdict import attributed, words
-from peelcli.verdict.end_to_end_gains import Excess
+from peelcli.verdict.end_to_end_gains import Gain
 from peelcli.verdict.evidence import is_usable, shared_rows
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.statistics import p_greater, paired_interval
 
 
 def judge_damaged(
-    run: Run, policy: Policy, excess: Mapping[int, Excess], facts_of: Callable[[int], words.Facts]
+    run: Run, policy: Policy, excess: Mapping[int, Gain], facts_of: Callable[[int], words.Facts]
 ) -> list[LayerVerdict]:
     """Where one layer is wrecked, what drops or fits another measures the wreck: the challenge alone tells which."""
     by_itself = _blamed(run, policy, excess)
@@ -37,7 +37,7 @@ def judge_damaged(
     return out
 
 
-def _blamed(run: Run, policy: Policy, excess: Mapping[int, Excess]) -> int:
+def _blamed(run: Run, policy: Policy, excess: Mapping[int, Gain]) -> int:
     """The wrecked layer, or 0 where nothing tells which it is: by its repair, or by the size of its weights.
 
     What is mended best is not always what is wrecked: where a first layer holds new weights, which are small and do
@@ -48,7 +48,7 @@ def _blamed(run: Run, policy: Policy, excess: Mapping[int, Excess]) -> int:
     return _best_repair(run, policy, [x.score for x in excess.values()]) or _unlike(policy, excess)
 
 
-def _first_to_harm(run: Run, policy: Policy, excess: Mapping[int, Excess]) -> int:
+def _first_to_harm(run: Run, policy: Policy, excess: Mapping[int, Gain]) -> int:
     """The layer at the turning point, if its repair mends the network; else 0."""
     layer = _turning_point(run, policy)
     return layer if layer in excess and _mends(run, policy, excess[layer].score) else 0
@@ -81,7 +81,7 @@ def _turning_point(run: Run, policy: Policy) -> int:
     return 0
 
 
-def _unlike(policy: Policy, excess: Mapping[int, Excess]) -> int:
+def _unlike(policy: Policy, excess: Mapping[int, Gain]) -> int:
     """The layer whose weights alone are of quite another size, where it gains by being trained."""
     first, second = sorted(excess, key=lambda n: -abs(excess[n].size))[:2]
     size, next_size = abs(excess[first].size), abs(excess[second].size)

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from peelcli.verdict.end_to_end_gains import Excess
+from peelcli.verdict.end_to_end_gains import Gain
 from peelcli.verdict.evidence import STATE_KINDS, Evidence
 from peelcli.verdict.policy import Policy
 
-Finding = Evidence | Excess
+Finding = Evidence | Gain
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ def in_wrong_order(
     return found, {n: b for n, b in behind.items() if n not in found}
 
 
-def behind_another(
+def is_downstream(
     surpassed: Mapping[int, Evidence],
     matched: Mapping[int, Evidence],
-    challenged: Mapping[int, Excess],
-    excess: Mapping[int, Excess],
+    challenged: Mapping[int, Gain],
+    excess: Mapping[int, Gain],
     worth_of: Callable[[int], float],
     policy: Policy,
 ) -> dict[int, Behind]:
@@ -77,8 +77,8 @@ def behind_another(
 def _hurt_by_whom(
     surpassed: Mapping[int, Evidence],
     matched: Collection[int],
-    challenged: Mapping[int, Excess],
-    excess: Mapping[int, Excess],
+    challenged: Mapping[int, Gain],
+    excess: Mapping[int, Gain],
     worth_of: Callable[[int], float],
     policy: Policy,
 ) -> dict[int, int]:
@@ -119,13 +119,13 @@ def explains(other: Finding, finding: Finding, policy: Policy) -> bool:
 
 
 def part_challenges(
-    standing: Mapping[int, Excess],
-    challenged: Mapping[int, Excess],
+    standing: Mapping[int, Gain],
+    challenged: Mapping[int, Gain],
     surpassed: Mapping[int, Evidence],
     matched: Collection[int],
     peak: int,
     policy: Policy,
-) -> tuple[dict[int, Excess], dict[int, Behind]]:
+) -> tuple[dict[int, Gain], dict[int, Behind]]:
     """The challenges that convict their layers, and those that another layer explains.
 
     A fault's neighbours can repair part of it and rise with it: beside a stronger finding a challenge that stands out
@@ -147,8 +147,8 @@ def part_challenges(
 
 
 def part_rescales(
-    rescaled: Mapping[int, Excess], found: Mapping[int, Finding], policy: Policy
-) -> tuple[dict[int, Excess], dict[int, Behind]]:
+    rescaled: Mapping[int, Gain], found: Mapping[int, Finding], policy: Policy
+) -> tuple[dict[int, Gain], dict[int, Behind]]:
     """The rescales that convict their layers, and those that a far stronger finding in another layer explains."""
     every: dict[int, Finding] = {**rescaled, **found}
     convicted, behind = {}, {}

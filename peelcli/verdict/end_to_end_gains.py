@@ -20,7 +20,7 @@ _LIKE_BITS = (
 
 
 @dataclass(frozen=True)
-class Excess:
+class Gain:
     """How much more a layer gains by being trained on, or rescaled, than the other layers do, paired by sequence."""
 
     score: Score
@@ -38,7 +38,7 @@ class Excess:
         return self.gap.low > 0.0 and self.interval.low > self.threshold
 
 
-def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
+def challenge_excess(run: Run, policy: Policy) -> dict[int, Gain]:
     """The excess of every layer's challenge over those of the layers of no fewer bits, where there are two at least.
 
     Free weights gain more than those that are kept to a grid (measured: .015 against .000 in a ternary model). The more
@@ -70,7 +70,7 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
         is_young = (layer, None) in young
         if is_young:
             threshold = min(threshold, policy.young_floor)
-        found[layer] = Excess(
+        found[layer] = Gain(
             score,
             paired_interval(gains[layer].tolist(), policy.confidence),
             paired_interval(excess.tolist(), policy.confidence),
@@ -83,20 +83,20 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Excess]:
     return found
 
 
-def standing_out(excess: Mapping[int, Excess], policy: Policy) -> dict[int, Excess]:
+def standing_out(excess: Mapping[int, Gain], policy: Policy) -> dict[int, Gain]:
     """The challenges that gain more than the others beyond chance, all layers tested together."""
     rejected = holm_of({n: x.p_value for n, x in excess.items()}, 1.0 - policy.confidence)
     return {n: x for n, x in excess.items() if rejected[n] and x.stands_out}
 
 
-def peak_of(excess: Mapping[int, Excess]) -> int:
+def peak_of(excess: Mapping[int, Gain]) -> int:
     """The layer that gains most of all by being trained on; 0 where none was."""
     return max(excess, key=lambda n: excess[n].gap.mean, default=0)
 
 
 def most_trained(
-    excess: Mapping[int, Excess], standing: Mapping[int, Excess], known: Mapping[int, float], policy: Policy
-) -> dict[int, Excess]:
+    excess: Mapping[int, Gain], standing: Mapping[int, Gain], known: Mapping[int, float], policy: Policy
+) -> dict[int, Gain]:
     """The layers to blame for what they gain by being trained on: the peak, where it stands out.
 
     A fault's neighbours can repair part of it and rise with it, so that others that stand out are not blamed; but of
@@ -108,7 +108,7 @@ def most_trained(
     young = {n: x for n, x in standing.items() if x.travel is not None}
     found = {n: standing[n] for n in (peak_of(excess), peak_of(young)) if n in standing}
 
-    def is_beyond(layer: int, x: Excess) -> bool:
+    def is_beyond(layer: int, x: Gain) -> bool:
         rival = max((gain for n, gain in known.items() if n != layer), default=0.0)
         is_unlike = abs(x.size) >= policy.unlike_size or x.travel is not None
         return is_unlike and x.gap.low > policy.wreck_factor * rival
@@ -124,7 +124,7 @@ def _added(run: Run, score: Score) -> float:
 Part = tuple[int, str | None]  # a layer and its sublayer, None for the block
 
 
-def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
+def rescale_excess(run: Run, policy: Policy) -> dict[Part, Gain]:
     """The excess of every part's rescale over so many times the best of the other layers', where there are two."""
     scores = {
         (s.reference.layer, s.reference.sublayer): s
@@ -152,7 +152,7 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
         threshold = max(policy.rescale_floor, policy.rescale_worth * worth)
         # Below the threshold no chance is at stake: it does not matter.
         matters = float(gain.mean()) > threshold
-        found[layer, part] = Excess(
+        found[layer, part] = Gain(
             score,
             paired_interval(gain.tolist(), policy.confidence),
             paired_interval(excess.tolist(), policy.confidence),
@@ -164,7 +164,7 @@ def rescale_excess(run: Run, policy: Policy) -> dict[Part, Excess]:
     return found
 
 
-def most_rescaled(rescales: Mapping[Part, Excess], alpha: float) -> dict[int, Excess]:
+def most_rescaled(rescales: Mapping[Part, Gain], alpha: float) -> dict[int, Gain]:
     """The layers that gain far more by other lengths of their matrices than any other layer does by its own."""
     rejected = holm_of({part: x.p_value for part, x in rescales.items()}, alpha)
     standing = {part: x for part, x in rescales.items() if rejected[part] and x.stands_out}
@@ -172,13 +172,13 @@ def most_rescaled(rescales: Mapping[Part, Excess], alpha: float) -> dict[int, Ex
     return {n: _narrowest([x for (m, _), x in standing.items() if m == n]) for n in layers}
 
 
-def best_rescale(rescales: Mapping[Part, Excess], layer: int) -> Excess | None:
+def best_rescale(rescales: Mapping[Part, Gain], layer: int) -> Gain | None:
     """What does most for a layer, whether that is more than chance or not."""
     mine = [x for (n, _), x in rescales.items() if n == layer]
     return max(mine, key=lambda x: x.gap.mean, default=None)
 
 
-def _narrowest(rescales: Sequence[Excess]) -> Excess:
+def _narrowest(rescales: Sequence[Gain]) -> Gain:
     """Of the rescales of one layer that stand out the best sublayer's, where it does as much as the whole block's."""
     whole = next((x for x in rescales if x.score.reference.sublayer is None), None)
     parts = [x for x in rescales if x is not whole and (whole is None or x.gap.mean >= whole.gap.low)]

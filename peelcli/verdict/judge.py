@@ -17,9 +17,9 @@ from peelcli.records import AuditResult, LayerVerdict, Run, Score
 from peelcli.verdict import attributed, words
 from peelcli.verdict.damaged_network import judge_damaged
 from peelcli.verdict.distance_from_init import untouched
-from peelcli.verdict.downstream import Behind, behind_another, in_wrong_order, part_challenges, part_rescales
+from peelcli.verdict.downstream import Behind, in_wrong_order, is_downstream, part_challenges, part_rescales
 from peelcli.verdict.end_to_end_gains import (
-    Excess,
+    Gain,
     best_rescale,
     challenge_excess,
     most_rescaled,
@@ -147,7 +147,7 @@ class _Rules:
         excess = {} if self.foreign else self.excess
         standing, peak = standing_out(excess, self.policy), peak_of(excess)
         blamed = most_trained(excess, standing, {n: e.gap.mean for n, e in every.items()}, self.policy)
-        behind = behind_another(every, every_match, blamed, excess, self._worth, self.policy)
+        behind = is_downstream(every, every_match, blamed, excess, self._worth, self.policy)
         surpassed = {n: e for n, e in every.items() if n not in behind}
         matched = {n: e for n, e in every_match.items() if n not in behind}
         challenged, behind_peak = part_challenges(standing, blamed, surpassed, every_match, peak, self.policy)
@@ -185,7 +185,7 @@ class _Rules:
                 out.append(self._unflagged(layer, facts, self._left_open(layer, {*flagged, *spanned})))
         return out
 
-    def _is_open(self, finding: Evidence | Excess) -> bool:
+    def _is_open(self, finding: Evidence | Gain) -> bool:
         return finding.score.reference.key in self.open
 
     def _left_open(self, layer: int, flagged: Collection[int]) -> Score | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from peelcli.records import SUBLAYERS, LayerVerdict, Run
-from peelcli.verdict.end_to_end_gains import Excess, Part
+from peelcli.verdict.end_to_end_gains import Gain, Part
 from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.weight_norms import relative_size
@@ -23,7 +23,7 @@ def narrowed(
     verdict: LayerVerdict,
     run: Run,
     drops: Sequence[Evidence],
-    rescales: Mapping[Part, Excess],
+    rescales: Mapping[Part, Gain],
     policy: Policy,
 ) -> LayerVerdict:
     """The verdict, with the part to blame and a note that says why, where one stands out.
@@ -67,7 +67,7 @@ def _share(e: Evidence) -> float:
     return e.cost.mean / max(e.usual, 1e-12)
 
 
-def _by_rescale(layer: int, rescales: Mapping[Part, Excess], policy: Policy) -> tuple[str, str] | None:
+def _by_rescale(layer: int, rescales: Mapping[Part, Gain], policy: Policy) -> tuple[str, str] | None:
     gains = {part: rescales[layer, part].gap.mean for part in SUBLAYERS if (layer, part) in rescales}
     if len(gains) < len(SUBLAYERS):
         return None

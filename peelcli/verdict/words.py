@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
-from peelcli.verdict.end_to_end_gains import Excess
+from peelcli.verdict.end_to_end_gains import Gain
 from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.policy import Policy
 from peelcli.verdict.statistics import Interval
@@ -164,7 +164,7 @@ def with_rollback(verdict: LayerVerdict, e: Evidence | None) -> LayerVerdict:
     return replace(verdict, notes=(*verdict.notes, note))
 
 
-def challenged(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
+def challenged(layer: int, x: Gain, facts: Facts) -> LayerVerdict:
     """Training this layer alone gains far more than training any other."""
     more = x.interval
     unlike = ""
@@ -205,7 +205,7 @@ def at_the_turn(verdict: LayerVerdict) -> LayerVerdict:
     return replace(verdict, notes=(*verdict.notes, note))
 
 
-def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
+def rescaled(layer: int, x: Gain, facts: Facts) -> LayerVerdict:
     """This layer's matrices at other lengths gain far more than any other layer's do."""
     reason = (
         f"With {stand_in(x.score.reference)} ({x.score.fit.reason}) the loss is {x.gap.mean:.4f} nats lower "
@@ -215,7 +215,7 @@ def rescaled(layer: int, x: Excess, facts: Facts) -> LayerVerdict:
     return _in_excess(layer, x, reason, RESCALE, facts)
 
 
-def with_rescale(verdict: LayerVerdict, x: Excess | None) -> LayerVerdict:
+def with_rescale(verdict: LayerVerdict, x: Gain | None) -> LayerVerdict:
     """A layer that something else surpasses, and that other lengths of its matrices do still more for."""
     if (
         x is None
@@ -231,7 +231,7 @@ def with_rescale(verdict: LayerVerdict, x: Excess | None) -> LayerVerdict:
     return replace(verdict, notes=(*verdict.notes, note))
 
 
-def _in_excess(layer: int, x: Excess, reason: str, advice: str, facts: Facts) -> LayerVerdict:
+def _in_excess(layer: int, x: Gain, reason: str, advice: str, facts: Facts) -> LayerVerdict:
     return LayerVerdict(
         layer,
         "surpassed",

@@ -2,7 +2,7 @@
 
     python tests/bench/extract_cost.py [--write]
 
-A: `extract_steps`, the stage as the command runs it on a scanned checkpoint: open the model, read the token ids,
+A: `run_extract`, the stage as the command runs it on a scanned checkpoint: open the model, read the token ids,
 describe the checkpoint (which reads every weight once, to find low-bit grids), run, write. B: `from_pretrained` whole
 in memory, the same batches, the same losses, and every hidden state written to a plain file. Both in one process,
 alternating, one thread. Goal: A takes at most 1.3 times as long as B. The scan, which hashes every tensor before
@@ -84,7 +84,7 @@ def run_case(
     found: dict[str, list[Timing]] = {"A": [], "B": [], "scan": [], "open the model": [], "describe": []}
     found["scan"].append(timed(lambda: drive(opened_module.open_and_scan(checkpoint, workspace))))
     opened = drive(opened_module.open_and_scan(checkpoint, workspace))
-    extract = lambda: drive(extract_module.extract_steps(opened, settings, workspace, path))  # noqa: E731
+    extract = lambda: drive(extract_module.run_extract(opened, settings, workspace, path))  # noqa: E731
     extract()
     acts = ActivationFile(path)
     ids, stored = acts.ids, len(acts.stored)

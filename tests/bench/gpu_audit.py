@@ -65,7 +65,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
 
     from peelcli.checkpoint.model import BlockwiseModel
     from peelcli.fitting.block import ModelBlock
-    from peelcli.fitting.cached_states import HeldStates, StateData
+    from peelcli.fitting.cached_states import CachedStates, StateData
     from peelcli.quant.schemes import SCHEMES
     from peelcli.references.interface import Budget
     from peelcli.references.regression import fit_regression, step_sizes
@@ -89,7 +89,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     with tempfile.TemporaryDirectory() as offload:
         dtype = torch.bfloat16
         model = BlockwiseModel(directory, dtype=dtype, device=device, offload_dir=Path(offload))
-        held = HeldStates(acts, model.device, dtype)
+        held = CachedStates(acts, model.device, dtype)
         fit, select = (StateData(held, part, 0, 1) for part in ("fit", "select"))
         seconds = []
         with model.block(1) as module:

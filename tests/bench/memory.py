@@ -65,7 +65,7 @@ def make(directory: Path, num_layers: int, dtype: str) -> None:
 def run_stage(directory: Path, stage: str) -> None:
     """One stage in this process; prints what was resident before it began and at its peak, and the weights' bytes."""
     from peelcli.config import ExtractConfig
-    from peelcli.stages.extract import extract_steps
+    from peelcli.stages.extract import run_extract
     from peelcli.stages.inspection import open_and_scan
     from peelcli.stages.open_model import open_model
     from peelcli.stages.workspace import Workspace
@@ -83,7 +83,7 @@ def run_stage(directory: Path, stage: str) -> None:
     )  # read in the first stage, kept for the second
     acts = directory / "acts.h5"
     if stage == "extract":
-        drive(extract_steps(opened, settings, workspace, acts))
+        drive(run_extract(opened, settings, workspace, acts))
     else:
         drive(sweep_steps(open_model(opened, settings, workspace), acts, directory / "scratch"))
     figures = {"imported": imported, "peak": resident("VmHWM"), "own": watch.stop()}

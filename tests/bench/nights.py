@@ -56,7 +56,7 @@ def plant(before: Path, night: Path, layer: int, fault: str, target: Path) -> Pa
 def audit(checkpoint: Path, work: Path) -> object:
     """The run of one checkpoint, dropped and ternary blocks only."""
     from peelcli.config import ExtractConfig, FitConfig
-    from peelcli.stages.audit import audit_steps
+    from peelcli.stages.audit import run_audit
     from peelcli.stages.workspace import Workspace
 
     text = SHARED / "tinyshakespeare.txt"
@@ -66,7 +66,7 @@ def audit(checkpoint: Path, work: Path) -> object:
     fit = FitConfig(
         references=("identity", "direct"), direct_steps=10, ladder=False, paths=("none",), threads=1
     )
-    steps = audit_steps(checkpoint, extract, fit, Workspace(work / checkpoint.name, checkpoint))
+    steps = run_audit(checkpoint, extract, fit, Workspace(work / checkpoint.name, checkpoint))
     while True:
         try:
             next(steps)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from peelcli.checkpoint import scan as scan_module
 from peelcli.checkpoint.files import open_checkpoint
-from peelcli.checkpoint.scan import ScanResult, scan, scan_steps
+from peelcli.checkpoint.scan import ScanResult, run_scan, scan
 
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
 State = dict[str, torch.Tensor]
@@ -229,7 +229,7 @@ def test_the_id_is_that_of_the_weights_and_the_architecture(tmp_path: Path) -> N
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     state = small_state()
     result = scan_state(tmp_path, state)
-    seen = list(scan_steps(open_checkpoint(tmp_path)))
+    seen = list(run_scan(open_checkpoint(tmp_path)))
     assert {event.detail for event in seen} == state.keys()
     assert [event.done for event in seen] == sorted(event.done for event in seen)
     assert (seen[-1].done, seen[-1].total) == (result.total_nbytes, result.total_nbytes)

@@ -14,7 +14,7 @@ from tiny import AUDIT, Done, peel, save_ids, save_tiny
 from transformers import AutoModelForCausalLM
 
 from peelcli.storage.fit_reader import read_fit
-from peelcli.storage.parts import load_witness
+from peelcli.storage.parts import load_weights
 from peelcli.storage.path_parts import load_path
 
 TERNARY = math.log2(3)
@@ -162,7 +162,7 @@ def test_references_have_no_more_steps_than_the_checkpoint(tmp_path: Path, share
     run = read_fit(fit)
     assert run.granularity == shared
     fitted = [s.reference for s in run.scores if s.reference.kind in ("direct", "challenge")]
-    witnesses = [load_witness(fit, reference) for reference in fitted]
+    witnesses = [load_weights(fit, reference) for reference in fitted]
     witnesses += load_path(fit, range(1, run.num_layers + 1))[0]
     assert {m.granularity for w in witnesses for m in w.quantized.values()} == {shared}
     assert {reference.kind for reference in fitted} == {"direct", "challenge"}

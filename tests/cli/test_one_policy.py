@@ -10,7 +10,7 @@ from tiny import EXTRACT, ONE_THREAD, TOKENS, peel, save_ids, save_tiny
 
 from peelcli.config import ExtractConfig, FitConfig
 from peelcli.records import Run
-from peelcli.stages.audit import audit_steps
+from peelcli.stages.audit import run_audit
 from peelcli.stages.workspace import Workspace
 from peelcli.storage.fit_reader import read_fit
 from peelcli.verdict import Policy, judge
@@ -84,7 +84,7 @@ def test_an_audit_of_a_trained_model_decides_a_wide_match_on_all_of_eval(
         fit = FitConfig(
             references=("identity",), ladder=False, paths=("none",), threads=1, matched_margin=asked
         )
-        steps = audit_steps(source, extract, fit, Workspace(tmp_path / "work", source))
+        steps = run_audit(source, extract, fit, Workspace(tmp_path / "work", source))
         return driven(steps).run
 
     screened = run_of(None)

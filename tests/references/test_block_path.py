@@ -143,8 +143,8 @@ def test_starts_shared_by_two_targets_are_those_computed_alone():
 def test_a_fit_is_in_its_scheme_and_no_worse_than_the_weights_as_they_are(scheme):
     block, rows = Toy(5), data(5)
     budget = Budget(8, 0.03, 4, 0, "warm")
-    witness, outcome = fit_block(block, starts(block), SCHEMES[scheme], None, rows, rows, budget)
-    weights = witness.weights(torch.empty(0))
+    replacement, outcome = fit_block(block, starts(block), SCHEMES[scheme], None, rows, rows, budget)
+    weights = replacement.weights(torch.empty(0))
     plain = {m.name: m.weight for m in block.maps}
     if scheme != "fp":
         from peelcli.references.peeled_block import _in_scheme
@@ -158,11 +158,11 @@ def test_a_fit_is_in_its_scheme_and_no_worse_than_the_weights_as_they_are(scheme
 def test_a_target_that_is_reached_already_is_left_alone():
     block, rows = Toy(6), data(6)
     rows.targets = block(rows.inputs, torch.zeros(N, LEN, dtype=torch.long), {})
-    witness, outcome = fit_block(
+    replacement, outcome = fit_block(
         block, starts(block), SCHEMES["fp"], None, rows, rows, Budget(8, 0.03, 4, 0, "warm")
     )
     assert outcome.steps == 0
-    assert all(torch.equal(witness.plain[m.name], m.weight) for m in block.maps)
+    assert all(torch.equal(replacement.plain[m.name], m.weight) for m in block.maps)
 
 
 def test_fresh_weights_are_random_of_the_same_spread():

@@ -43,18 +43,18 @@ def test_gains_where_there_is_something_to_gain() -> None:
         "w": SHIFT + 0.3 * torch.randn(6, 6, generator=torch.Generator().manual_seed(5)),
         "b": torch.ones(6),
     }
-    witness, outcome = fit_challenge(
+    replacement, outcome = fit_challenge(
         loss, trained, [], {}, Noise(1), Noise(2), Budget(80, 0.05, 4, 0, "warm")
     )
-    assert on_select(witness.weights(trained["w"])) < 0.5 * on_select(trained)
+    assert on_select(replacement.weights(trained["w"])) < 0.5 * on_select(trained)
     assert outcome.start == "trained"
 
 
 def test_driven_too_hard_it_keeps_the_trained_weights() -> None:
     trained = {"w": SHIFT.clone(), "b": torch.zeros(6)}
-    witness, _ = fit_challenge(loss, trained, [], {}, Noise(1), Noise(2), Budget(12, 50.0, 4, 0, "warm"))
-    assert torch.equal(witness.plain["w"], trained["w"])
-    assert torch.equal(witness.plain["b"], trained["b"])
+    replacement, _ = fit_challenge(loss, trained, [], {}, Noise(1), Noise(2), Budget(12, 50.0, 4, 0, "warm"))
+    assert torch.equal(replacement.plain["w"], trained["w"])
+    assert torch.equal(replacement.plain["b"], trained["b"])
 
 
 def test_a_layer_on_a_grid_stays_on_it() -> None:
@@ -62,10 +62,10 @@ def test_a_layer_on_a_grid_stays_on_it() -> None:
     weight = fake_quantize(SHIFT, initial_scale(SHIFT, scheme), scheme)
     trained = {"w": weight, "b": torch.ones(6)}
     maps = [LinearMap("w", weight, False)]
-    witness, _ = fit_challenge(
+    replacement, _ = fit_challenge(
         loss, trained, maps, {"w": (scheme, None)}, Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
     )
-    fitted = witness.weights(weight)
+    fitted = replacement.weights(weight)
     assert on_select(fitted) < on_select(trained)
     for row in fitted["w"]:
         assert len(row.abs().unique()) <= 2  # 0 and one step
@@ -75,12 +75,12 @@ def test_a_matrix_on_a_grid_of_another_kind_stays_as_it_is() -> None:
     trained = {"w": SHIFT.round(), "b": torch.ones(6)}
     maps = [LinearMap("w", trained["w"], False)]
     in_place = lambda weights, batch: loss(trained | weights, batch)  # noqa: E731  # as a block has its own weights
-    witness, _ = fit_challenge(
+    replacement, _ = fit_challenge(
         in_place, trained, maps, {"w": None}, Noise(1), Noise(2), Budget(60, 0.05, 4, 0, "warm")
     )
-    assert not witness.quantized
-    assert set(witness.plain) == {"b"}
-    assert on_select(trained | witness.plain) < on_select(trained)
+    assert not replacement.quantized
+    assert set(replacement.plain) == {"b"}
+    assert on_select(trained | replacement.plain) < on_select(trained)
 
 
 def test_in_half_precision_small_steps_add_up() -> None:
@@ -88,10 +88,10 @@ def test_in_half_precision_small_steps_add_up() -> None:
         "w": (SHIFT + 0.1).bfloat16(),
         "b": torch.ones(6).bfloat16(),
     }  # a step is a tenth of a last bit
-    witness, _ = fit_challenge(
+    replacement, _ = fit_challenge(
         loss_in_half, trained, [], {}, Noise(1), Noise(2), Budget(400, 0.0005, 4, 0, "warm")
     )
-    fitted = witness.weights(trained["w"])
+    fitted = replacement.weights(trained["w"])
     assert fitted["w"].dtype == torch.bfloat16
     assert on_select({k: v.float() for k, v in fitted.items()}) < 0.8 * on_select(
         {k: v.float() for k, v in trained.items()}

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from peelcli.references.muon import BLOCK_ROWS, OrthogonalSteps, orthogonalized
+from peelcli.references.muon import BLOCK_ROWS, Muon, orthogonalized
 
 SIDES = st.integers(1, 24)
 
@@ -51,7 +51,7 @@ def test_of_many_rows_blocks_are_orthogonal_each_on_its_own():
 
 def test_a_step_is_as_long_as_asked_and_goes_downhill_by_what_was_and_is():
     weight, idle = nn.Parameter(matrix(8, 5)), nn.Parameter(matrix(3, 3))
-    steps = OrthogonalSteps([{"params": [weight, idle], "lr": 0.1}], momentum=0.5)
+    steps = Muon([{"params": [weight, idle], "lr": 0.1}], momentum=0.5)
     first, second = matrix(8, 5, seed=3), matrix(8, 5, seed=4)
     for gradient, along in ((first, first), (second, 0.5 * first + second)):
         before = weight.detach().clone()
@@ -65,7 +65,7 @@ def test_a_step_is_as_long_as_asked_and_goes_downhill_by_what_was_and_is():
 
 def test_gradients_may_be_made_by_a_closure_as_in_any_optimizer():
     weights = [nn.Parameter(matrix(8, 5)) for _ in range(2)]
-    by_itself, asked = (OrthogonalSteps([{"params": [w], "lr": 0.1}], momentum=0.5) for w in weights)
+    by_itself, asked = (Muon([{"params": [w], "lr": 0.1}], momentum=0.5) for w in weights)
     weights[0].grad = weights[0].detach().clone()
 
     def closure() -> float:

@@ -54,12 +54,12 @@ def test_never_worse_than_rounding_and_exactly_in_the_scheme(
     fit, select = Toy(weight, 5), Toy(weight, 6)
     rounded = fake_quantize(weight, initial_scale(weight, scheme, group_size), scheme, group_size)
     about = replace(budget(), orthogonal=orthogonal)
-    witness, outcome = fit_regression(
+    replacement, outcome = fit_regression(
         forward, [LinearMap("w", weight, False)], scheme, group_size, fit, select, about
     )
-    fitted = witness.weights(weight)["w"]
+    fitted = replacement.weights(weight)["w"]
     assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
-    codes = witness.quantized["w"].codes
+    codes = replacement.quantized["w"].codes
     assert set(codes.unique().tolist()) <= set(scheme.codes)
     assert outcome.start == "warm"
     assert outcome.steps == 24
@@ -77,10 +77,12 @@ def test_fitting_gains_much_over_rounding_where_inputs_are_correlated() -> None:
         data.targets = data.inputs + data.inputs @ weight.T
     scheme = scheme_named("ternary")
     rounded = fake_quantize(weight, initial_scale(weight, scheme), scheme)
-    witness, _ = fit_regression(
+    replacement, _ = fit_regression(
         forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget(120)
     )
-    assert fvu(forward, witness.weights(weight), select, 4) < 0.8 * fvu(forward, {"w": rounded}, select, 4)
+    assert fvu(forward, replacement.weights(weight), select, 4) < 0.8 * fvu(
+        forward, {"w": rounded}, select, 4
+    )
 
 
 def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common() -> None:
@@ -97,10 +99,10 @@ def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common
             ("adam", adam),
             ("orthogonal", replace(adam, **step_sizes(scheme, "warm", closely=True))),
         ):
-            witness, _ = fit_regression(
+            replacement, _ = fit_regression(
                 forward, [LinearMap("w", weight, False)], scheme, None, fit, select, about
             )
-            errors[name] = errors.get(name, 0) + fvu(forward, witness.weights(weight), select, 4)
+            errors[name] = errors.get(name, 0) + fvu(forward, replacement.weights(weight), select, 4)
     assert errors["orthogonal"] < errors["adam"], errors
 
 
@@ -124,10 +126,10 @@ def test_a_block_already_in_the_scheme_is_reproduced() -> None:
     raw = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
     weight = fake_quantize(raw, initial_scale(raw, scheme), scheme)
     fit, select = Toy(weight, 5), Toy(weight, 6)
-    witness, outcome = fit_regression(
+    replacement, outcome = fit_regression(
         forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget()
     )
-    assert fvu(forward, witness.weights(weight), select, 4) < 1e-8
+    assert fvu(forward, replacement.weights(weight), select, 4) < 1e-8
     assert outcome.converged
 
 
@@ -194,11 +196,11 @@ def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(rule: StepRule) 
     scheme = SCHEMES["int4"]
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
     fit, maps = Toy(weight, 5), [LinearMap("w", weight, False)]
-    witness, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(0), steps=rule)
+    replacement, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(0), steps=rule)
     scale, zero = start_steps(weight, scheme, None, rule)
-    assert torch.equal(witness.weights(weight)["w"], fake_quantize(weight, scale, scheme, None, zero))
-    assert witness.quantized["w"].granularity == rule.granularity
+    assert torch.equal(replacement.weights(weight)["w"], fake_quantize(weight, scale, scheme, None, zero))
+    assert replacement.quantized["w"].granularity == rule.granularity
     trained, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(24), steps=rule)
     assert trained.quantized["w"].scale.shape == scale.shape
-    errors = [fvu(forward, w.weights(weight), fit, 4, 8) for w in (trained, witness)]
+    errors = [fvu(forward, w.weights(weight), fit, 4, 8) for w in (trained, replacement)]
     assert errors[0] < errors[1] or (rule.scale != "absmean" and errors[0] == errors[1])

@@ -132,15 +132,15 @@ def test_without_a_head_dimension_every_matrix_is_whole() -> None:
 def test_the_witness_is_the_matrices_times_their_factors() -> None:
     block = {"q.weight": torch.ones(2, 3), "o.weight": torch.ones(3, 2), "bias": torch.ones(3)}
     pieces = [Pieces("q.weight"), Pieces("o.weight", 2, 1)]
-    witness, outcome = kept(pieces, torch.tensor([0.5, 1.0, 2.0]), 1.0)
+    replacement, outcome = kept(pieces, torch.tensor([0.5, 1.0, 2.0]), 1.0)
     like = torch.empty(0, dtype=torch.float64)
-    found = witness.weights(like, block)
+    found = replacement.weights(like, block)
     assert torch.equal(found["q.weight"], torch.full((2, 3), 0.5).double())
     assert torch.equal(found["o.weight"], torch.tensor([[1.0, 2.0]] * 3).double())
     assert set(found) == {"q.weight", "o.weight"}
     for other in (None, {}, block | {"o.weight": torch.ones(3, 3)}, block | {"o.weight": torch.ones(2)}):
         with pytest.raises(ArtefactError, match="fit no matrix of this block"):
-            witness.weights(like, other)
+            replacement.weights(like, other)
     assert (outcome.start, outcome.reason) == ("trained", "o head 2 × 2.00, q × 0.50")
 
 

@@ -82,8 +82,8 @@ def test_a_block_that_is_not_finite_is_none() -> None:
 
 def test_the_witness_is_the_block_as_it_was() -> None:
     block = {"w": torch.randn(3, 4), "norm": torch.ones(4)}
-    witness, outcome = roll_back(block)
-    put = witness.weights(torch.empty(0))
+    replacement, outcome = roll_back(block)
+    put = replacement.weights(torch.empty(0))
     assert put.keys() == block.keys()
     assert all(torch.equal(put[name], block[name]) for name in block)
     assert (outcome.start, outcome.steps, outcome.converged) == ("earlier", 0, True)

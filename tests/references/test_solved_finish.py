@@ -13,7 +13,7 @@ from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.peeled_block import residual_maps
-from peelcli.references.refine import Finish
+from peelcli.references.refine import Refinement
 from peelcli.references.regression import fit_regression, fvu
 
 N_SEQ, SEQ_LEN, WIDTH = 12, 16, 24
@@ -75,17 +75,19 @@ SCHEMES_WITH_AND_WITHOUT = [
 @pytest.mark.parametrize(("name", "symmetric"), SCHEMES_WITH_AND_WITHOUT)
 def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, symmetric, group_size, granularity):
     block, select, scheme = Linear(1), Linear(2), scheme_named(name)
-    finish = Finish(block, block.maps, block, 4)
+    finish = Refinement(block, block.maps, block, 4)
     budget = Budget(4, 0.06, 4, 0, "warm")
     errors = []
     for end in (None, finish):
         rule = StepRule(granularity, symmetric=symmetric)
-        witness, _ = fit_regression(block, block.maps, scheme, group_size, block, select, budget, end, rule)
-        assert (witness.quantized["w"].zero_point is None) == symmetric
-        assert witness.quantized["w"].granularity == granularity
-        codes = witness.quantized["w"].codes
+        replacement, _ = fit_regression(
+            block, block.maps, scheme, group_size, block, select, budget, end, rule
+        )
+        assert (replacement.quantized["w"].zero_point is None) == symmetric
+        assert replacement.quantized["w"].granularity == granularity
+        codes = replacement.quantized["w"].codes
         assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
-        errors.append(fvu(block, witness.weights(block.weight), select, 4, 8))
+        errors.append(fvu(block, replacement.weights(block.weight), select, 4, 8))
     assert errors[1] <= errors[0]
     if scheme.num_bits <= 4:
         assert errors[1] < 0.9 * errors[0]
@@ -93,13 +95,13 @@ def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, symmetric, group_
 
 def test_what_measures_worse_is_refused():
     block = Linear(1)
-    witness, _ = fit_regression(
+    replacement, _ = fit_regression(
         block, block.maps, SCHEMES["ternary"], None, block, block, Budget(0, 0.06, 4, 0, "warm")
     )
-    kept, error = Finish(block, block.maps, block, 4)(witness, 0.5, lambda _: 0.6)
-    assert kept is witness
+    kept, error = Refinement(block, block.maps, block, 4)(replacement, 0.5, lambda _: 0.6)
+    assert kept is replacement
     assert error == 0.5
-    assert Finish(block, (), block, 4)(witness, 0.5, lambda _: 0.1) == (witness, 0.5)
+    assert Refinement(block, (), block, 4)(replacement, 0.5, lambda _: 0.1) == (replacement, 0.5)
 
 
 def test_more_rounds_only_help(save_model, tmp_path):
@@ -123,10 +125,10 @@ def test_more_rounds_only_help(save_model, tmp_path):
         )
         errors = []
         for rounds in (0, 1, 2):
-            finish = Finish(block.block, residual, block, 4, rounds=rounds)
+            finish = Refinement(block.block, residual, block, 4, rounds=rounds)
 
-            def measured(witness):
-                return fvu(block.block, witness.weights(residual[0].weight), block, 4)
+            def measured(replacement):
+                return fvu(block.block, replacement.weights(residual[0].weight), block, 4)
 
             errors.append(finish(start, measured(start), measured)[1])
     assert errors[2] <= errors[1] < errors[0]

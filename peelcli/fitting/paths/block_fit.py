@@ -20,21 +20,21 @@ from torch import Tensor, nn
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.block import ModelBlock
-from peelcli.fitting.cached_states import HeldStates, StateData
+from peelcli.fitting.cached_states import CachedStates, StateData
 from peelcli.fitting.target_maps import TargetMap
 from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, PathScore, Reference
 from peelcli.references.head import fit_head
-from peelcli.references.interface import Budget, LinearMap, Witness
-from peelcli.references.micro_batches import SHARD
+from peelcli.references.interface import Budget, LinearMap, Replacement
+from peelcli.references.micro_batches import MICRO_BATCH
 from peelcli.references.peeled_block import BlockStarts, fit_block, residual_maps, start_weights
 from peelcli.references.regression import step_sizes
 from peelcli.runtime.batch_sizes import block_batch, free_memory, head_batch
 from peelcli.runtime.workers import in_parallel
 from peelcli.scoring.losses import token_losses
 from peelcli.storage.activations import ActivationFile
-from peelcli.storage.parts import load_witness, part_is_whole, read_part, write_part
+from peelcli.storage.parts import load_weights, part_is_whole, read_part, write_part
 from peelcli.storage.path_parts import part_name, read_path_part, write_path_part
 
 HEAD_RATE = 0.02  # relative to the size of the head's inputs
@@ -115,7 +115,7 @@ class BlockFit:
         self._unexplained: dict[TargetMap, float] = {}
         self._outcomes: dict[TargetMap, FitOutcome] = {}
         self._first: Tensor | None = None
-        self._held = HeldStates(acts, model.device, model.dtype)
+        self._held = CachedStates(acts, model.device, model.dtype)
 
     @property
     def num_fits(self) -> int:
@@ -135,8 +135,8 @@ class BlockFit:
         prefix = (*prepared.states.prefix, target)
         part = self.task.parts_dir / part_name("block", prefix)
         with self.model.block(layer) as module:
-            witness, outcome = self._fitted(part, prefix, prepared, module)
-            weights = witness.weights(next(module.parameters()))
+            replacement, outcome = self._fitted(part, prefix, prepared, module)
+            weights = replacement.weights(next(module.parameters()))
             values = self._run(ModelBlock(self.model, layer, module), prepared.states.values, weights)
         self.blocks[prefix], self._outcomes[prefix] = part, outcome
         self._unexplained[prefix] = self._left_over(values, target)
@@ -164,15 +164,15 @@ class BlockFit:
         return reference, part
 
     @staticmethod
-    def load(part: Path, reference: Reference) -> Witness:
+    def load(part: Path, reference: Reference) -> Replacement:
         """The weights in a part."""
-        return load_witness(part, reference)
+        return load_weights(part, reference)
 
     # -- one fit ----------------------------------------------------------------------------------------------------
 
     def _fitted(
         self, part: Path, prefix: TargetMap, prepared: Inputs, module: nn.Module, *, segment: bool = False
-    ) -> tuple[Witness, FitOutcome]:
+    ) -> tuple[Replacement, FitOutcome]:
         layer = prefix[0] if segment else len(prefix)
         scheme, group_size = self.task.schemes[layer - 1]
         kind = "segment" if segment else "path"
@@ -184,11 +184,11 @@ class BlockFit:
             )
             write_part(part, key, {reference: result})
         self._fits.add(part)
-        return load_witness(part, reference), read_part(part)[reference]
+        return load_weights(part, reference), read_part(part)[reference]
 
     def _fit(
         self, layer: int, target: int, prepared: Inputs, module: nn.Module, *, steps: int
-    ) -> tuple[Witness, FitOutcome]:
+    ) -> tuple[Replacement, FitOutcome]:
         block = ModelBlock(self.model, layer, module)
         batch = block_batch(self.acts.ids.shape[1], self.model.device)
         if layer not in prepared.starts:
@@ -306,6 +306,6 @@ class BlockFit:
     def _fit_head(self, data: Mapping[str, _HeadData], starts: Sequence[Tensor]) -> tuple[Tensor, FitOutcome]:
         most = 2**25 // (self.acts.ids.shape[1] * self.model.vocab_size)  # logits of 128 MB
         batch = max(1, min(HEAD_BATCH, most))
-        at_once = self.model.heads_at_once(self.acts.ids[:SHARD].numel())
+        at_once = self.model.heads_at_once(self.acts.ids[:MICRO_BATCH].numel())
         budget = Budget(self.task.head_steps, HEAD_RATE, batch, self.task.seed, "warm", at_once=at_once)
         return fit_head(data["fit"], data["select"], starts, budget)

@@ -17,8 +17,8 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.paths.block_fit import BlockFit, PeelTask, States
 from peelcli.fitting.target_maps import (
     NAMED,
-    Fitted,
-    Peeled,
+    BlockState,
+    FittedPath,
     TargetMap,
     all_maps,
     best_map,
@@ -42,7 +42,7 @@ FITS_PER_SEGMENT = 1.5
 
 
 @dataclass(frozen=True)
-class Asked:
+class WantedMaps:
     """What is to be peeled: maps in the order of their importance, then those that a search finds."""
 
     maps: tuple[TargetMap, ...]
@@ -50,7 +50,7 @@ class Asked:
     budget: float = math.inf  # seconds
 
 
-def asked_maps(names: Sequence[str], num_layers: int, budget: float = math.inf) -> Asked:
+def wanted_maps(names: Sequence[str], num_layers: int, budget: float = math.inf) -> WantedMaps:
     """The maps that settings such as ("last", "[1,3,3]", "search") name. Raises UsageError for one that is none."""
     maps: list[TargetMap] = []
     for name in names:
@@ -62,11 +62,11 @@ def asked_maps(names: Sequence[str], num_layers: int, budget: float = math.inf) 
             maps += [named_map(known, num_layers) for known in NAMED]
         elif name != "none":
             maps.append(named_map(name, num_layers))
-    return Asked(tuple(dict.fromkeys(maps)), "search" in names, budget)
+    return WantedMaps(tuple(dict.fromkeys(maps)), "search" in names, budget)
 
 
-def peel_steps(
-    model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: Asked
+def run_peeling(
+    model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: WantedMaps
 ) -> Generator[Progress, None, tuple[Paths, PathParts]]:
     """Peel what is asked for, the head control always; the record, and the parts of what it rests on.
 
@@ -76,7 +76,9 @@ def peel_steps(
 
 
 class _Stage:
-    def __init__(self, model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: Asked) -> None:
+    def __init__(
+        self, model: BlockwiseModel, acts: ActivationFile, task: PeelTask, asked: WantedMaps
+    ) -> None:
         self.model, self.acts, self.task, self.asked = model, acts, task, asked
         self.fit = BlockFit(model, acts, task)
         self.began = time.monotonic()
@@ -120,10 +122,10 @@ class _Stage:
             event = self._timed(next, walk, None)
             if event is None:
                 return
-            if isinstance(event, Fitted):
+            if isinstance(event, BlockState):
                 self.done += 1
                 yield self._progress(f"map {list(event.prefix)}")
-            elif isinstance(event, Peeled):
+            elif isinstance(event, FittedPath):
                 wanted.remove(event.target_map)
         self.left_out += [f"map {list(m)}: the budget was spent" for m in wanted]
 

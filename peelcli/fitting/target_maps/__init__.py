@@ -12,14 +12,14 @@ from peelcli.fitting.target_maps.maps import (
     subset_of_map,
 )
 from peelcli.fitting.target_maps.search import cheapest_maps, promising_maps, segments
-from peelcli.fitting.target_maps.walk import Fit, Fitted, Peeled, count_fits, peel, peel_all
+from peelcli.fitting.target_maps.walk import BlockState, Fit, FittedPath, count_fits, peel, peel_all
 
 __all__ = [
     "MOST_LAYERS_FOR_ALL",
     "NAMED",
     "Fit",
-    "Fitted",
-    "Peeled",
+    "BlockState",
+    "FittedPath",
     "TargetMap",
     "all_maps",
     "best_map",

@@ -30,14 +30,14 @@ class Fit(Protocol[State, Prepared, Weights]):
 
 
 @dataclass(frozen=True)
-class Fitted:
+class BlockState:
     """One more node of the prefix tree is fitted: the targets of layers 1…len(prefix)."""
 
     prefix: TargetMap
 
 
 @dataclass(frozen=True)
-class Peeled(Generic[Weights]):
+class FittedPath(Generic[Weights]):
     """One map, fitted from the bottom: the loss of its network, and the weights of layers 1…K that reach it."""
 
     target_map: TargetMap
@@ -53,7 +53,7 @@ def count_fits(maps: Iterable[TargetMap]) -> int:
 
 def peel(
     fit: Fit[State, Prepared, Weights], inputs: State, maps: Iterable[Sequence[int]]
-) -> Iterator[Fitted | Peeled[Weights]]:
+) -> Iterator[BlockState | FittedPath[Weights]]:
     """Fit every map from `inputs` (Z_0 = O_0), each prefix once; yield each fit, and each map at its end.
 
     The walk is depth-first, so that only one path's states and preparations are held. Among maps that branch at a
@@ -74,21 +74,21 @@ def peel(
             states.append(outputs)
             weights.append(solution)
             del outputs
-            yield Fitted(target_map[:layer])
+            yield BlockState(target_map[:layer])
         if len(prepared) < len(target_map):
             prepared.append(fit.prepare(states[-1]))
         bound, solution = fit.finish(prepared[-1])
         weights.append(solution)
-        yield Fitted(target_map)
-        yield Peeled(target_map, bound, tuple(weights), len(target_map) - shared)
+        yield BlockState(target_map)
+        yield FittedPath(target_map, bound, tuple(weights), len(target_map) - shared)
         before = target_map
 
 
 def peel_all(
     fit: Fit[State, Prepared, Weights], inputs: State, maps: Iterable[Sequence[int]]
-) -> list[Peeled[Weights]]:
+) -> list[FittedPath[Weights]]:
     """`peel` for those who don't watch: the maps alone."""
-    return [event for event in peel(fit, inputs, maps) if isinstance(event, Peeled)]
+    return [event for event in peel(fit, inputs, maps) if isinstance(event, FittedPath)]
 
 
 def _depth_first(maps: Iterable[Sequence[int]]) -> list[TargetMap]:

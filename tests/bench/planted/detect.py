@@ -52,10 +52,10 @@ def audited(case: Case, shared: Path, cache: Path) -> Path:
 
 def audit(directory: Path, extract: Any, fit: Any, home: Path) -> Path:
     """The fit that an audit ends with, its files under `home`; the states are let go."""
-    from peelcli.stages.audit import audit_steps
+    from peelcli.stages.audit import run_audit
     from peelcli.stages.workspace import Workspace
 
-    steps = audit_steps(directory, extract, fit, Workspace(home, directory))
+    steps = run_audit(directory, extract, fit, Workspace(home, directory))
     while True:
         try:
             next(steps)
