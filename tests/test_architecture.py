@@ -95,7 +95,6 @@ LONG_FUNCTIONS = {
     "stages.estimate.run_estimate",
 }
 MOST_ENTRIES, LONGEST_FILE, LONGEST_FUNCTION = 22, 400, 60
-NOT_MOVED: set[str] = set()  # they have no rule yet
 FILE_MODULES = {"os", "io", "pathlib", "shutil", "tempfile", "mmap", "glob", "safetensors", "h5py"}
 FILE_CALLS = {"open", "read_text", "read_bytes", "write_text", "write_bytes", "fromfile", "tofile", "memmap"}
 STREAMS = {"exit", "_exit", "stdout", "stderr"}
@@ -131,7 +130,7 @@ def rooms() -> dict[str, list[str]]:
     """Every room and its modules; without the package's own `__init__`."""
     found: dict[str, list[str]] = {}
     for module in modules():
-        if module != "__init__" and module.split(".")[0] not in NOT_MOVED:
+        if module != "__init__":
             found.setdefault(room_of(module, RULE), []).append(module)
     assert {"errors", "records", "cli", "quant", "report"} <= set(found)
     return found
@@ -239,7 +238,7 @@ def cycle(graph: dict[str, set[str]]) -> list[str]:
 def test_every_room_imports_only_what_the_rule_lets_it():
     for room, members in rooms().items():
         assert room in RULE, f"peelcli/{room} has no rule: give it one in RULE and in docs/architecture.md"
-        allowed = {room, *RULE[room], *EVERYBODY, *NOT_MOVED}
+        allowed = {room, *RULE[room], *EVERYBODY}
         for module in members:
             found = house_imports(tree_of(module), package_of(module))
             more = {other for other in found if not any(within(other, a) for a in allowed)}
@@ -296,7 +295,7 @@ def test_nothing_numerical_is_written_in_stages():
 
 def test_few_rooms_at_the_top():
     entries = {path.name for path in PACKAGE.iterdir()} - {"__pycache__", "py.typed"}
-    assert len(entries) <= MOST_ENTRIES + len(NOT_MOVED), sorted(entries)
+    assert len(entries) <= MOST_ENTRIES, sorted(entries)
 
 
 def test_no_file_and_no_function_is_longer_than_a_reader_can_hold():
