@@ -46,7 +46,7 @@ def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
         except torch.OutOfMemoryError:
             raise
         except LIBRARY_ERRORS as error:
-            why = f"block {layer} cannot run by itself ({library_words(error)})"
+            why = f"block {layer} cannot run on the hidden states alone ({library_words(error)})"
             raise _refusal(model, why) from error
         if _differ(ours, plain, model.dtype):
             raise _refusal(model, f"block {layer} by itself gives other states than in a plain forward pass")

@@ -25,6 +25,8 @@ def extract(checkpoint: Checkpoint, configs: Configs, console: Console) -> int:
     settings = configs[ExtractConfig]
     workspace = workspace_for(checkpoint, None)
     opened = console.drive(open_and_scan(checkpoint, workspace, configs[TrainedSchemeConfig]))
+    for finding in opened.scan.findings:  # a fit's report shows them; a file of states has none
+        console.warn(finding.message)
     path = console.drive(run_extract(opened, settings, workspace, settings.output))
     console.written(path)
     return 0

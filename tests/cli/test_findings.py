@@ -71,3 +71,15 @@ def test_what_lies_beside_a_checkpoint_is_looked_at_anew_where_the_fit_is_kept(
     again = audited(base, "noted", "padded.npy", "-f", "json")
     assert "fit" not in again.stages
     assert [f["kind"] for f in again.runs[0]["findings"]] == ["padding", "unused-tensors", "other-weights"]
+
+
+def test_an_extraction_alone_warns_of_what_lies_beside(base: Path, tmp_path: Path) -> None:
+    beside = Path(shutil.copytree(base / "sound", tmp_path / "beside"))
+    (beside / "consolidated.00.pth").write_bytes(b"x")
+    budget = ("--seq-len", "16", "--fit-tokens", "128", "--select-tokens", "128", "--eval-tokens", "256")
+    done = peel(
+        tmp_path, "extract", beside, "--data", base / "padded.npy", *budget, "-o", tmp_path / "acts.h5"
+    )
+    assert done.code == 0
+    assert "warning: " in done.err
+    assert "consolidated.00.pth" in done.err
