@@ -64,7 +64,9 @@ def build_skeleton(files: CheckpointFiles) -> tuple[Any, nn.Module, str]:
             skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
         blocks = find_blocks(skeleton, layer_counts(config))
     positions = stated(text_config(config), "max_position_embeddings")
-    if positions is not None and not (isinstance(positions, int) and positions > 0):
+    # XLNet, which knows no limit, says −1 of itself; a file has no reason to.
+    is_no_limit = positions == -1 and "max_position_embeddings" not in files.config
+    if positions is not None and not is_no_limit and not (isinstance(positions, int) and positions > 0):
         raise CheckpointError(
             f"{files.directory / 'config.json'}: max_position_embeddings is {positions!r}, expected a number "
             "above 0. Correct config.json."

@@ -68,11 +68,13 @@ def run_case(
     checkpoint: Path, seq_len: int, num_tokens: int, repeats: int, scratch: Path
 ) -> dict[str, list[Timing]]:
     """Timings of A and B, `repeats` each in turn after one of each unmeasured, and of the parts of A."""
-    import peelcli.stages.audit as audit
+    import torch
+
     from peelcli.config import ExtractConfig
-    from peelcli.stages import extract as extract_module
-    from peelcli.stages import inspection as opened_module
-    from peelcli.stages import open_model
+    from peelcli.runtime.batch_sizes import block_batch
+    from peelcli.stages.extract import run_extract
+    from peelcli.stages.inspection import open_and_scan
+    from peelcli.stages.open_model import open_model
     from peelcli.stages.workspace import Workspace
     from peelcli.storage.activations import ActivationFile
 
@@ -82,14 +84,14 @@ def run_case(
     workspace = Workspace(scratch / "work", checkpoint)
     path, target = scratch / "acts.h5", scratch / "plain.states"
     found: dict[str, list[Timing]] = {"A": [], "B": [], "scan": [], "open the model": [], "describe": []}
-    found["scan"].append(timed(lambda: drive(opened_module.open_and_scan(checkpoint, workspace))))
-    opened = drive(opened_module.open_and_scan(checkpoint, workspace))
-    extract = lambda: drive(extract_module.run_extract(opened, settings, workspace, path))  # noqa: E731
+    found["scan"].append(timed(lambda: drive(open_and_scan(checkpoint, workspace))))
+    opened = drive(open_and_scan(checkpoint, workspace))
+    extract = lambda: drive(run_extract(opened, settings, workspace, path))  # noqa: E731
     extract()
     acts = ActivationFile(path)
     ids, stored = acts.ids, len(acts.stored)
     acts.close()
-    plain = lambda: plain_pass(checkpoint, ids, audit.TOKENS_A_BATCH // seq_len, target)  # noqa: E731
+    plain = lambda: plain_pass(checkpoint, ids, block_batch(seq_len, torch.device("cpu")), target)  # noqa: E731
     written, expected = plain(), path.stat().st_size
     if not 0.95 < written / expected <= 1:  # HDF5 adds a little; the last state is the one that both end with
         raise SystemExit(
@@ -98,10 +100,8 @@ def run_case(
     for _ in range(repeats):
         found["A"].append(timed(extract))
         found["B"].append(timed(plain))
-    model = open_model.open_model(opened, settings, workspace)
-    found["open the model"] += [
-        timed(lambda: open_model.open_model(opened, settings, workspace)) for _ in range(3)
-    ]
+    model = open_model(opened, settings, workspace)
+    found["open the model"] += [timed(lambda: open_model(opened, settings, workspace)) for _ in range(3)]
     found["describe"] += [timed(lambda: grids(model, opened.stored_bits)) for _ in range(3)]
     return found
 
@@ -111,7 +111,7 @@ def grids(model, stored_bits: float) -> None:  # type: ignore[no-untyped-def]
     from peelcli.fitting.layer_weights import layer_grid
 
     for layer in range(1, model.num_layers + 1):
-        layer_grid(model, layer, stored_bits)
+        layer_grid(model, layer, stored_bits, model.read_weights(layer))
 
 
 def child(case: str, repeats: int) -> None:
