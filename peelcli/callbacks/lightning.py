@@ -11,10 +11,10 @@ from peelcli.callbacks.audit_process import AuditProcess, Outcome, warn_of
 try:
     from lightning.pytorch import Callback
 except ImportError:
-    from pytorch_lightning import Callback  # type: ignore[assignment,no-redef]
+    from pytorch_lightning import Callback  # type: ignore[assignment]
 
 
-class PeelLightningCallback(Callback):  # type: ignore[misc]  # untyped where Lightning is not installed
+class PeelLightningCallback(Callback):
     """Audits the model whenever Lightning saves a checkpoint, in a process of its own.
 
         Trainer(..., callbacks=[ModelCheckpoint(...), PeelLightningCallback(data="text.txt", tokenizer=tokenizer)])

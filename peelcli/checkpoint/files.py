@@ -97,7 +97,8 @@ def head_of(files: CheckpointFiles) -> Path:
 def read_tensor(info: TensorInfo, rows: slice | None = None) -> torch.Tensor:
     """The contents of one tensor, or of a slice of its first dimension, on the CPU, in its own dtype."""
     with FORMATS[_format(info.file)].opened(info.file) as read:
-        return read(info.name, rows)
+        tensor: torch.Tensor = read(info.name, rows)
+    return tensor
 
 
 def _format(file: Path) -> str:
@@ -254,7 +255,7 @@ def require_decoder_only(config: dict[str, Any]) -> None:
             raise _unsuited(config, f"is a multimodal model; save its language model ({inner!r}) alone")
         if model_type in seq2seq:
             raise _unsuited(config, "is an encoder-decoder model")
-        if model_type in auto.CONFIG_MAPPING_NAMES:
+        if model_type in auto.CONFIG_MAPPING_NAMES:  # type: ignore[attr-defined]
             raise _unsuited(config, f"has no causal language model in transformers {version}")
         remote = "; the checkpoint brings its own code, which is not run" if config.get("auto_map") else ""
         raise _unsuited(

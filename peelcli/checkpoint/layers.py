@@ -79,7 +79,7 @@ def _size(family: _Family) -> int:
 def _nearest(
     files: CheckpointFiles, families: dict[str, _Family], counts: list[int]
 ) -> tuple[str, int, list[Finding]]:
-    """Where no family is as the config says: what to make of the largest. (prefix, layers in it, findings)"""
+    """Where no family is as the config says: what to make of the largest: (prefix, layers in it, findings)."""
     prefix = max(families, key=lambda p: _size(families[p]), default="")
     family = families.get(prefix, {})
     said = " or ".join(map(str, counts)) or "no number"

@@ -16,8 +16,11 @@ from torch import Size, Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a model's own layout has n_seq and seq_len (`axes`), the sizes of its other axes in order (`rest`), and
-    how many positions it has before the first token (`before`)."""
+    """A model's own layout of hidden states.
+
+    axes: where n_seq and seq_len are. rest: the sizes of its other axes, in order. before: how many positions it has
+    before the first token.
+    """
 
     axes: tuple[int, int] = (0, 1)
     rest: tuple[int, ...] = ()
@@ -70,4 +73,5 @@ class Layout:
             own, first = rows[..., :width], rows[..., width:]
             first = first.unflatten(2, (-1, width)).movedim(2, 1).flatten(1, 2)
             rows = torch.cat([first[:, : self.before], own], dim=1)
-        return rows.unflatten(2, self.rest).movedim((0, 1), self.axes)
+        unfolded: Tensor = rows.unflatten(2, self.rest)
+        return unfolded.movedim((0, 1), self.axes)

@@ -98,7 +98,7 @@ class BlockwiseModel:
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
         self._asked = Asked()
         for index, block in enumerate(self._blocks):
-            block.forward = unless_asked(block.forward, index, self._asked)  # type: ignore[method-assign]
+            block.forward = unless_asked(block.forward, index, self._asked)
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is not None:
             matrix.register_forward_pre_hook(self._asked.turn)
@@ -322,7 +322,8 @@ class BlockwiseModel:
         with self._stand_ins(lambda index: forward):
             self._asked.head = head
             try:
-                return self.model(input_ids=ids.to(self.device), use_cache=False).logits
+                logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
+                return logits
             finally:
                 self._asked.head = None
 

@@ -76,7 +76,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _header(file: Path) -> dict[str, dict]:
+def _header(file: Path) -> dict[str, dict[str, Any]]:
     """The JSON at the head of the file, after a check that as many bytes follow as it promises."""
     size = file.stat().st_size
     with file.open("rb") as stream:
@@ -93,7 +93,7 @@ def _header(file: Path) -> dict[str, dict]:
         raw = stream.read(length)
     _require_filled(file, raw.count(b'"dtype"'), size - 8 - length)
     try:
-        header = json.loads(raw)
+        header: dict[str, dict[str, Any]] = json.loads(raw)
         if raw.count(b'"dtype"') != len(header.keys() - {"__metadata__"}):
             json.loads(raw, object_pairs_hook=_once)  # takes several times as long
         ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

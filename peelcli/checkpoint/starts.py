@@ -31,7 +31,7 @@ def initial_vectors(model: nn.Module, block: nn.Module) -> dict[str, float]:
                 p.fill_(math.nan)  # what the family does not set stays unknown
             for m in fresh.modules():
                 m.__dict__.pop("_is_hf_initialized", None)
-            model._init_weights(fresh)  # type: ignore[no-untyped-call]
+            model._init_weights(fresh)
             for n in vectors:
                 value = dict(fresh.named_parameters(recurse=False))[n].float()
                 if len(value) and bool((value == value[0]).all()):

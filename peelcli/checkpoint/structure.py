@@ -99,10 +99,13 @@ def find_blocks(model: nn.Module, counts: Sequence[int]) -> str:
             if isinstance(module, nn.ModuleList) and len(module) == count
         ]
         # The blocks hold the most parameters; an inner list of the same length (experts) is inside one of them.
-        outer = [(size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)]
+        outer: list[tuple[int, str]] = [
+            (size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)
+        ]
         if outer:
             # What reads images or sound is never run on text.
-            return max([found for found in outer if not _OTHER_SENSES.search(found[1])] or outer)[1]
+            _, name = max([found for found in outer if not _OTHER_SENSES.search(found[1])] or outer)
+            return name
     raise CheckpointError(
         f"{type(model).__name__} has no list of {' or '.join(map(str, counts))} blocks: expected a ModuleList whose "
         "length is num_hidden_layers. peel audits decoder-only transformers with one list of blocks."

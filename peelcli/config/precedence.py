@@ -16,7 +16,7 @@ Section = TypeVar("Section")
 class Configs(dict[type, Any]):
     """The resolved sections by class: `configs[FitConfig]` is a FitConfig."""
 
-    def __getitem__(self, section: type[Section]) -> Section:  # type: ignore[override]
+    def __getitem__(self, section: type[Section]) -> Section:
         found: Section = super().__getitem__(section)
         return found
 

@@ -77,7 +77,7 @@ class StateData:
 
     def __len__(self) -> int:
         """How many sequences there are."""
-        return self._rows.stop - self._rows.start
+        return len(range(self._rows.start, self._rows.stop))
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The sequences `rows`, counted from the start of the part."""

@@ -76,7 +76,7 @@ def start_scale(
 
 
 def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
-    """groups (n, width), filled up with zeros beyond `widths` (n,) → steps (n,)."""
+    """Steps (n,) of groups (n, width), which are filled up with zeros beyond `widths` (n,)."""
     if scheme.name == "binary":
         return groups.abs().sum(-1) / widths
     if scheme.name == "ternary":
@@ -85,8 +85,11 @@ def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:
 
 
 def _ternary_step(groups: Tensor) -> Tensor:
-    """The exact optimum. With k weights nonzero the best are the k largest, at their mean magnitude, and the
-    squared error falls by (their sum)² / k; so the best k is had from one sort and one running sum."""
+    """The step of least squared error, exactly.
+
+    With k weights nonzero the best are the k largest, at their mean magnitude. The squared error then falls by
+    (their sum)² / k, so one sort and one running sum give the best k.
+    """
     magnitudes = groups.abs().sort(dim=-1, descending=True).values
     totals = magnitudes.cumsum(-1)  # (n, width)
     counts = torch.arange(1, groups.shape[-1] + 1, device=groups.device)

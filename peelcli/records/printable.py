@@ -44,10 +44,10 @@ def is_visible(char: str) -> bool:
 
 
 def printable(text: str, longest: int = LONGEST, tail: int = 0) -> str:
-    """`text` in one line, without control characters, terminal escapes and direction marks, and not too long.
+    r"""`text` in one line, without control characters, terminal escapes and direction marks, and not too long.
 
-    What is not visible is written as Python writes it (`\\x1b`, `\\n`, `\\u202e`, `\\udc80`), and so is what a CI
-    runner would read as a command (`:\\x3aerror:\\x3a`). Of text longer than `longest` the last `tail` characters are
+    What is not visible is written as Python writes it (`\x1b`, `\n`, `\u202e`, `\udc80`), and so is what a CI
+    runner would read as a command (`:\x3aerror:\x3a`). Of text longer than `longest` the last `tail` characters are
     kept too: the end of a message says what to do.
     """
     if len(text) <= longest:

@@ -28,7 +28,9 @@ def orthogonalized(matrix: Tensor, iterations: int = ITERATIONS) -> Tensor:
     d_out = matrix.shape[-2]
     count = -(-d_out // BLOCK_ROWS)
     size = -(-d_out // count)
-    x = nn.functional.pad(matrix.float(), (0, 0, 0, count * size - d_out)).unflatten(-2, (count, size))
+    x: Tensor = nn.functional.pad(matrix.float(), (0, 0, 0, count * size - d_out)).unflatten(
+        -2, (count, size)
+    )
     tall = size > matrix.shape[-1]
     x = x.mT if tall else x  # the smaller side's products are cheaper
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-30)

@@ -83,7 +83,8 @@ def pieces_of(maps: Sequence[LinearMap], attention: Sequence[str], head_dim: int
 
 def by_matrix(pieces: Sequence[Pieces]) -> Tensor:
     """What mixes the factors of the pieces into one a matrix: (m, number of matrices)."""
-    return torch.block_diag(*(torch.ones(p.count, 1, dtype=torch.float64) for p in pieces))
+    mixing: Tensor = torch.block_diag(*(torch.ones(p.count, 1, dtype=torch.float64) for p in pieces))
+    return mixing
 
 
 def of_matrices(pieces: Sequence[Pieces], names: Sequence[str]) -> Tensor:
@@ -130,7 +131,7 @@ def newton_step(found: Slopes) -> Tensor:
     own = information.diagonal()
     information = torch.diag(own) + (information - torch.diag(own)) * n / (n + m)
     ridge = torch.diag(_RIDGE * own + 1.0 / (_SPREAD**2 * found.num_tokens))
-    step = -torch.linalg.solve(information + ridge, found.gradients.mean(0))
+    step: Tensor = -torch.linalg.solve(information + ridge, found.gradients.mean(0))
     return step.clamp(-FARTHEST, FARTHEST).float()
 
 

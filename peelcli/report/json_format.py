@@ -59,7 +59,10 @@ def render_json(
 
 def report_schema() -> dict[str, Any]:
     """The published JSON Schema (draft 2020-12) of what `render_json` returns."""
-    return json.loads(files("peelcli.report").joinpath("schema.json").read_text(encoding="utf-8"))
+    schema: dict[str, Any] = json.loads(
+        files("peelcli.report").joinpath("schema.json").read_text(encoding="utf-8")
+    )
+    return schema
 
 
 def _run(result: AuditResult, shown: frozenset[int]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def render_junit(results: Sequence[AuditResult], *, top: int | None = None, **_p
     for number, result in enumerate(results):
         root.append(_suite(result, number, now, shown))
     ElementTree.indent(root)
-    text = ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True).decode("ascii")
+    text: str = ElementTree.tostring(root, encoding="us-ascii", xml_declaration=True).decode("ascii")
     return text.rstrip("\n") + "\n"
 
 

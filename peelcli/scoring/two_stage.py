@@ -21,7 +21,7 @@ _ANY = FitOutcome("none", 0, True, "")
 def part_stride(acts: ActivationFile) -> int:
     """Every so-manyth sequence of `eval` is enough where little is asked of a figure; never too few to say anything."""
     rows = acts.rows["eval"]
-    return max(1, min(PART, (rows.stop - rows.start) // Policy.min_sequences))
+    return max(1, min(PART, len(range(rows.start, rows.stop)) // Policy.min_sequences))
 
 
 def run_measurement(

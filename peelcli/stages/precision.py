@@ -177,7 +177,7 @@ def _patterns(found: object) -> tuple[str, ...] | None:
 
 
 def _converts(left_out: tuple[str, ...] | None, module: str, in_block: bool) -> bool:
-    """transformers' rule: a pattern leaves out what it matches up to the end of a part of the name, or ends."""
+    """Apply the rule of transformers: a pattern leaves out what it matches up to a part's end, or what it ends."""
     if left_out is None:
         return in_block
     return not any(

@@ -39,7 +39,7 @@ def unpack_rows(words: Tensor, num_bits: int, count: int) -> Tensor:
     raw = words.flatten().view(torch.uint8).view(len(words), -1)
     if 8 % num_bits == 0:
         shifts = torch.arange(0, 8, num_bits, dtype=torch.uint8)
-        codes = (raw.unsqueeze(-1) >> shifts) & (2**num_bits - 1)
+        codes: Tensor = (raw.unsqueeze(-1) >> shifts) & (2**num_bits - 1)
         return codes.reshape(len(raw), -1)[:, :count]
     places = torch.arange(8, dtype=torch.uint8)
     weights = 1 << torch.arange(num_bits, dtype=torch.uint8)

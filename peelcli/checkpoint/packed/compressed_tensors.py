@@ -187,7 +187,8 @@ def _codes(name: str, packed: Tensor, bits: int, count: int, gaps: bool) -> Tens
         codes = ((packed.unsqueeze(-1) >> shifts) & (2**bits - 1)).flatten(1)[:, :count]
     else:
         codes = unpack_rows(packed, bits, count)
-    return (codes.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)
+    signed: Tensor = codes.to(torch.int16) - 2 ** (bits - 1)
+    return signed.to(torch.int8)
 
 
 def _decode_bytes(name: str, declared: tuple[object, object], parts: Parts) -> Codes:

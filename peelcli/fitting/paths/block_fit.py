@@ -234,7 +234,7 @@ class BlockFit:
             error += float((values[some].double() - wanted).square().sum())
             power += float(wanted.square().sum())
             total += wanted.sum((0, 1))
-        count = (rows.stop - rows.start) * values.shape[1]
+        count = len(range(rows.start, rows.stop)) * values.shape[1]
         return error / max(power - float(total.square().sum()) / count, 1e-30)
 
     # -- states and heads ---------------------------------------------------------------------------------------------

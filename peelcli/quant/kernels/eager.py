@@ -189,4 +189,5 @@ def upper_factor(hessian: Tensor) -> Tensor:
 
     `hessian` must be positive definite; torch.linalg.LinAlgError where it is not.
     """
-    return torch.linalg.cholesky(hessian.flip(0, 1).double()).to(hessian.dtype).flip(0, 1)
+    lower: Tensor = torch.linalg.cholesky(hessian.flip(0, 1).double())
+    return lower.to(hessian.dtype).flip(0, 1)

@@ -90,7 +90,7 @@ class _FakeQuantize(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         weight, scale, levels = ctx.saved_tensors
         d_weight, d_scale = torch.empty_like(weight), torch.empty_like(scale)
         rows = weight.numel() // weight.shape[-1]
@@ -128,4 +128,6 @@ def fake_quantize(
     size = weight.shape[-1] if group_size is None else group_size
     kind = SIGN if levels == (-1, 1) else WHOLE if are_even(levels) else LISTED
     ends = (float(levels[0]), float(levels[-1]), *reach)
-    return _FakeQuantize.apply(weight, scale, _table(levels, weight.device), size, ends, kind)
+    table = _table(levels, weight.device)
+    rounded: Tensor = _FakeQuantize.apply(weight, scale, table, size, ends, kind)  # type: ignore[no-untyped-call]
+    return rounded
