@@ -27,7 +27,7 @@ def judge_damaged(
         others = max((gain for n, gain in gains.items() if n != layer), default=0.0)
         score = gains[layer] / others if layer in gains and others > 0 else None
         if score is not None:
-            score = max(score, 1.0) if layer == blamed else min(score, 0.9)
+            score = max(score, 1.0) if layer == blamed else min(score, policy.found_score)
         facts = replace(facts_of(layer), score=score)
         if layer == blamed:
             verdict = words.challenged(layer, excess[layer], facts)

@@ -14,10 +14,6 @@ from peelcli.verdict.policy import Policy
 from peelcli.verdict.statistics import Interval, holm_of, p_greater, paired_interval
 from peelcli.verdict.weight_norms import most_unlike, relative_size
 
-_LIKE_BITS = (
-    0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another
-)
-
 
 @dataclass(frozen=True)
 class Gain:
@@ -58,7 +54,9 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Gain]:
     for score in scores:
         layer = score.reference.layer
         bits = own_bits(run, layer)
-        others = [g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - _LIKE_BITS]
+        others = [
+            g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - policy.same_precision_bits
+        ]
         if len(others) < 2:
             continue
         usual = float(np.median([g.mean() for g in others]))

@@ -11,12 +11,11 @@ import numpy as np
 
 from peelcli.records import Run, Score
 from peelcli.verdict.distance_from_init import untouched_parts, young_parts
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import PLAIN_BITS, SAME_BITS, TINY, Policy
 from peelcli.verdict.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.weight_norms import relative_size
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
-_SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def cheapest(e: Evidence) -> tuple[float, str]:
 
 def distance(e: Evidence) -> float:
     """How far the cost of a reference lies above a match, in units of what it usually costs."""
-    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)
+    return (e.cost.mean - e.margin) / max(e.usual, TINY)
 
 
 def group_of(score: Score) -> tuple[object, ...]:
@@ -97,7 +96,7 @@ def in_class(run: Run, score: Score) -> bool:
         return False
     if r.scheme is not None and r.scheme != run.scheme:
         return False  # the ladder serves effective_bits only
-    return r.bits <= own_bits(run, r.layer) + _SAME_BITS
+    return r.bits <= own_bits(run, r.layer) + SAME_BITS
 
 
 def is_lighter(run: Run, score: Score) -> bool:
@@ -106,13 +105,13 @@ def is_lighter(run: Run, score: Score) -> bool:
     Free weights (`fp`) that start from the trained ones are the trained ones, whatever precision they are stored in.
     """
     r = score.reference
-    fewer = r.bits < own_bits(run, r.layer) - _SAME_BITS and r.scheme != "fp"
+    fewer = r.bits < own_bits(run, r.layer) - SAME_BITS and r.scheme != "fp"
     return fewer or score.fit.start == "fresh"
 
 
 def own_bits(run: Run, layer: int) -> float:
     """Bits per weight that the layer itself has."""
-    return run.layer_bits[layer - 1] if run.layer_bits else 16.0
+    return run.layer_bits[layer - 1] if run.layer_bits else PLAIN_BITS
 
 
 def fair_share(run: Run) -> float:
@@ -131,7 +130,7 @@ def foreign_allowance(policy: Policy, mismatch: float) -> float:
     On foreign text a sound layer is surpassed, too: any blunter network is less sure of itself, and so less wrong
     (measured on Shakespeare, 2.9 nats foreign to the sound 5-layer model: ternary references gain up to 0.09 nats).
     """
-    ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, 1e-12)
+    ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, TINY)
     return policy.foreign_share * mismatch * min(1.0, max(0.0, ramp))
 
 

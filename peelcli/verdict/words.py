@@ -10,11 +10,9 @@ import numpy as np
 from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
 from peelcli.verdict.end_to_end_gains import Gain
 from peelcli.verdict.evidence import Evidence
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import BROKEN_SCORE, Policy
 from peelcli.verdict.statistics import Interval
 
-LIKE = 0.1  # natural logarithm of relative sizes that are no news
-BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
 _PARTS = {None: "the block", "attention": "its attention", "mlp": "its MLP"}
 
 IMPROVE = (
@@ -168,7 +166,7 @@ def challenged(layer: int, x: Gain, facts: Facts) -> LayerVerdict:
     """Training this layer alone gains far more than training any other."""
     more = x.interval
     unlike = ""
-    if abs(x.size) > LIKE:
+    if abs(x.size) > Policy.like_size:
         how = "larger" if x.size > 0 else "smaller"
         unlike = f" Its weights are {abs(np.expm1(x.size)):.0%} {how} than those of the other layers."
     if x.travel is not None:
