@@ -62,10 +62,8 @@ def _turning_point(run: Run, policy: Policy) -> int:
     """
     until = {
         s.reference.layer - 1: s
-        for s in run.scores
-        if s.reference.kind == "identity"
-        and (s.reference.target, s.reference.sublayer) == (run.num_layers, None)
-        and is_usable(s)
+        for s in run.scores_of("identity")
+        if (s.reference.target, s.reference.sublayer) == (run.num_layers, None) and is_usable(s)
     }
     for layer in range(1, run.num_layers + 1):
         before, after = until.get(layer - 1), until.get(layer)

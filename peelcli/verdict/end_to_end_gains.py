@@ -42,7 +42,7 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Gain]:
     neighbours rise with it, and their weights are like those of the sound layers. One that has hardly been moved need
     only gain more than they do.
     """
-    scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
+    scores = [s for s in run.scores_of("challenge") if is_usable(s)]
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
     drops = {
         s.reference.layer: _added(run, s)
@@ -124,16 +124,12 @@ Part = tuple[int, str | None]  # a layer and its sublayer, None for the block
 
 def rescale_excess(run: Run, policy: Policy) -> dict[Part, Gain]:
     """The excess of every part's rescale over so many times the best of the other layers', where there are two."""
-    scores = {
-        (s.reference.layer, s.reference.sublayer): s
-        for s in run.scores
-        if s.reference.kind == "rescale" and is_usable(s)
-    }
+    scores = {(s.reference.layer, s.reference.sublayer): s for s in run.scores_of("rescale") if is_usable(s)}
     gains = {part: np.subtract(s.beside(run.nll_eval), s.nll_eval) for part, s in scores.items()}
     drops = {
         (s.reference.layer, s.reference.sublayer): _added(run, s)
-        for s in run.scores
-        if s.reference.kind == "identity" and s.reference.target == s.reference.layer and is_usable(s)
+        for s in run.scores_of("identity")
+        if s.reference.target == s.reference.layer and is_usable(s)
     }
     found = {}
     for (layer, part), score in scores.items():

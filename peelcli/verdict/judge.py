@@ -69,8 +69,8 @@ def judge(run: Run, policy: Policy | None = None) -> AuditResult:
 
 
 def _judge_layers(run: Run, policy: Policy) -> list[LayerVerdict]:
-    broken = {f.layer: f for f in reversed(run.findings) if f.kind == "non-finite" and f.layer}
-    if any(f.kind == "non-finite" for f in run.findings):
+    broken = {f.layer: f for f in reversed(run.findings) if f.is_non_finite and f.layer}
+    if any(f.is_non_finite for f in run.findings):
         return [words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers]
     return _measured(run, policy)
 

@@ -21,7 +21,7 @@ from peelcli.verdict.zones import judge_paths, path_notes
 
 def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
     """Loss, how well the text fits, and what concerns all layers alike."""
-    broken = any(f.kind == "non-finite" for f in run.findings)
+    broken = any(f.is_non_finite for f in run.findings)
     if not run.nll_eval:
         return NetworkVerdict(None, None, None, ("broken",) if broken else ())
     ce, entropy = float(np.mean(run.nll_eval)), float(np.mean(run.entropy_eval))
@@ -82,9 +82,7 @@ def _precision_note(run: Run, policy: Policy) -> list[str]:
 
 
 def _adaptation_note(run: Run, policy: Policy) -> list[str]:
-    gains = [
-        np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores if s.reference.kind == "challenge"
-    ]
+    gains = [np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores_of("challenge")]
     gains = [g for g in gains if np.isfinite(g)]
     if len(gains) < 2 or np.median(gains) < policy.adaptation_floor:
         return []
@@ -97,8 +95,8 @@ def _adaptation_note(run: Run, policy: Policy) -> list[str]:
 def _rollback_note(run: Run, policy: Policy) -> list[str]:
     """Where the blocks of one earlier step do better in most layers, the step that did so most."""
     gains: dict[str, list[float]] = {}
-    for score in run.scores:
-        if score.reference.kind == "rollback" and np.isfinite(score.nll_eval).all():
+    for score in run.scores_of("rollback"):
+        if np.isfinite(score.nll_eval).all():
             gain = float(np.mean(run.nll_eval) - np.mean(score.nll_eval))
             gains.setdefault(origin(score.reference), []).append(gain)
     medians = {

@@ -64,8 +64,8 @@ class Policy:
     unsettled_factor: float = 2.0
     """A layer is undecided where a fit that had not converged costs less than this many times the margin."""
     surpassed_floor: float = 0.005
-    """Nats by which the loss must fall at least for a reference to surpass a layer. A sound attention or MLP may do better
-    in few bits by less (by .0035 measured)."""
+    """Nats by which the loss must fall at least for a reference to surpass a layer. In few bits a sound attention or
+    MLP may do better by less (by .0035 measured)."""
     rollback_floor: float = 0.001
     """Nats by which the loss must fall at least with an older block. It is not fitted, so it gains by nothing else."""
     challenge_floor: float = 0.01
@@ -118,8 +118,8 @@ class Policy:
     wreck_lead: float = 1.15
     """In a damaged network the layer at fault gains this many times what any other layer gains, trained alone."""
     wreck_size: float = 0.44
-    """Where no repair stands out in a damaged network, one layer is at fault if its weights differ in size from the others'
-    by more than this (natural logarithm) and no other's differ nearly as much (see `wreck_unlike`)."""
+    """Where no repair stands out in a damaged network, one layer is at fault if its weights differ in size from the
+    others' by more than this (natural logarithm) and no other's differ nearly as much (see `wreck_unlike`)."""
     wreck_unlike: float = 1.5
     """In a damaged network, the weights of the layer at fault differ in size this many times as much as any other's."""
     head_floor: float = 0.1
@@ -130,7 +130,7 @@ class Policy:
     """Without a new flag a layer has regressed where what its reference costs has fallen by more than this share and by
     `grown_floor`."""
     grown_floor: float = 0.01
-    """Without a new flag a layer has regressed only where its reference costs fewer nats than before by more than this."""
+    """Without a new flag a layer has regressed only where its reference's cost has fallen by more nats than this."""
     min_sequences: int = 8
     """Fewer sequences on `eval` decide nothing."""
     found_score: float = 0.9

@@ -55,7 +55,9 @@ def left_open(run: Run, policy: Policy) -> dict[str, Score]:
         return {}
     total = len(run.nll_eval)
     asked = [
-        s for s in run.scores if s.reference.kind in SCREENED and is_usable(s) and not _is_ladder(run, s)
+        s
+        for s in run.scores
+        if s.reference.kind in SCREENED and is_usable(s) and not s.reference.orders_schemes(run.scheme)
     ]
     parts = {s.reference.key: s for s in asked if len(s.nll_eval) < total}
     if not parts:
@@ -64,11 +66,6 @@ def left_open(run: Run, policy: Policy) -> dict[str, Score]:
     cut = [s if s.reference.key in parts else _cut(s, stride) for s in asked]
     keys = settled(cut, run.nll_eval, run.unigram_ce, run.num_layers, policy)
     return {k: s for k, s in parts.items() if k not in keys or len(s.nll_eval) < policy.min_sequences}
-
-
-def _is_ladder(run: Run, score: Score) -> bool:
-    """Whether it orders the schemes alone, and decides nothing: it has a part of `eval` under any policy."""
-    return score.reference.kind == "direct" and score.reference.scheme != run.scheme
 
 
 def _cut(score: Score, stride: int) -> Score:
@@ -94,7 +91,7 @@ def settled(
         groups.setdefault(group_of(s), []).append(s.reference)
     found: set[str] = set()
     for group in groups.values():
-        if group[0].kind == "exchange":
+        if group[0].is_exchange:
             found |= {r.key for r in group if lowest[r][0] > -policy.surpassed_floor}
         elif group[0].kind == "rescale":  # each layer's is set beside the others'
             if all(lowest[r][0] > -policy.rescale_floor for r in group):

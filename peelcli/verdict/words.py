@@ -13,6 +13,14 @@ from peelcli.verdict.evidence import Evidence
 from peelcli.verdict.policy import BROKEN_SCORE, Policy
 from peelcli.verdict.statistics import Interval
 
+_IN_PLACE = {
+    "identity": "{part} dropped",
+    "span": "one {r.scheme} block for layers {r.layer}-{r.target}",
+    "challenge": "the block trained on alone",
+    "rescale": "{part}'s matrices rescaled",
+    "rollback": "the block of {origin}",
+    "exchange": "layers {r.layer} and {r.target} in each other's place",
+}
 _PARTS = {None: "the block", "attention": "its attention", "mlp": "its MLP"}
 
 IMPROVE = (
@@ -57,20 +65,8 @@ class Facts:
 
 def stand_in(reference: Reference) -> str:
     """A reference in words, such as "its attention in ternary"."""
-    part = _PARTS[reference.sublayer]
-    if reference.kind == "identity":
-        return f"{part} dropped" if reference.sublayer else "the block dropped"
-    if reference.kind == "span":
-        return f"one {reference.scheme} block for layers {reference.layer}-{reference.target}"
-    if reference.kind == "challenge":
-        return "the block trained on alone"
-    if reference.kind == "rescale":
-        return f"{part}'s matrices rescaled"
-    if reference.kind == "rollback":
-        return f"the block of {origin(reference)}"
-    if reference.kind == "exchange":
-        return f"layers {reference.layer} and {reference.target} in each other's place"
-    return f"{part} in {reference.scheme}"
+    text = _IN_PLACE.get(reference.kind, "{part} in {r.scheme}")
+    return text.format(part=_PARTS[reference.sublayer], r=reference, origin=origin(reference))
 
 
 def origin(reference: Reference) -> str:
@@ -119,13 +115,14 @@ def _make(
 
 def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """A lighter or equal reference has the lower loss: proof."""
-    r = e.score.reference
-    if r.kind == "rollback":
-        return rolled_back(layer, e, facts)
-    if r.kind == "exchange":
-        return exchanged(layer, e, facts)
+    say = {"rollback": rolled_back, "exchange": exchanged}.get(e.score.reference.kind, surpassed_by_fit)
+    return say(layer, e, facts)
+
+
+def surpassed_by_fit(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
+    """A lighter reference, dropped or fitted to the layer's states, has the lower loss: proof."""
     reason = (
-        f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
+        f"With {stand_in(e.score.reference)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
     return at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
