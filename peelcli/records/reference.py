@@ -7,10 +7,40 @@ from dataclasses import dataclass
 
 SUBLAYERS = ("attention", "mlp")
 KINDS = ("identity", "direct", "span", "challenge", "rescale", "exchange", "rollback")
-WITHOUT_WEIGHTS = (
-    "identity",
-    "exchange",
-)  # nothing is fitted, and nothing but the checkpoint is needed to replay them
+# Nothing is fitted, and nothing but the checkpoint is needed to replay them.
+WITHOUT_WEIGHTS = ("identity", "exchange")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The layer runs with its own weights."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The layer runs with the weights that the fit has stored for the reference."""
+
+
+@dataclass(frozen=True)
+class Other:
+    """The layer runs with the weights of another layer of the checkpoint."""
+
+    layer: int
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """The layer runs without these sublayers; with both of them dropped it passes its input on."""
+
+    sublayers: tuple[str, ...] = SUBLAYERS
+
+    @property
+    def is_block(self) -> bool:
+        """Whether nothing of the block is left."""
+        return self.sublayers == SUBLAYERS
+
+
+LayerWeights = Trained | Stored | Other | Dropped
 
 
 @dataclass(frozen=True)
@@ -35,19 +65,29 @@ class Reference:
     origin_step: int | None = None
 
     @property
-    def dropped(self) -> tuple[str, ...]:
-        """The sublayers that contribute nothing with it in place: of `identity` alone."""
-        if self.kind != "identity":
-            return ()
-        return (self.sublayer,) if self.sublayer else SUBLAYERS
+    def is_drop(self) -> bool:
+        """Whether something is left out and nothing replaces it (layer ablation)."""
+        return self.kind == "identity"
 
-    def bypasses(self, layer: int) -> bool:
-        """Whether `layer` lies behind the block that has done its work already."""
-        return self.kind != "exchange" and self.layer < layer <= self.target
+    @property
+    def is_exchange(self) -> bool:
+        """Whether two layers of the checkpoint change places (layer swap)."""
+        return self.kind == "exchange"
 
-    def stands_at(self, layer: int) -> bool:
-        """Whether `layer` runs with other weights, or less of it: two layers do in an `exchange`."""
-        return layer == self.layer or (self.kind == "exchange" and layer == self.target)
+    def orders_schemes(self, scheme: str) -> bool:
+        """Whether it is a layer in another scheme than the run's: that only shows how many bits the layer needs."""
+        return self.kind == "direct" and self.scheme != scheme
+
+    def weights_at(self, layer: int) -> LayerWeights:
+        """What `layer` runs with while this reference is in place."""
+        if not self.layer <= layer <= self.target:
+            return Trained()
+        if self.is_exchange:  # of two neighbours
+            return Other(self.layer + self.target - layer)
+        if self.is_drop:
+            return Dropped((self.sublayer,) if self.sublayer else SUBLAYERS)
+        # The first block of a span does the work of those after it.
+        return Stored() if layer == self.layer else Dropped()
 
     @property
     def key(self) -> str:

@@ -23,6 +23,11 @@ class Finding:
     layer: int | None = None
     tensor: str | None = None
 
+    @property
+    def is_non_finite(self) -> bool:
+        """Whether values are NaN or infinite, so that nothing can be measured."""
+        return self.kind == "non-finite"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -67,6 +72,10 @@ class Run:
         None  # what runs in few bits; None where the checkpoint says of nothing that it does
     )
     seconds: float = 0.0
+
+    def scores_of(self, kind: str) -> list[Score]:
+        """What was measured of the references of one kind."""
+        return [s for s in self.scores if s.reference.kind == kind]
 
     def tried_on(self, layer: int) -> list[Score]:
         """What stood in for a layer, alone or with others."""

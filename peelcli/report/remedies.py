@@ -51,10 +51,8 @@ def _gap(result: AuditResult, layer: int, kind: str) -> tuple[Reference, float] 
     """The best whole block of a kind in `layer`, and its gap."""
     found = [
         (score.reference, result.gap_of(score.reference))
-        for score in result.run.scores
-        if score.reference.kind == kind
-        and score.reference.layer == layer
-        and score.reference.sublayer is None
+        for score in result.run.scores_of(kind)
+        if score.reference.layer == layer and score.reference.sublayer is None
     ]
     finite = [pair for pair in found if math.isfinite(pair[1])]
     return max(finite, key=lambda pair: pair[1]) if finite else None

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.records import Reference
+from peelcli.records import Dropped, Other, Reference, Stored, Trained
 from peelcli.references.interface import Replacement
 from peelcli.runtime.batch_sizes import head_batch
 from peelcli.scoring.losses import token_losses
@@ -23,18 +23,17 @@ def mean_nll(
         [model.prepare(ids[at : at + batch_size]).hidden for at in range(0, len(ids), batch_size)]
     )
     for layer in range(1, model.num_layers + 1):
-        if put is not None and put.bypasses(layer):
-            continue  # a span has done the work of this layer
-        here = put is not None and put.stands_at(layer)
-        if here and put is not None and put.kind == "identity" and put.sublayer is None:
+        put_here = Trained() if put is None else put.weights_at(layer)
+        if isinstance(put_here, Dropped) and put_here.is_block:
             continue
         with model.block(layer) as module:
-            if here and put is not None and put.kind == "exchange":
-                weights: dict[str, Tensor] | None = model.read_weights(put.layer + put.target - layer)
-            else:
+            weights: dict[str, Tensor] | None = None
+            if isinstance(put_here, Other):
+                weights = model.read_weights(put_here.layer)
+            elif isinstance(put_here, Stored):
                 trained = dict(module.named_parameters())
-                weights = replacement.weights(next(module.parameters()), trained) if here else None
-            dropped = put.dropped if here and put is not None else ()
+                weights = replacement.weights(next(module.parameters()), trained)
+            dropped = put_here.sublayers if isinstance(put_here, Dropped) else ()
             for at in range(0, len(ids), batch_size):
                 rows = slice(at, at + batch_size)
                 hidden[rows] = model.run_block(layer, module, hidden[rows], ids[rows], weights, dropped)

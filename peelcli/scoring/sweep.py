@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from peelcli.checkpoint.block import put_in_place, same_weights, silence
 from peelcli.checkpoint.model import BlockwiseModel
-from peelcli.records import Reference
+from peelcli.records import Dropped, Reference, Trained
 from peelcli.records.progress import Progress
 from peelcli.references.interface import Replacement
 from peelcli.runtime import durable
@@ -63,6 +63,11 @@ class Losses:
 
 def _slice(rows: range) -> slice:
     return slice(rows.start, rows.stop, rows.step)
+
+
+def _changes(candidate: Candidate, layer: int) -> bool:
+    """Whether the layer runs with other weights than its own, or with fewer of them."""
+    return not isinstance(candidate.reference.weights_at(layer), Trained)
 
 
 class _Start(NamedTuple):
@@ -230,7 +235,7 @@ class Sweep:
 
     def _carry(self, begun: Sequence[Candidate], layer: int, module: nn.Module) -> None:
         """Move candidates' states through the trained block; a span that reaches further is passed on as it is."""
-        changed = {c: self._in_place(c, layer, module) for c in begun if c.reference.stands_at(layer)}
+        changed = {c: self._in_place(c, layer, module) for c in begun if _changes(c, layer)}
 
         def stored() -> Iterator[tuple[Candidate, range, Tensor]]:
             for candidate in begun:
@@ -239,7 +244,7 @@ class Sweep:
 
         def moved(item: tuple[Candidate, range, Tensor]) -> Tensor:
             candidate, rows, hidden = item
-            if candidate.reference.bypasses(layer):
+            if candidate in changed and changed[candidate] is None:
                 return hidden
             block = changed.get(candidate) or module
             return self.model.run_block(layer, block, hidden.to(self.model.device), self.ids[_slice(rows)])
@@ -278,21 +283,22 @@ class Sweep:
             so_far = sums[item.candidate.reference.key]
             so_far[0], so_far[1] = so_far[0] + error, so_far[1] + update
         aiming = [
-            c.reference.key for c in starting if c.reference.kind != "exchange"
+            c.reference.key for c in starting if not c.reference.is_exchange
         ]  # that one aims at no state
         self.losses.fvu_eval |= {key: sums[key][0] / max(sums[key][1], 1e-30) for key in aiming}
 
     def _in_place(self, candidate: Candidate, layer: int, module: nn.Module) -> nn.Module | None:
         """The block with what the candidate has there, a module of its own; None where the block is left out whole."""
-        reference = candidate.reference
-        if reference.kind == "identity" and reference.sublayer is None:
+        put_here = candidate.reference.weights_at(layer)
+        dropped = put_here.sublayers if isinstance(put_here, Dropped) else ()
+        if isinstance(put_here, Dropped) and put_here.is_block:
             return None
         block = same_weights(module)
         if candidate.replacement:
             trained = dict(module.named_parameters())
             put_in_place(block, candidate.replacement(layer).weights(next(module.parameters()), trained))
         for sublayer in self.model.sublayers(layer):
-            if sublayer.name in reference.dropped:
+            if sublayer.name in dropped:
                 silence(block, sublayer)
         return block
 

@@ -76,7 +76,7 @@ def _extract(
     opened: Inspection, settings: ExtractConfig, workspace: Workspace, path: Path, first: Tokens | None
 ) -> Generator[Progress, None, None]:
     if not opened.is_finite:
-        finding = next(f for f in opened.scan.findings if f.kind == "non-finite")
+        finding = next(f for f in opened.scan.findings if f.is_non_finite)
         raise CheckpointError(
             f"{finding.message} Nothing can be extracted; `peel audit` reports the layer as broken."
         )

@@ -17,7 +17,7 @@ from peelcli.checkpoint.layers import group_by_layer
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.checkpoint.plain import plain_config
 from peelcli.errors import CheckpointError
-from peelcli.records import SUBLAYERS, Reference
+from peelcli.records import Dropped, Other, Reference, Stored
 from peelcli.stages.workspace import require_outside
 from peelcli.storage.parts import load_weights
 
@@ -48,23 +48,20 @@ def graft(
         rounded = [m.name for m in model.matrices(layer) if model.weights.is_rounded(layer, m.name)]
         for relative in rounded:
             put(layer, relative, _as_it_runs(model, layer, relative))
-    if reference.kind == "identity":
-        for layer in range(reference.layer, reference.target + 1):
-            for relative in _contributing(model, layer, reference.dropped):
+    for layer in range(reference.layer, reference.target + 1):
+        put_here = reference.weights_at(layer)
+        if isinstance(put_here, Dropped):
+            for relative in _contributing(model, layer, put_here.sublayers):
                 put(layer, relative, torch.zeros_like)
-    elif reference.kind == "exchange":
-        for layer in (reference.layer, reference.target):
-            for relative, value in model.read_weights(reference.layer + reference.target - layer).items():
+        elif isinstance(put_here, Other):
+            for relative, value in model.read_weights(put_here.layer).items():
                 put(layer, relative, _as_it_is(value.cpu()))
-    else:
-        replacement = load_weights(fit, reference)
-        like = torch.empty(0, dtype=torch.float32)
-        trained = model.read_weights(reference.layer) if replacement.scaled else None
-        for relative, value in replacement.weights(like, trained).items():
-            put(reference.layer, relative, _constant(value))
-        for layer in range(reference.layer + 1, reference.target + 1):
-            for relative in _contributing(model, layer, SUBLAYERS):
-                put(layer, relative, torch.zeros_like)
+        elif isinstance(put_here, Stored):
+            replacement = load_weights(fit, reference)
+            like = torch.empty(0, dtype=torch.float32)
+            trained = model.read_weights(layer) if replacement.scaled else None
+            for relative, value in replacement.weights(like, trained).items():
+                put(layer, relative, _constant(value))
     config = plain_config(files.config, model.dtype) if model.runs_in_few_bits else None
     replacements: dict[str, Replace] = {}
     for layer, of_layer in wanted.items():

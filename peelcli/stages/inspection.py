@@ -30,7 +30,7 @@ class Inspection:
     @property
     def is_finite(self) -> bool:
         """Whether every weight is."""
-        return not any(f.kind == "non-finite" for f in self.scan.findings)
+        return not any(f.is_non_finite for f in self.scan.findings)
 
     @property
     def stored_bits(self) -> float:

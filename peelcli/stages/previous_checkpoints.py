@@ -46,7 +46,7 @@ def why_not_rolled_back(opened: Inspection, other: Inspection) -> str | None:
 
 def earlier_of(other: Inspection, workspace: Workspace) -> PreviousCheckpoint:
     """What a fit needs of an earlier checkpoint; workspace: of the one that is audited."""
-    non_finite = frozenset(f.layer for f in other.scan.findings if f.kind == "non-finite" and f.layer)
+    non_finite = frozenset(f.layer for f in other.scan.findings if f.is_non_finite and f.layer)
     origin = Origin(
         other.scan.checkpoint_id[:12], training_step(other.path), other.scan.layer_hashes, non_finite
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.errors import ReplayError
-from peelcli.records import WITHOUT_WEIGHTS, Score
+from peelcli.records import Score, Stored
 from peelcli.records.progress import Progress
 from peelcli.references.interface import Replacement
 from peelcli.scoring.replay import mean_nll, path_mean_nll
@@ -57,7 +57,8 @@ def run_verify(
     for done, (score, reported) in enumerate(gaps, start=1):
         reference, stride = score.reference, score.stride(len(ids))
         yield Progress("verify", done, total, reference.key)
-        replacement = Replacement() if reference.kind in WITHOUT_WEIGHTS else load_weights(fit, reference)
+        is_stored = isinstance(reference.weights_at(reference.layer), Stored)
+        replacement = load_weights(fit, reference) if is_stored else Replacement()
         some = ids[::stride]
         if stride not in trained:
             trained[stride] = mean_nll(model, some, batch_size, None, Replacement())

@@ -225,7 +225,7 @@ class _Pairs:
         self.both: dict[Reference, tuple[Score, Score]] = {
             r: (kept[0][r], s)
             for r, s in kept[1].items()
-            if self.are_paired and r in kept[0] and (self.fitted_alike or r.kind == "identity")
+            if self.are_paired and r in kept[0] and (self.fitted_alike or r.is_drop)
         }
 
     def of(self, now: LayerVerdict, then: LayerVerdict) -> _Pair | None:

@@ -27,7 +27,7 @@ def judge_damaged(
         others = max((gain for n, gain in gains.items() if n != layer), default=0.0)
         score = gains[layer] / others if layer in gains and others > 0 else None
         if score is not None:
-            score = max(score, 1.0) if layer == blamed else min(score, 0.9)
+            score = max(score, 1.0) if layer == blamed else min(score, policy.found_score)
         facts = replace(facts_of(layer), score=score)
         if layer == blamed:
             verdict = words.challenged(layer, excess[layer], facts)
@@ -62,10 +62,8 @@ def _turning_point(run: Run, policy: Policy) -> int:
     """
     until = {
         s.reference.layer - 1: s
-        for s in run.scores
-        if s.reference.kind == "identity"
-        and (s.reference.target, s.reference.sublayer) == (run.num_layers, None)
-        and is_usable(s)
+        for s in run.scores_of("identity")
+        if (s.reference.target, s.reference.sublayer) == (run.num_layers, None) and is_usable(s)
     }
     for layer in range(1, run.num_layers + 1):
         before, after = until.get(layer - 1), until.get(layer)

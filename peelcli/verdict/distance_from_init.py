@@ -13,9 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from peelcli.records import SUBLAYERS, Run
-from peelcli.verdict.policy import Policy
-
-_LEAST = 1e-3  # of what is usual: not at all
+from peelcli.verdict.policy import UNTOUCHED_TRAVEL, Policy
 
 
 def relative_travel(run: Run, layer: int, part: str | None) -> float:
@@ -29,7 +27,7 @@ def relative_travel(run: Run, layer: int, part: str | None) -> float:
     for name, travel in mine.items():
         theirs = [vectors[name] for vectors in others if vectors.get(name, 0.0) > 0]
         if len(theirs) > 1:
-            found.append(math.log(max(travel / float(np.median(theirs)), _LEAST)))
+            found.append(math.log(max(travel / float(np.median(theirs)), UNTOUCHED_TRAVEL)))
     return float(np.mean(found)) if found else 0.0
 
 
@@ -65,7 +63,7 @@ def untouched_parts(run: Run) -> set[tuple[int, str | None]]:
 
 def _is_untouched(run: Run, layer: int, part: str | None) -> bool:
     moved = relative_travel(run, layer, part)
-    return moved <= math.log(_LEAST) and not any(_vectors(run, layer, part).values())
+    return moved <= math.log(UNTOUCHED_TRAVEL) and not any(_vectors(run, layer, part).values())
 
 
 def _vectors(run: Run, layer: int, part: str | None) -> Mapping[str, float]:

@@ -39,7 +39,7 @@ def in_wrong_order(
     rival = max(others, key=lambda n: others[n].gap_select, default=0)
     found: dict[int, Evidence] = {}
     behind: dict[int, Behind] = {}
-    exchanges = [e for e in proven if e.score.reference.kind == "exchange"]
+    exchanges = [e for e in proven if e.score.reference.is_exchange]
     for e in sorted(exchanges, key=lambda e: e.gap_select, reverse=True):
         pair = (e.score.reference.layer, e.score.reference.target)
         taken = next((n for n in pair if n in found), 0)
@@ -104,7 +104,7 @@ def _hurt_by_whom(
 
 
 def _is_spoiled(layer: int, e: Evidence, best: Evidence, policy: Policy) -> bool:
-    is_after = layer > best.score.reference.layer or best.score.reference.kind == "exchange"
+    is_after = layer > best.score.reference.layer or best.score.reference.is_exchange
     return is_after and best.gap.low > policy.wreck_factor * e.gap.mean
 
 

@@ -14,10 +14,6 @@ from peelcli.verdict.policy import Policy
 from peelcli.verdict.statistics import Interval, holm_of, p_greater, paired_interval
 from peelcli.verdict.weight_norms import most_unlike, relative_size
 
-_LIKE_BITS = (
-    0.5  # fewer than a layer has, and another is still of its precision: one matrix may be kept in another
-)
-
 
 @dataclass(frozen=True)
 class Gain:
@@ -46,7 +42,7 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Gain]:
     neighbours rise with it, and their weights are like those of the sound layers. One that has hardly been moved need
     only gain more than they do.
     """
-    scores = [s for s in run.scores if s.reference.kind == "challenge" and is_usable(s)]
+    scores = [s for s in run.scores_of("challenge") if is_usable(s)]
     gains = {s.reference.layer: np.subtract(run.nll_eval, s.nll_eval) for s in scores}
     drops = {
         s.reference.layer: _added(run, s)
@@ -58,7 +54,9 @@ def challenge_excess(run: Run, policy: Policy) -> dict[int, Gain]:
     for score in scores:
         layer = score.reference.layer
         bits = own_bits(run, layer)
-        others = [g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - _LIKE_BITS]
+        others = [
+            g for n, g in gains.items() if n != layer and own_bits(run, n) > bits - policy.same_precision_bits
+        ]
         if len(others) < 2:
             continue
         usual = float(np.median([g.mean() for g in others]))
@@ -126,16 +124,12 @@ Part = tuple[int, str | None]  # a layer and its sublayer, None for the block
 
 def rescale_excess(run: Run, policy: Policy) -> dict[Part, Gain]:
     """The excess of every part's rescale over so many times the best of the other layers', where there are two."""
-    scores = {
-        (s.reference.layer, s.reference.sublayer): s
-        for s in run.scores
-        if s.reference.kind == "rescale" and is_usable(s)
-    }
+    scores = {(s.reference.layer, s.reference.sublayer): s for s in run.scores_of("rescale") if is_usable(s)}
     gains = {part: np.subtract(s.beside(run.nll_eval), s.nll_eval) for part, s in scores.items()}
     drops = {
         (s.reference.layer, s.reference.sublayer): _added(run, s)
-        for s in run.scores
-        if s.reference.kind == "identity" and s.reference.target == s.reference.layer and is_usable(s)
+        for s in run.scores_of("identity")
+        if s.reference.target == s.reference.layer and is_usable(s)
     }
     found = {}
     for (layer, part), score in scores.items():

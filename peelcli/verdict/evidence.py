@@ -11,12 +11,11 @@ import numpy as np
 
 from peelcli.records import Run, Score
 from peelcli.verdict.distance_from_init import untouched_parts, young_parts
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import PLAIN_BITS, SAME_BITS, TINY, Policy
 from peelcli.verdict.statistics import Interval, p_greater, p_less, paired_interval
 from peelcli.verdict.weight_norms import relative_size
 
 STATE_KINDS = ("identity", "direct", "span")  # they aim at the model's own states, not at the text
-_SAME_BITS = 1e-6  # bits of a layer are a mean over its matrices, and round
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def cheapest(e: Evidence) -> tuple[float, str]:
 
 def distance(e: Evidence) -> float:
     """How far the cost of a reference lies above a match, in units of what it usually costs."""
-    return (e.cost.mean - e.margin) / max(e.usual, 1e-12)
+    return (e.cost.mean - e.margin) / max(e.usual, TINY)
 
 
 def group_of(score: Score) -> tuple[object, ...]:
@@ -93,11 +92,11 @@ def shared_rows(total: int, *scores: Score) -> list[slice]:
 def in_class(run: Run, score: Score) -> bool:
     """Whether the reference may decide on a flag: in the scheme asked for, and in no more bits than the layer has."""
     r = score.reference
-    if r.kind not in STATE_KINDS or (r.kind == "identity" and r.target > r.layer):
+    if r.kind not in STATE_KINDS or (r.is_drop and r.target > r.layer):
         return False
     if r.scheme is not None and r.scheme != run.scheme:
         return False  # the ladder serves effective_bits only
-    return r.bits <= own_bits(run, r.layer) + _SAME_BITS
+    return r.bits <= own_bits(run, r.layer) + SAME_BITS
 
 
 def is_lighter(run: Run, score: Score) -> bool:
@@ -106,13 +105,13 @@ def is_lighter(run: Run, score: Score) -> bool:
     Free weights (`fp`) that start from the trained ones are the trained ones, whatever precision they are stored in.
     """
     r = score.reference
-    fewer = r.bits < own_bits(run, r.layer) - _SAME_BITS and r.scheme != "fp"
+    fewer = r.bits < own_bits(run, r.layer) - SAME_BITS and r.scheme != "fp"
     return fewer or score.fit.start == "fresh"
 
 
 def own_bits(run: Run, layer: int) -> float:
     """Bits per weight that the layer itself has."""
-    return run.layer_bits[layer - 1] if run.layer_bits else 16.0
+    return run.layer_bits[layer - 1] if run.layer_bits else PLAIN_BITS
 
 
 def fair_share(run: Run) -> float:
@@ -131,7 +130,7 @@ def foreign_allowance(policy: Policy, mismatch: float) -> float:
     On foreign text a sound layer is surpassed, too: any blunter network is less sure of itself, and so less wrong
     (measured on Shakespeare, 2.9 nats foreign to the sound 5-layer model: ternary references gain up to 0.09 nats).
     """
-    ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, 1e-12)
+    ramp = (mismatch - policy.own_gap) / max(policy.foreign_gap - policy.own_gap, TINY)
     return policy.foreign_share * mismatch * min(1.0, max(0.0, ramp))
 
 
@@ -153,7 +152,7 @@ def gather(run: Run, policy: Policy, foreign: bool, mismatch: float) -> list[Evi
     for score in usable:
         peers = [mean for layer, mean in groups[group_of(score)] if layer != score.reference.layer]
         part = (score.reference.layer, score.reference.sublayer)
-        is_new = part in never_trained and score.reference.kind == "identity"
+        is_new = part in never_trained and score.reference.is_drop
         leniency = policy.untouched_factor if is_new else 1.0 if part in unlike else 0.0
         found.append(
             _weigh(run, score, costs[score.reference.key], peers, policy, threshold, leniency=leniency)
@@ -167,7 +166,7 @@ def gather_rollbacks(run: Run, policy: Policy, foreign: bool, mismatch: float) -
     While the step size is large the last few hundred steps are noise to every block: undone in any one of them the loss
     falls (measured at a constant rate: by .012 to .021 nats in 5 of 6 layers). Such gains say nothing of one layer.
     """
-    scores = [s for s in run.scores if is_usable(s) and s.reference.kind == "rollback"]
+    scores = [s for s in run.scores_of("rollback") if is_usable(s)]
     gains = {s.reference: float(np.mean(run.nll_eval) - np.mean(s.nll_eval)) for s in scores}
     least = foreign_allowance(policy, mismatch)
     found = []
@@ -189,8 +188,8 @@ def gather_exchanges(run: Run, policy: Policy, foreign: bool, mismatch: float) -
     threshold = foreign_allowance(policy, mismatch)
     return [
         _weigh(run, s, _costs(run, s, foreign), (), policy, threshold)
-        for s in run.scores
-        if s.reference.kind == "exchange" and is_usable(s)
+        for s in run.scores_of("exchange")
+        if is_usable(s)
     ]
 
 
@@ -212,7 +211,7 @@ def _weigh(
     reference = score.reference
     # The lower median, and of no fewer than two: layer 1 costs many times what any other does.
     peers_usual = usual = max(0.0, median_low(peers)) if len(peers) > 1 else 0.0
-    is_fitted = reference.kind != "identity"
+    is_fitted = not reference.is_drop
     least = 0.0 if is_fitted else policy.least_share * fair_share(run)
     from_peers = len(peers) > 1 and usual >= least
     usual = max(usual, least)
@@ -225,7 +224,7 @@ def _weigh(
     margin = widest
     if reference.kind != "span" and not leniency:  # a span stands in for several layers
         # Early in training most layers' attention does next to nothing: then less still is no news of one of them.
-        is_part = reference.kind == "identity" and reference.sublayer is not None and len(peers) > 1
+        is_part = reference.is_drop and reference.sublayer is not None and len(peers) > 1
         margin = min(margin, policy.idle_share * (peers_usual if is_part else usual))
     if policy.matched_margin is not None:
         margin = widest = policy.matched_margin

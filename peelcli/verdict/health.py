@@ -85,5 +85,5 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     return bool(
         cost.high < policy.untrained_gap
         and not does_better_than(run.unigram_ce, run.nll_eval, policy)
-        and least > run.unigram_ce - 2 * policy.untrained_gap
+        and least > run.unigram_ce - policy.untrained_repair * policy.untrained_gap
     )

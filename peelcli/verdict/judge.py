@@ -44,14 +44,9 @@ from peelcli.verdict.evidence import (
 from peelcli.verdict.health import data_fit, is_damaged, is_untrained, losses_are_finite, mismatch
 from peelcli.verdict.localize import narrowed
 from peelcli.verdict.network import judge_network
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import TINY, Policy
 from peelcli.verdict.screening import left_open, screened_under
 from peelcli.verdict.statistics import holm_of
-
-_FOUND = (
-    0.9  # the score that parts what is found from what is not: a match costs a tenth of the usual at most
-)
-_LIMIT = 100.0  # of the score of a layer that is not broken: peers that cost nothing make ratios of any size
 
 
 def judge(run: Run, policy: Policy | None = None) -> AuditResult:
@@ -74,8 +69,8 @@ def judge(run: Run, policy: Policy | None = None) -> AuditResult:
 
 
 def _judge_layers(run: Run, policy: Policy) -> list[LayerVerdict]:
-    broken = {f.layer: f for f in reversed(run.findings) if f.kind == "non-finite" and f.layer}
-    if any(f.kind == "non-finite" for f in run.findings):
+    broken = {f.layer: f for f in reversed(run.findings) if f.is_non_finite and f.layer}
+    if any(f.is_non_finite for f in run.findings):
         return [words.broken(n, broken[n]) if n in broken else words.not_measured(n) for n in run.layers]
     return _measured(run, policy)
 
@@ -199,7 +194,7 @@ class _Rules:
     def _finished(self, verdict: LayerVerdict) -> LayerVerdict:
         found = self.by_layer[verdict.layer]
         drops = [e for e in found if e.score.reference.kind == "identity" and e.score.reference.sublayer]
-        verdict = narrowed(_in_rank(verdict), self.run, drops, self.rescales, self.policy)
+        verdict = narrowed(_in_rank(verdict, self.policy), self.run, drops, self.rescales, self.policy)
         return words.with_untouched(verdict, untouched(self.run, verdict.layer))
 
     # -- surpassed ------------------------------------------------------------------------------------------------
@@ -355,13 +350,14 @@ class _Rules:
                 relative.append(x.gap.low / least)
         if surpassing:
             # On the scale of the others, where 1 is an idle layer, and more a layer that does harm.
-            relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), 1e-12))
+            relative.append(1.0 + surpassing.gap.mean / max(self._worth(layer), TINY))
+        limit = self.policy.score_limit
         return words.Facts(
             own_bits=own,
             effective_bits=self._effective_bits(layer, blocks),
             fvu=direct[0].score.fit.fvu_eval if direct else None,
             drop_cost=self._drop_cost(layer),
-            score=float(np.clip(max(relative), -_LIMIT, _LIMIT)) if relative else None,
+            score=float(np.clip(max(relative), -limit, limit)) if relative else None,
             foreign=self.foreign,
         )
 
@@ -378,12 +374,12 @@ class _Rules:
         return median(drops) if len(drops) > 1 else fair_share(self.run)
 
 
-def _in_rank(verdict: LayerVerdict) -> LayerVerdict:
+def _in_rank(verdict: LayerVerdict, policy: Policy) -> LayerVerdict:
     """The layers that something was found in come first, whatever else is measured of the others."""
     if verdict.score is None:
         return verdict
     rank = max if verdict.verdict in ("surpassed", "matched") else min
-    return replace(verdict, score=rank(verdict.score, _FOUND))
+    return replace(verdict, score=rank(verdict.score, policy.found_score))
 
 
 def _best_on_select(evidence: Sequence[Evidence]) -> Evidence | None:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from peelcli.records import SUBLAYERS, LayerVerdict, Run
 from peelcli.verdict.end_to_end_gains import Gain, Part
 from peelcli.verdict.evidence import Evidence
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import TINY, Policy
 from peelcli.verdict.weight_norms import relative_size
 
 _NAMES = {"attention": "attention", "mlp": "MLP"}
@@ -64,7 +64,7 @@ def _by_drop(drops: Sequence[Evidence], policy: Policy) -> tuple[str, str] | Non
 
 def _share(e: Evidence) -> float:
     """What a drop costs, of what the same costs the other layers."""
-    return e.cost.mean / max(e.usual, 1e-12)
+    return e.cost.mean / max(e.usual, TINY)
 
 
 def _by_rescale(layer: int, rescales: Mapping[Part, Gain], policy: Policy) -> tuple[str, str] | None:

@@ -14,14 +14,14 @@ from peelcli.verdict.health import (
     losses_are_finite,
     mismatch,
 )
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import LARGEST_CE, PLAIN_BITS, Policy
 from peelcli.verdict.words import origin
 from peelcli.verdict.zones import judge_paths, path_notes
 
 
 def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
     """Loss, how well the text fits, and what concerns all layers alike."""
-    broken = any(f.kind == "non-finite" for f in run.findings)
+    broken = any(f.is_non_finite for f in run.findings)
     if not run.nll_eval:
         return NetworkVerdict(None, None, None, ("broken",) if broken else ())
     ce, entropy = float(np.mean(run.nll_eval)), float(np.mean(run.entropy_eval))
@@ -53,23 +53,27 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
             "On such text hardly any reference can surpass a layer, so a fault may go unseen. Pass text like that it "
             "was trained on with --data. If this is such text, the network as a whole is damaged."
         )
-    notes += _precision_note(run)
-    notes += _adaptation_note(run)
-    notes += _rollback_note(run)
+    notes += _precision_note(run, policy)
+    notes += _adaptation_note(run, policy)
+    notes += _rollback_note(run, policy)
     paths = judge_paths(run, policy, mismatch(run.nll_eval, run.entropy_eval))
     notes += path_notes(paths)
     if paths.unconverged and not {"untrained", "damaged"} & set(flags):
         flags.append("unconverged")
     return NetworkVerdict(
-        ce, math.exp(min(ce, 700.0)), entropy, tuple(flags), tuple(notes), fit, paths.zone, paths.bounds
+        ce, math.exp(min(ce, LARGEST_CE)), entropy, tuple(flags), tuple(notes), fit, paths.zone, paths.bounds
     )
 
 
-def _precision_note(run: Run) -> list[str]:
+def _precision_note(run: Run, policy: Policy) -> list[str]:
     """Layers in many more bits than the others, where those are in few: kept so, or changed after the training."""
-    usual = float(np.median(run.layer_bits)) if run.layer_bits else 16.0
-    off = [n for n, bits in enumerate(run.layer_bits, start=1) if usual <= 8 and bits > 2 * usual]
-    if not off or len(run.layer_bits) < 3:
+    usual = float(np.median(run.layer_bits)) if run.layer_bits else PLAIN_BITS
+    off = [
+        n
+        for n, bits in enumerate(run.layer_bits, start=1)
+        if usual <= policy.few_bits and bits > policy.more_bits_factor * usual
+    ]
+    if not off or len(run.layer_bits) < policy.min_layers:
         return []
     return [
         f"Weights of layer {', '.join(map(str, off))} lie on no grid of about {usual:.3g} bits, as those of the other "
@@ -77,12 +81,10 @@ def _precision_note(run: Run) -> list[str]:
     ]
 
 
-def _adaptation_note(run: Run) -> list[str]:
-    gains = [
-        np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores if s.reference.kind == "challenge"
-    ]
+def _adaptation_note(run: Run, policy: Policy) -> list[str]:
+    gains = [np.subtract(run.nll_eval, s.nll_eval).mean() for s in run.scores_of("challenge")]
     gains = [g for g in gains if np.isfinite(g)]
-    if len(gains) < 2 or np.median(gains) < 0.02:
+    if len(gains) < 2 or np.median(gains) < policy.adaptation_floor:
         return []
     return [
         f"Any single layer, trained on for a few steps, gains about {np.median(gains):.2f} nats: the text differs from "
@@ -90,16 +92,18 @@ def _adaptation_note(run: Run) -> list[str]:
     ]
 
 
-def _rollback_note(run: Run) -> list[str]:
+def _rollback_note(run: Run, policy: Policy) -> list[str]:
     """Where the blocks of one earlier step do better in most layers, the step that did so most."""
     gains: dict[str, list[float]] = {}
-    for score in run.scores:
-        if score.reference.kind == "rollback" and np.isfinite(score.nll_eval).all():
+    for score in run.scores_of("rollback"):
+        if np.isfinite(score.nll_eval).all():
             gain = float(np.mean(run.nll_eval) - np.mean(score.nll_eval))
             gains.setdefault(origin(score.reference), []).append(gain)
-    medians = {name: float(np.median(found)) for name, found in gains.items() if len(found) > 2}
+    medians = {
+        name: float(np.median(found)) for name, found in gains.items() if len(found) >= policy.min_layers
+    }
     best = max(medians, key=lambda name: medians[name], default=None)
-    if best is None or medians[best] < 0.005:
+    if best is None or medians[best] < policy.stale_floor:
         return []
     return [
         f"With its block of {best} in place, any single layer gains about {medians[best]:.3f} nats: the learning rate "

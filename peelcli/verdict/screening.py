@@ -7,6 +7,7 @@ on all of `select` and `eval`, and what is decided is decided by that: the choic
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,8 +22,6 @@ from peelcli.verdict.policy import Policy
 
 # Each layer's challenge and rollback are set beside those of all others, whatever they gain.
 SCREENED = ("identity", "direct", "span", "exchange", "rescale")
-SURE = 4.0  # standard errors of the part
-FAR = 0.5  # of what the same costs other layers, at least: margins are less than a third of that by default
 
 
 def screened_under(run: Run) -> Policy:
@@ -56,7 +55,9 @@ def left_open(run: Run, policy: Policy) -> dict[str, Score]:
         return {}
     total = len(run.nll_eval)
     asked = [
-        s for s in run.scores if s.reference.kind in SCREENED and is_usable(s) and not _is_ladder(run, s)
+        s
+        for s in run.scores
+        if s.reference.kind in SCREENED and is_usable(s) and not s.reference.orders_schemes(run.scheme)
     ]
     parts = {s.reference.key: s for s in asked if len(s.nll_eval) < total}
     if not parts:
@@ -65,11 +66,6 @@ def left_open(run: Run, policy: Policy) -> dict[str, Score]:
     cut = [s if s.reference.key in parts else _cut(s, stride) for s in asked]
     keys = settled(cut, run.nll_eval, run.unigram_ce, run.num_layers, policy)
     return {k: s for k, s in parts.items() if k not in keys or len(s.nll_eval) < policy.min_sequences}
-
-
-def _is_ladder(run: Run, score: Score) -> bool:
-    """Whether it orders the schemes alone, and decides nothing: it has a part of `eval` under any policy."""
-    return score.reference.kind == "direct" and score.reference.scheme != run.scheme
 
 
 def _cut(score: Score, stride: int) -> Score:
@@ -87,7 +83,7 @@ def settled(
     lowest, mean, kl = {}, {}, {}  # by reference; the lowest that cost and divergence can be
     for s in scores:
         cost = np.subtract(s.nll_eval, s.beside(nll_eval))
-        lowest[s.reference] = (_low(cost), _low(np.asarray(s.kl_eval)))
+        lowest[s.reference] = (_low(cost, policy), _low(np.asarray(s.kl_eval), policy))
         mean[s.reference] = float(cost.mean())
         kl[s.reference] = float(np.mean(s.kl_eval))
     groups: dict[tuple[object, ...], list[Reference]] = {}
@@ -95,7 +91,7 @@ def settled(
         groups.setdefault(group_of(s), []).append(s.reference)
     found: set[str] = set()
     for group in groups.values():
-        if group[0].kind == "exchange":
+        if group[0].is_exchange:
             found |= {r.key for r in group if lowest[r][0] > -policy.surpassed_floor}
         elif group[0].kind == "rescale":  # each layer's is set beside the others'
             if all(lowest[r][0] > -policy.rescale_floor for r in group):
@@ -125,11 +121,11 @@ def _is_far(
     usual = max(least, median_low([mean[r] for r in others]))
     usual_kl = median_low([kl[r] for r in others])
     idle = policy.untouched_factor * max(policy.identity_share, policy.sublayer_share)
-    share = max(FAR, policy.unsettled_factor * max(idle, policy.fitted_share))
+    share = max(policy.screening_share, policy.unsettled_factor * max(idle, policy.fitted_share))
     # A margin in nats is what a match may cost whatever is usual, in loss or (on foreign text) in divergence.
     margin = max(policy.unsettled_factor, policy.divergence_factor) * (policy.matched_margin or 0.0)
     return cost > max(share * usual, margin) and divergence > max(share * usual_kl, margin)
 
 
-def _low(values: np.ndarray) -> float:
-    return float(values.mean() - SURE * values.std(ddof=1) / len(values) ** 0.5)
+def _low(values: np.ndarray, policy: Policy) -> float:
+    return float(values.mean() - policy.screening_errors * values.std(ddof=1) / math.sqrt(len(values)))

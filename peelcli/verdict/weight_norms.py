@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from peelcli.records import SUBLAYERS, Run
+from peelcli.verdict.policy import Policy
 
 
 def relative_size(run: Run, layer: int, part: str | None) -> float:
@@ -19,7 +20,7 @@ def relative_size(run: Run, layer: int, part: str | None) -> float:
 
     0 where nothing is known, or too few layers have the same matrices.
     """
-    if len(run.weight_rms) < 3:
+    if len(run.weight_rms) < Policy.min_layers:
         return 0.0
     mine = _matrices(run, layer, part)
     others = [_matrices(run, n, part) for n in range(1, len(run.weight_rms) + 1) if n != layer]

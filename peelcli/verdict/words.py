@@ -10,11 +10,17 @@ import numpy as np
 from peelcli.records import Finding, LayerVerdict, Reference, Run, Score
 from peelcli.verdict.end_to_end_gains import Gain
 from peelcli.verdict.evidence import Evidence
-from peelcli.verdict.policy import Policy
+from peelcli.verdict.policy import BROKEN_SCORE, Policy
 from peelcli.verdict.statistics import Interval
 
-LIKE = 0.1  # natural logarithm of relative sizes that are no news
-BROKEN_SCORE = 1024.0  # above that of any layer that is not broken
+_IN_PLACE = {
+    "identity": "{part} dropped",
+    "span": "one {r.scheme} block for layers {r.layer}-{r.target}",
+    "challenge": "the block trained on alone",
+    "rescale": "{part}'s matrices rescaled",
+    "rollback": "the block of {origin}",
+    "exchange": "layers {r.layer} and {r.target} in each other's place",
+}
 _PARTS = {None: "the block", "attention": "its attention", "mlp": "its MLP"}
 
 IMPROVE = (
@@ -59,20 +65,8 @@ class Facts:
 
 def stand_in(reference: Reference) -> str:
     """A reference in words, such as "its attention in ternary"."""
-    part = _PARTS[reference.sublayer]
-    if reference.kind == "identity":
-        return f"{part} dropped" if reference.sublayer else "the block dropped"
-    if reference.kind == "span":
-        return f"one {reference.scheme} block for layers {reference.layer}-{reference.target}"
-    if reference.kind == "challenge":
-        return "the block trained on alone"
-    if reference.kind == "rescale":
-        return f"{part}'s matrices rescaled"
-    if reference.kind == "rollback":
-        return f"the block of {origin(reference)}"
-    if reference.kind == "exchange":
-        return f"layers {reference.layer} and {reference.target} in each other's place"
-    return f"{part} in {reference.scheme}"
+    text = _IN_PLACE.get(reference.kind, "{part} in {r.scheme}")
+    return text.format(part=_PARTS[reference.sublayer], r=reference, origin=origin(reference))
 
 
 def origin(reference: Reference) -> str:
@@ -121,13 +115,14 @@ def _make(
 
 def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """A lighter or equal reference has the lower loss: proof."""
-    r = e.score.reference
-    if r.kind == "rollback":
-        return rolled_back(layer, e, facts)
-    if r.kind == "exchange":
-        return exchanged(layer, e, facts)
+    say = {"rollback": rolled_back, "exchange": exchanged}.get(e.score.reference.kind, surpassed_by_fit)
+    return say(layer, e, facts)
+
+
+def surpassed_by_fit(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
+    """A lighter reference, dropped or fitted to the layer's states, has the lower loss: proof."""
     reason = (
-        f"With {stand_in(r)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
+        f"With {stand_in(e.score.reference)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
         "proof that the layer could be better."
     )
     return at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
@@ -168,7 +163,7 @@ def challenged(layer: int, x: Gain, facts: Facts) -> LayerVerdict:
     """Training this layer alone gains far more than training any other."""
     more = x.interval
     unlike = ""
-    if abs(x.size) > LIKE:
+    if abs(x.size) > Policy.like_size:
         how = "larger" if x.size > 0 else "smaller"
         unlike = f" Its weights are {abs(np.expm1(x.size)):.0%} {how} than those of the other layers."
     if x.travel is not None:
