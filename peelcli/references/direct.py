@@ -17,7 +17,7 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
     bits = scheme_named(plan.scheme).num_bits
     parts = (None, *SUBLAYERS) if plan.has_sublayers(layer) else (None,)
     for part in parts:
-        yield Reference("direct", layer, layer, part, plan.scheme, plan.group_size, bits)
+        yield Reference("direct", layer, layer, part, plan.scheme, plan.spec.group_size, bits)
 
 
 def ladder(layer: int, plan: Plan) -> Iterator[Reference]:
@@ -25,4 +25,4 @@ def ladder(layer: int, plan: Plan) -> Iterator[Reference]:
     for name in plan.ladder:
         bits = scheme_named(name).num_bits
         if name != plan.scheme and bits < plan.layer_bits[layer]:
-            yield Reference("direct", layer, layer, None, name, plan.group_size, bits)
+            yield Reference("direct", layer, layer, None, name, plan.spec.group_size, bits)
