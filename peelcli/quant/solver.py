@@ -76,12 +76,12 @@ def solve(
     max_sweeps: int = MAX_SWEEPS,
     qparams: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in the scheme that is next to `target`.
+    """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in the scheme closest to `target`.
 
     target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. known: codes and scales to start from as well. Of all
     starts each row keeps its best, so that no row ends worse than known. With granularity `tensor` the scale is (1, 1),
-    and the rows keep the start that is best for all of them together. qparams: where the spec
-    is not symmetric, scales to start from and zero points (both d_out, n_groups, or 1, 1); the zero points stay.
+    and the rows keep the start that is best for all of them together. qparams: where the spec is not
+    symmetric, scales to start from and zero points (both d_out, n_groups, or 1, 1); the zero points stay.
     UsageError for a free scheme, and where the hessian is not that of such a weight or not finite.
     """
     scheme = scheme_named(spec.scheme)
@@ -97,7 +97,6 @@ def solve(
     goal = target.index_select(1, order)
     hessian = hessian.index_select(0, order).index_select(1, order)
     levels = level_table(scheme, goal)
-
     # Rows are independent: all starts go side by side.
     wider = _WIDER if zero is None and len(scheme.levels) <= _FEW_LEVELS else 1.0
     factor = upper_factor(hessian)
@@ -113,7 +112,6 @@ def solve(
     pull = None if scale.shape[1] > 1 else (goal @ hessian).repeat(len(many) // len(goal), 1)
     rows = Rows(codes, scale, zeros, gradient_of(codes, scale, zeros, many, hessian, group_of), pull)
     rows.descend_(hessian, levels, group_of, max_sweeps, together=len(goal) if whole else 1)
-
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
     found = [
         *zip(rows.codes.split(len(goal)), rows.scale.split(len(goal)), strict=True),

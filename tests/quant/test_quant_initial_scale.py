@@ -78,7 +78,7 @@ def test_integer_scales_are_near_the_best(name):
     assert own.sum() <= best.sum() * (1.2 if scheme.num_bits > 5 else 1.03)
     peak_rule = weight.abs().amax(-1, keepdim=True) / scheme.qmax
     if scheme.num_bits <= 4:  # clipping pays where levels are few
-        assert own.sum() < 0.9 * squared_error(weight, peak_rule, scheme, None).sum()
+        assert own.sum() < 0.9 * squared_error(weight, peak_rule, name, None).sum()
 
 
 @pytest.mark.parametrize("name", ["binary", "ternary", "int2", "int3", "int4", "nf4", "int5"])

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peelcli.quant.grid import recognise_grid
-from peelcli.quant.schemes import SCHEMES
 from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.peeled_block import BlockStarts, fit_block, residual_maps, start_weights

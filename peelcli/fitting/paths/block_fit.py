@@ -175,9 +175,7 @@ class BlockFit:
         layer = prefix[0] if segment else len(prefix)
         spec = self.task.specs[layer - 1]
         kind = "segment" if segment else "path"
-        reference = Reference(
-            kind, layer, prefix[-1], None, spec.scheme, spec.group_size, scheme_named(spec.scheme).num_bits
-        )
+        reference = Reference(kind, layer, prefix[-1], None, *spec.grid, scheme_named(spec.scheme).num_bits)
         key = f"{self.task.key}{kind}{prefix}"
         if not (self.task.resume and part_is_whole(part, key)):
             result = self._fit(
