@@ -65,9 +65,22 @@ class Reference:
     origin_step: int | None = None
 
     @property
+<<<<<<< HEAD
     def is_drop(self) -> bool:
         """Whether something is left out and nothing replaces it (layer ablation)."""
         return self.kind == "identity"
+=======
+    def grid(self) -> tuple[str | None, int | None]:
+        """The scheme of its weights and the group size."""
+        return (self.scheme, self.group_size)
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """The sublayers that contribute nothing with it in place: of `identity` alone."""
+        if self.kind != "identity":
+            return ()
+        return (self.sublayer,) if self.sublayer else SUBLAYERS
+>>>>>>> wt2-quantspec
 
     @property
     def is_exchange(self) -> bool:
