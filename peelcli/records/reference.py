@@ -70,6 +70,21 @@ class Reference:
         return self.kind == "identity"
 
     @property
+    def is_span(self) -> bool:
+        """Whether one fitted block replaces several layers (layer merge)."""
+        return self.kind == "span"
+
+    @property
+    def is_challenge(self) -> bool:
+        """Whether the layer is trained on alone, by the loss of the network (single-layer fine-tune)."""
+        return self.kind == "challenge"
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether the block comes from an earlier checkpoint of the run."""
+        return self.kind == "rollback"
+
+    @property
     def is_exchange(self) -> bool:
         """Whether two layers of the checkpoint change places (layer swap)."""
         return self.kind == "exchange"
