@@ -16,6 +16,7 @@ DROP = Dropped(("attention", "mlp"))
         (Reference("identity", 2, 4), [Trained(), DROP, DROP, DROP]),
         (Reference("identity", 2, 2, "mlp"), [Trained(), Dropped(("mlp",)), Trained(), Trained()]),
         (Reference("exchange", 2, 3), [Trained(), Other(3), Other(2), Trained()]),
+        (Reference("exchange", 1, 4), [Other(4), Trained(), Trained(), Other(1)]),
         (Reference("span", 2, 3, scheme="ternary"), [Trained(), Stored(), DROP, Trained()]),
         (Reference("direct", 2, 2, "attention", "ternary"), [Trained(), Stored(), Trained(), Trained()]),
         (Reference("rollback", 2, 2), [Trained(), Stored(), Trained(), Trained()]),

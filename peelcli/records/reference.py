@@ -65,22 +65,29 @@ class Reference:
     origin_step: int | None = None
 
     @property
-<<<<<<< HEAD
     def is_drop(self) -> bool:
         """Whether something is left out and nothing replaces it (layer ablation)."""
         return self.kind == "identity"
-=======
+
+    @property
     def grid(self) -> tuple[str | None, int | None]:
         """The scheme of its weights and the group size."""
         return (self.scheme, self.group_size)
 
     @property
-    def dropped(self) -> tuple[str, ...]:
-        """The sublayers that contribute nothing with it in place: of `identity` alone."""
-        if self.kind != "identity":
-            return ()
-        return (self.sublayer,) if self.sublayer else SUBLAYERS
->>>>>>> wt2-quantspec
+    def is_span(self) -> bool:
+        """Whether one fitted block replaces several layers (layer merge)."""
+        return self.kind == "span"
+
+    @property
+    def is_challenge(self) -> bool:
+        """Whether the layer is trained on alone, by the loss of the network (single-layer fine-tune)."""
+        return self.kind == "challenge"
+
+    @property
+    def is_rollback(self) -> bool:
+        """Whether the block comes from an earlier checkpoint of the run."""
+        return self.kind == "rollback"
 
     @property
     def is_exchange(self) -> bool:
@@ -95,8 +102,9 @@ class Reference:
         """What `layer` runs with while this reference is in place."""
         if not self.layer <= layer <= self.target:
             return Trained()
-        if self.is_exchange:  # of two neighbours
-            return Other(self.layer + self.target - layer)
+        if self.is_exchange:  # of any two layers: those between them stay
+            is_end = layer in (self.layer, self.target)
+            return Other(self.layer + self.target - layer) if is_end else Trained()
         if self.is_drop:
             return Dropped((self.sublayer,) if self.sublayer else SUBLAYERS)
         # The first block of a span does the work of those after it.

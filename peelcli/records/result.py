@@ -69,6 +69,7 @@ class NetworkVerdict:
     data_fit: str = "unknown"  # "own", "foreign" or "unknown"
     zone: str | None = None  # "red", "yellow" or "green"; None where no path was peeled
     bounds: Bounds | None = None
+    path_rules: tuple[str, ...] = ()  # what `bounds` show: "unconverged", "red", "yellow"
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,15 @@ TRIED = (
     "gap: CE as trained less CE with the reference in place, nats/token; above 0 the reference does better. others: "
     "the same reference's median gap in the other layers."
 )
+FIELD_WORDS = {
+    "identity": "layer ablation",
+    "direct": "low-bit distillation",
+    "span": "layer merge",
+    "challenge": "single-layer fine-tune",
+    "rescale": "per-head gains",
+    "exchange": "layer swap",
+    "rollback": "earlier block",
+}
 MORE = "KL: how far it changes the predictions. fvu: share of the layer's update that it leaves unexplained."
 
 
@@ -81,7 +90,8 @@ def _explain(
     else:
         console.print(tried)
         console.print()
-        paragraphs(console, [f"{TRIED} {MORE}" if wide else TRIED], "dim")
+        legend = [f"{TRIED} {MORE}" if wide else TRIED, _kinds(result, verdict.layer)]
+        paragraphs(console, filter(None, legend), "dim")
     if len(results) > 1:
         heading(console, "How it went")
         console.print(_history(results, verdict.layer))
@@ -161,6 +171,12 @@ def _tried(result: AuditResult, layer: int, *, wide: bool) -> Table | None:
         )
         table.add_row(*map(text, row[: len(table.columns)]))
     return table
+
+
+def _kinds(result: AuditResult, layer: int) -> str:
+    """The kinds of references that were tried, each with the word that the field has for it."""
+    kinds = {score.reference.kind for score in result.run.tried_on(layer)}
+    return "; ".join(f"{kind}: {word}" for kind, word in FIELD_WORDS.items() if kind in kinds)
 
 
 def _order(gap: float) -> float:

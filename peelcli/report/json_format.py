@@ -28,6 +28,7 @@ from peelcli.records import (
 from peelcli.records.printable import harmless_json
 from peelcli.report.few_bits import few_bits_json
 from peelcli.report.ranking import shown_layers
+from peelcli.report.sentences import network_notes
 
 SCHEMA, SCHEMA_VERSION = "peel/report", 1
 
@@ -115,7 +116,7 @@ def _network(result: AuditResult) -> dict[str, Any]:
         "zone": network.zone,
         "bounds": None if network.bounds is None else _bounds(network.bounds),
         "flags": network.flags,
-        "notes": network.notes,
+        "notes": network_notes(network),
         "flagged": result.network_flagged,
         "entropy": network.entropy,
         "unigram_ce": result.run.unigram_ce,

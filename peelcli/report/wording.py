@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from peelcli.records import AuditResult, Finding, LayerVerdict, Reference
 from peelcli.report.few_bits import few_bits_sentence
 from peelcli.report.plain import base_name, fixed, layers_named
+from peelcli.report.sentences import network_notes
 from peelcli.report.zones import zone_sentence
 
 NO_MORE = "this proves nothing beyond the suite"
@@ -186,7 +187,7 @@ def meanings(layers: Sequence[LayerVerdict], *, by_layer: bool = True) -> list[t
 
 
 def _by_challenge(verdict: LayerVerdict) -> bool:
-    return verdict.reference is not None and verdict.reference.kind == "challenge"
+    return verdict.reference is not None and verdict.reference.is_challenge
 
 
 def next_steps(layers: Sequence[LayerVerdict]) -> list[tuple[str, str, list[str]]]:
@@ -206,7 +207,7 @@ def next_steps(layers: Sequence[LayerVerdict]) -> list[tuple[str, str, list[str]
 def network_lines(result: AuditResult) -> list[str]:
     """What is said about the network as a whole; its flags in words where no note puts them so."""
     flags = [f"{flag}: {NETWORK_FLAGS.get(flag, 'flagged')}" for flag in result.network.flags]
-    return list(result.network.notes) or flags
+    return network_notes(result.network) or flags
 
 
 def notes_on_files(result: AuditResult) -> list[Finding]:

@@ -30,7 +30,7 @@ from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH, CHALLENGE_RATE, LossFit
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
 from peelcli.fitting.paths import PeelTask, WantedMaps, run_peeling, wanted_maps
 from peelcli.quant.schemes import scheme_named
-from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
+from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Other, Paths, Reference, Run, Score, run_from
 from peelcli.records.progress import Progress
 from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.catalogue import references_of
@@ -185,12 +185,13 @@ class Fitter:
 
     def _candidate(self, reference: Reference) -> Candidate:
         def replacement(layer: int) -> Replacement:
-            if reference.kind == "exchange":
-                return exchanged(self.model.read_weights(reference.layer + reference.target - layer))
+            put_here = reference.weights_at(layer)
+            if isinstance(put_here, Other):
+                return exchanged(self.model.read_weights(put_here.layer))
             return load_weights(self._parts[reference.key], reference, self.model.device)
 
-        loads = None if reference.kind == "identity" else replacement
-        is_ladder = reference.kind == "direct" and reference.scheme != self.plan.scheme
+        loads = None if reference.is_drop else replacement
+        is_ladder = reference.orders_schemes(self.plan.scheme)
         stride = part_stride(self.acts) if is_ladder else 1
         # None is chosen among a layer's rescales before `eval` tests them.
         return Candidate(reference, loads, stride, on_select=reference.kind != "rescale")
@@ -199,7 +200,7 @@ class Fitter:
 
     def _roll_back(self) -> Iterator[Progress]:
         """Keep the older blocks as witnesses; of the earlier checkpoints one is open at a time, and one block of it."""
-        wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.kind == "rollback"]
+        wanted = [r for n in self.plan.layers for r in references_of(n, self.plan) if r.is_rollback]
         paths = {r: self.parts_dir / f"{r.key}.h5" for r in wanted}
         pending = [r for r in wanted if not part_is_whole(paths[r], self._key)]
         # Once in their parts, and once more in the finished file.
@@ -273,7 +274,7 @@ class Fitter:
             steps = steps // SWEEP_SHARE if scheme.num_bits < ROUNDED_BITS else 0
         steps *= FRESH_STEPS if start == "fresh" else 1
         # What a layer is judged by first, and what its report quotes: a whole block of the run's scheme.
-        is_block = reference.kind == "direct" and not reference.sublayer
+        is_block = not reference.is_span and not reference.sublayer
         closely = is_block and scheme.name == self.plan.scheme and start != "fresh"
         batch = fit_batch(self.model.device, closely=closely)
         sizes = step_sizes(scheme, start, closely=closely)
@@ -305,8 +306,8 @@ class Fitter:
             self.skipped.append(f"{kinds} references: {reason}")
             return
         with fits.open():
-            yield from self._challenge_layers(fits, {r.layer: r for r in wanted if r.kind == "challenge"})
-            rescales = [r for r in wanted if r.kind == "rescale"]
+            yield from self._challenge_layers(fits, {r.layer: r for r in wanted if r.is_challenge})
+            rescales = [r for r in wanted if not r.is_challenge]
             path = self.parts_dir / "rescale.h5"
             if rescales and not (self.task.resume and part_is_whole(path, self._key)):
                 yield Progress("rescale", 0, 1, "all layers")

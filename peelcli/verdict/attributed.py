@@ -13,7 +13,7 @@ from peelcli.verdict.words import Facts, at_its_bits, stand_in, undecided
 def finding_text(finding: Finding) -> str:
     """A finding as half a sentence, with its figure."""
     reference = finding.score.reference
-    if reference.kind == "challenge":
+    if reference.is_challenge:
         return f"trained on alone it gains {finding.gap.mean:.4f} nats"
     is_lower = not isinstance(finding, Evidence) or finding.surpasses
     change = (
@@ -25,9 +25,7 @@ def finding_text(finding: Finding) -> str:
 def behind_another(layer: int, behind: Behind, facts: Facts) -> LayerVerdict:
     """Something was found in a layer, and another layer's fault explains it."""
     finding, hurt = finding_text(behind.finding), behind.hurt
-    if (
-        behind.finding.score.reference.kind == "span"
-    ):  # the other may be idle, and so be all that the span spares
+    if behind.finding.score.reference.is_span:  # the other may be idle, and so be all that the span spares
         why = f"{finding}, but layer {hurt} is flagged already, and that may be the cause"
         return undecided(layer, why, f"Mend or drop layer {hurt} first, then audit again.", facts)
     if behind.is_flagged:

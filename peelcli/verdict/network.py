@@ -16,7 +16,7 @@ from peelcli.verdict.health import (
 )
 from peelcli.verdict.policy import LARGEST_CE, PLAIN_BITS, Policy
 from peelcli.verdict.words import origin
-from peelcli.verdict.zones import judge_paths, path_notes
+from peelcli.verdict.zones import judge_paths
 
 
 def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
@@ -57,11 +57,18 @@ def judge_network(run: Run, policy: Policy) -> NetworkVerdict:
     notes += _adaptation_note(run, policy)
     notes += _rollback_note(run, policy)
     paths = judge_paths(run, policy, mismatch(run.nll_eval, run.entropy_eval))
-    notes += path_notes(paths)
     if paths.unconverged and not {"untrained", "damaged"} & set(flags):
         flags.append("unconverged")
     return NetworkVerdict(
-        ce, math.exp(min(ce, LARGEST_CE)), entropy, tuple(flags), tuple(notes), fit, paths.zone, paths.bounds
+        ce=ce,
+        perplexity=math.exp(min(ce, LARGEST_CE)),
+        entropy=entropy,
+        flags=tuple(flags),
+        notes=tuple(notes),
+        data_fit=fit,
+        zone=paths.zone,
+        bounds=paths.bounds,
+        path_rules=paths.rules,
     )
 
 

@@ -122,8 +122,8 @@ def surpassed(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
 def surpassed_by_fit(layer: int, e: Evidence, facts: Facts) -> LayerVerdict:
     """A lighter reference, dropped or fitted to the layer's states, has the lower loss: proof."""
     reason = (
-        f"With {stand_in(e.score.reference)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to {e.gap.high:+.4f}): "
-        "proof that the layer could be better."
+        f"With {stand_in(e.score.reference)} the loss is {e.gap.mean:.4f} nats lower ({e.gap.low:+.4f} to "
+        f"{e.gap.high:+.4f}): proof that the layer could be better."
     )
     return at_its_bits(_make(layer, "surpassed", reason, IMPROVE, facts, e, blame=True), e)
 

@@ -37,6 +37,17 @@ class PathsVerdict:
     bounds: Bounds | None = None
     unconverged: bool = False
 
+    @property
+    def rules(self) -> tuple[str, ...]:
+        """What the bounds show: "unconverged", then "red" or "yellow", where a path's own gap says so."""
+        bounds = self.bounds
+        if bounds is None:
+            return ()
+        is_red = self.zone == "red" and bounds.last is not None
+        is_yellow = self.zone == "yellow" and bounds.yes.gap_interval[0] > bounds.threshold
+        shown = {"unconverged": self.unconverged, "red": is_red, "yellow": is_yellow}
+        return tuple(rule for rule, holds in shown.items() if holds)
+
 
 def judge_paths(run: Run, policy: Policy, mismatch: float) -> PathsVerdict:
     """The zone of a run and the bounds it rests on. mismatch: loss less predictive entropy, nats per token."""
@@ -73,42 +84,6 @@ def judge_paths(run: Run, policy: Policy, mismatch: float) -> PathsVerdict:
     shown = dict(zip(p_values, holm(list(p_values.values()), 1.0 - policy.confidence), strict=True))
     zone = "red" if shown["red"] else "yellow" if shown["yellow"] or shown["unconverged"] else "green"
     return PathsVerdict(zone, bounds, shown["unconverged"])
-
-
-def path_notes(verdict: PathsVerdict) -> list[str]:
-    """What an unconverged network, a red or a yellow zone says, and what to do."""
-    bounds = verdict.bounds
-    if bounds is None:
-        return []
-    notes = []
-    if verdict.unconverged:
-        low, high = bounds.head_interval
-        notes.append(
-            f"The network has not converged: its own blocks under a refitted head have a loss {bounds.head_gap:.4f} "
-            f"nats lower ({low:+.4f} to {high:+.4f}), and the text explains {bounds.head_allowance:.4f} of it at most. "
-            "A flat loss curve then says that the learning rate is too small or has been lowered too early: raise it "
-            "and train on."
-        )
-    if verdict.zone == "red" and bounds.last is not None:
-        notes.append(
-            f"Red zone: blocks that were each fitted to the network's last states alone ({_reach(bounds.last)}. "
-            "Training has been ineffective: check the learning rate, the data order and that the weights were loaded; "
-            "then train."
-        )
-    elif verdict.zone == "yellow" and bounds.yes.gap_interval[0] > bounds.threshold:
-        notes.append(
-            f"Yellow zone: blocks fitted one by one along a map ({_reach(bounds.yes)}: a better network of the same "
-            "class is at hand. Train on, or look at the layers that the map bypasses."
-        )
-    return notes
-
-
-def _reach(bound: Bound) -> str:
-    low, high = bound.gap_interval
-    return (
-        f"{list(bound.target_map)}) reach a loss of {bound.ce:.4f}, {bound.gap:.4f} nats ({low:+.4f} to {high:+.4f}) "
-        "below what the trained blocks do, a refitted head granted to both"
-    )
 
 
 def _gaps(run: Run, score: PathScore) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,9 @@ from long_series import series
 from rich.cells import cell_len
 
 from peelcli.errors import UsageError
-from peelcli.records import VERDICTS, Finding, FitOutcome, Reference, Score
+from peelcli.records import KINDS, VERDICTS, Finding, FitOutcome, Reference, Score
 from peelcli.report import render_explanation
+from peelcli.report.explain import FIELD_WORDS
 from peelcli.report.json_format import report_schema
 from peelcli.report.remedies import remedies
 
@@ -33,6 +34,14 @@ def trained_alone(gains, verdict=LAYERS[2]):
         for n, gain in gains.items()
     )
     return varied(run={"scores": scores}, layers=(verdict,))
+
+
+def test_every_kind_of_reference_has_the_fields_word():
+    assert set(FIELD_WORDS) == set(KINDS)
+
+
+def test_it_gives_the_fields_word_for_the_kinds_that_were_tried():
+    assert "identity: layer ablation" in " ".join(render_explanation([RESULT], 3, width=100).split())
 
 
 def test_it_says_what_was_tried_and_what_each_cost():

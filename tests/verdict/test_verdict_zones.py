@@ -9,6 +9,7 @@ import pytest
 from simulated import foreign, measure, sound
 
 from peelcli.records import FitOutcome, Paths, PathScore, Run
+from peelcli.report.sentences import network_notes
 from peelcli.verdict import Policy, judge, with_running_minimum
 
 LAST, DIRECT, MIXED = (5,) * 5, (1, 2, 3, 4, 5), (1, 3, 3, 5, 5)
@@ -63,7 +64,7 @@ def test_a_head_that_gains_more_than_the_text_explains_shows_a_network_unconverg
     for run, expected in ((own, True), (measure(sound()), False), (foreign(measure(sound())), False)):
         network = judge(peeled(run, 0.38 if expected else 0.2, maps, seed=seed)).network
         assert ("unconverged" in network.flags) is expected
-        assert any("learning rate" in note for note in network.notes) is expected
+        assert any("learning rate" in note for note in network_notes(network)) is expected
     assert judge(peeled(own, 0.38, maps, seed=seed)).network.zone == "yellow"
     assert judge(peeled(own, 0.38, maps, seed=seed)).network_flagged
 
@@ -101,7 +102,7 @@ def test_the_policy_says_which_zone_fails():
     for run, name in ((red, "red"), (yellow, "yellow")):
         assert judge(run, Policy(fail_on=(name,))).network_flagged
         assert not judge(run, Policy(fail_on=("surpassed",))).network_flagged
-        assert any(name in note.lower() for note in judge(run).network.notes)
+        assert any(name in note.lower() for note in network_notes(judge(run).network))
 
 
 def test_losses_that_are_not_finite_settle_nothing():
