@@ -1,4 +1,4 @@
-"""Calibration: text or token files → (n_seq, seq_len) token ids and the fit/select/eval split.
+"""Calibration: text or token files → token ids (n_seq, seq_len), split into fit, select and eval.
 
 Sequences begin as the model's training sequences did: at a document's or a paragraph's start, tokenised on
 their own from there, with the tokenizer's special tokens. Windows cut mid-document shift the loss of a good

@@ -1,4 +1,4 @@
-"""From paths to a calibration set: the one call that the stages make."""
+"""Build a calibration set from files. The stages call only `build_calibration`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _MAX_IDS = 4 << 20
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """The sequences a checkpoint is audited on, and what the report says about them."""
+    """The sequences that a checkpoint is audited on, and their description for the report."""
 
     split: Split
     seq_len: int
@@ -59,7 +59,7 @@ def build_calibration(
     seed: int,
     special: SpecialIds = NO_SPECIAL_IDS,
 ) -> Calibration:
-    """Choose sequences and deal them into fit, select and eval; the same arguments give the same ids.
+    """Choose sequences and split them into fit, select and eval. The same arguments give the same ids.
 
     `paths`: .txt, .jsonl (`text` field), .npy or .bin of token ids; none means the Python language reference.
     `vocab_size` and `max_positions` are the checkpoint's. `seq_len` None means at most 256, less where the
@@ -158,7 +158,7 @@ def _open_pool(
 
 
 def _lengths(seq_len: int | None, max_positions: int | None, longest: int | None) -> list[int]:
-    """The sequence lengths to try, in this order: the one asked for, or ever shorter ones."""
+    """The sequence lengths to try, in this order: the requested one only, or shorter and shorter ones."""
     if seq_len is not None:
         return [seq_len]
     limits = [limit for limit in (DEFAULT_SEQ_LEN, max_positions, longest) if limit is not None]

@@ -1,4 +1,4 @@
-"""A tokenizer as calibration uses it: what stands before a sequence, and how far each token reaches."""
+"""Encode text: the ids that begin a sequence, and how many characters each token covers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: str) -> None:
-        """`sample` is some of the text to come.
+        """sample: some of the text that will be encoded.
 
         Raises CalibrationError where the tokenizer makes nothing of it.
         """
@@ -49,7 +49,7 @@ class Encoder:
         self.joiner: list[int] = suffix + prefix or apart
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids of `text` without special tokens, and how many characters are used up after each of them.
+        """Token ids of `text` without special tokens, and the number of characters consumed after each of them.
 
         A tokenizer without offsets counts all of `text` as used up by each: wasteful, but never overlapping.
         """

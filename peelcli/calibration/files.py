@@ -1,4 +1,4 @@
-"""Which files calibration takes, and which stretches of them are read when they are large."""
+"""The kinds of calibration files, and the parts of large files that are read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def holds_text(paths: Sequence[Path]) -> bool:
 
 
 def spread_slices(size: int, limit: int, length: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """Ranges of [0, size) that together stay within `limit`: all, or evenly spread, disjoint stretches."""
+    """Ranges of [0, size) of at most `limit` in total: everything, or evenly spaced disjoint ranges."""
     if size <= limit:
         return [(0, size)]
     length = min(length, limit)

@@ -1,4 +1,4 @@
-"""Padding in token ids: found by what the checkpoint calls its pad token and by how rows end, and cut out.
+"""Find padding in token ids, by the checkpoint's pad token and by repeated ids at the ends of rows, and remove it.
 
 Padding was never trained on as text. A row that is scored with it gets a loss of another text, and token frequencies
 count what is none.
@@ -18,7 +18,7 @@ _ENOUGH_ROWS = 0.2  # …in this part of all rows, and in three at least
 
 
 def without_padding(segments: Sequence[Segment], special: SpecialIds) -> tuple[list[Segment], dict[int, int]]:
-    """The segments cut at their padding, and how many ids of each pad token were left out.
+    """The segments without padding, and the number of removed ids for each pad token.
 
     What follows padding begins a sequence. A pad token that is another token as well (EOS, or one that mostly stands
     alone between others) is padding only where it is repeated; of the repetitions, one EOS stays behind the text and
@@ -40,7 +40,7 @@ def without_padding(segments: Sequence[Segment], special: SpecialIds) -> tuple[l
 
 
 def _repeated_ends(segments: Sequence[Segment]) -> set[int]:
-    """Ids that end or begin many rows in runs, though nothing calls them padding."""
+    """The ids that begin or end many rows in runs, although no file declares them as padding."""
     rows = [segment.ids for segment in segments if segment.begins and len(segment.ids) > _TAIL]
     if not rows:
         return set()
@@ -55,7 +55,7 @@ def _repeated_ends(segments: Sequence[Segment]) -> set[int]:
 
 
 def _mostly_alone(segments: Sequence[Segment], token: int) -> bool:
-    """Whether most runs of a token are single, with other tokens on both sides: it is used as text."""
+    """Whether most runs of a token have length one with other tokens on both sides, as for a token used as text."""
     alone = runs = 0
     for segment in segments:
         for start, end in _runs(segment.ids, token):
@@ -77,7 +77,7 @@ def _runs(ids: np.ndarray, token: int) -> list[tuple[int, int]]:
 def _padding(
     segment: Segment, token: int, shortest: int, special: SpecialIds, *, only_ends: bool
 ) -> list[tuple[int, int]]:
-    """Which stretches of a segment are padding with this token."""
+    """The ranges of a segment that are padding with this token."""
     size, spans = len(segment.ids), []
     for start, end in _runs(segment.ids, token):
         if end - start < shortest or (only_ends and start > 0 and end < size):
@@ -90,7 +90,7 @@ def _padding(
 
 
 def _between(segment: Segment, spans: Sequence[tuple[int, int]]) -> list[Segment]:
-    """What is left of a segment, in pieces."""
+    """The pieces of a segment between the given ranges."""
     if not spans:
         return [segment]
     edges = [0, *(edge for span in spans for edge in span), len(segment.ids)]

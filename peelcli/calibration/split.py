@@ -1,4 +1,4 @@
-"""The fit/select/eval split, by sequence, and the choices that keep its parts apart."""
+"""Split sequences into fit, select and eval, which share no sequence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MIN_SEQUENCES = 8  # per part: fewer give no interval worth reading
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Three sets of sequences that never mix; each (n_seq_i, seq_len) int64 token ids."""
+    """Three disjoint sets of sequences; each is (n_seq_i, seq_len) int64 token ids."""
 
     fit: np.ndarray
     select: np.ndarray
@@ -27,14 +27,14 @@ class Split:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Which rows of `sequences` belong to which part."""
+        """The rows of `sequences` that belong to each part."""
         first, second = len(self.fit), len(self.fit) + len(self.select)
         total = second + len(self.eval)
         return {"fit": slice(0, first), "select": slice(first, second), "eval": slice(second, total)}
 
     @property
     def content_hash(self) -> str:
-        """SHA-256 (hex) of the ids and of how they are divided."""
+        """SHA-256 (hex) of the ids and of the split."""
         digest = hashlib.sha256()
         for part in (self.fit, self.select, self.eval):
             digest.update(f"{part.shape[0]}x{part.shape[1]};".encode())
@@ -43,13 +43,13 @@ class Split:
 
 
 def wanted_counts(tokens: Mapping[str, int], seq_len: int) -> tuple[int, int, int]:
-    """How many sequences the budgets (in tokens) ask for, never fewer than `MIN_SEQUENCES` a part."""
+    """The number of sequences for each part's budget in tokens, at least `MIN_SEQUENCES`."""
     fit, select, evaluation = (max(MIN_SEQUENCES, tokens[part] // seq_len) for part in PARTS)
     return fit, select, evaluation
 
 
 def shrink_counts(wanted: tuple[int, int, int], available: int) -> tuple[int, int, int]:
-    """The counts that `available` sequences allow: in proportion to `wanted` and never above it.
+    """The counts for `available` sequences: proportional to `wanted`, and never above it.
 
     Each stays at least `MIN_SEQUENCES`, so `available` must be three times that.
     """
@@ -66,7 +66,7 @@ def shrink_counts(wanted: tuple[int, int, int], available: int) -> tuple[int, in
 
 
 def split_rows(rows: np.ndarray, counts: tuple[int, int, int], seed: int) -> Split:
-    """Deal distinct `rows` (n_seq, seq_len) into parts of the given sizes.
+    """Split distinct `rows` (n_seq, seq_len) into parts of the given sizes.
 
     The parts are interleaved over the text, and within a part the rows keep the order of the text.
     """
@@ -76,12 +76,12 @@ def split_rows(rows: np.ndarray, counts: tuple[int, int, int], seed: int) -> Spl
 
 
 def spread_indices(total: int, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` distinct indices below `total`, ascending: one drawn from each of `count` equal stretches."""
+    """`count` distinct indices below `total`, ascending: one drawn from each of `count` equal ranges."""
     edges = np.arange(count + 1) * total // count
     return rng.integers(edges[:-1], edges[1:])
 
 
 def unique_rows(rows: np.ndarray) -> np.ndarray:
-    """The rows without repetitions, in their order: a twin in another part would be a leak."""
+    """The distinct rows in their order. A copy of a row in another part would leak fit data into the evaluation."""
     first = {row.tobytes(): index for index, row in reversed(list(enumerate(rows)))}
     return rows[sorted(first.values())]

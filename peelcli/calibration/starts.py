@@ -1,4 +1,4 @@
-"""Where a sequence may begin: at a paragraph, or at the best thing that the text has instead; or at any word."""
+"""The places in a text where a sequence may begin: a paragraph, the best alternative, or any word."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Place = tuple[int, int]  # (document, character in it)
 
 
 def next_start(documents: Sequence[str], place: Place, reach: int | None) -> Place | None:
-    """The first place at or after `place` where a sequence may begin, None where the text has no more.
+    """The first place at or after `place` where a sequence may begin; None if there is none.
 
     In this order, within `reach` characters: the start of `place`'s own document, a paragraph in it, the
     start of the next document, a line, the end of a sentence, a word; else `place` itself. With `reach` None
@@ -47,7 +47,7 @@ def next_start(documents: Sequence[str], place: Place, reach: int | None) -> Pla
 
 
 def next_word(documents: Sequence[str], place: Place) -> Place | None:
-    """The first place at or after `place` where a word begins, the space before it included; None at the end.
+    """The first place at or after `place` where a word begins, including the space before it; None at the end.
 
     A model whose training sequences were cut from running text, with no mark before them, knows such starts, and it
     does not know the beginning of a paragraph out of the blue.
@@ -65,7 +65,7 @@ def next_word(documents: Sequence[str], place: Place) -> Place | None:
 
 
 def _after(pattern: re.Pattern[str], text: str, position: int, limit: int) -> int | None:
-    """Where the text goes on, at or after `position`, behind the first break."""
+    """The position after the first break at or after `position`."""
     # A token may have swallowed the break itself, so look two characters back: `position` may be a start.
     found = pattern.search(text, max(0, position - 2), limit)
     while found and found.end() < position:

@@ -1,4 +1,4 @@
-"""Text → sequences, each tokenised on its own from where it begins."""
+"""Text → sequences, each tokenised separately from the place where it begins."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ Start = Callable[[Sequence[str], Place], Place | None]  # where the next sequenc
 
 
 class TextPool:
-    """Documents from which sequences are cut. Tokenises only what it cuts, so the text may be far larger."""
+    """Documents from which sequences are cut. Only the cut pieces are tokenised, so the text may be very large."""
 
     longest: int | None = None  # a sequence can be as long as the text
 
     def __init__(
         self, documents: Sequence[str], tokenizer: PreTrainedTokenizerBase, vocab_size: int, name: str
     ) -> None:
-        """`name` is the text in words. Raises CalibrationError where there is no text, or no token in it."""
+        """name: describes the text. Raises CalibrationError if there is no text, or if it yields no token."""
         self._documents, padding = _split_documents(documents, tokenizer)
         if not self._documents:
             raise CalibrationError(
@@ -102,7 +102,7 @@ class TextPool:
         return tuple(notes)
 
     def _pack(self, seq_len: int, count: int, next_place: Start, rng: np.random.Generator) -> list[list[int]]:
-        """Distinct, non-overlapping sequences in text order: `count`, well spread, where there is plenty."""
+        """Up to `count` distinct, non-overlapping sequences in text order, spread over a long enough text."""
         count = min(count, self._size + 1)  # no text has more sequences than characters
         need = seq_len * self._chars_per_token * _WAIT
         stride = self._size / count
@@ -124,7 +124,7 @@ class TextPool:
         return [list(ids) for ids in found]
 
     def _cut(self, start: Place, seq_len: int) -> tuple[tuple[int, ...], Place] | None:
-        """The sequence that begins at `start`, and where its text ends; None where the text ends first."""
+        """The sequence that begins at `start`, and the place where it ends; None if the text is too short."""
         ids = list(self._encoder.prefix)
         document, position = start
         while len(ids) < seq_len:
@@ -138,7 +138,7 @@ class TextPool:
         return tuple(ids[:seq_len]), (document, position)
 
     def _take(self, document: int, position: int, need: int) -> tuple[list[int], int]:
-        """At most `need` ids of a document from `position` on, and the position where their text ends."""
+        """At most `need` ids of a document from `position` on, and the position after them."""
         text = self._documents[document]
         width = math.ceil(1.5 * (need + _MARGIN) * self._chars_per_token) + 16
         while True:
@@ -151,20 +151,20 @@ class TextPool:
             width *= 2
 
     def _locate(self, offset: float) -> Place:
-        """The place of a character counted over all documents."""
+        """The place of a character that is counted over all documents."""
         document = int(np.searchsorted(self._offsets, offset, side="right")) - 1
         document = min(document, len(self._documents) - 1)
         return document, int(offset - self._offsets[document])
 
     def _samples(self) -> list[str]:
-        """Pieces of the text, evenly spread."""
+        """Evenly spaced pieces of the text."""
         places = [self._locate(self._size * i / _SAMPLES) for i in range(_SAMPLES)]
         pieces = [self._documents[document][at : at + _SAMPLE_CHARS] for document, at in places]
         return [piece for piece in dict.fromkeys(pieces) if piece]
 
 
 def _split_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> tuple[list[str], int]:
-    """Texts cut where a document's end is spelt out (`</s>`, `<|endoftext|>`), stripped, never empty.
+    """Split texts at written end-of-document marks (`</s>`, `<|endoftext|>`), strip them, and drop empty ones.
 
     They are cut at spelt-out padding (`<pad>`) too; how often it stood there comes second.
     """

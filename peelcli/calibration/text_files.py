@@ -1,4 +1,4 @@
-"""Text from files, in bounded memory: of a file beyond the limit only evenly spread slices are read."""
+"""Read text files in bounded memory. From a file above the limit only evenly spaced slices are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BLANK_LINE = re.compile(rb"\n[ \t\r]*\n")
 
 
 def default_text() -> str:
-    """The language reference that every CPython carries, each paragraph once.
+    """The language reference that is part of every CPython, with each paragraph once.
 
     Its topics quote each other at length; a paragraph that came twice could land in two parts of the split.
     """
@@ -35,7 +35,7 @@ def default_text() -> str:
 
 
 def read_documents(paths: Sequence[Path], max_bytes: int, rng: np.random.Generator) -> list[str]:
-    """The documents of .txt and .jsonl files, in order, at most `max_bytes` of text in all.
+    """The documents of .txt and .jsonl files, in order, at most `max_bytes` of text in total.
 
     A .txt is one document, and so is each line's `text` in a .jsonl. Raises CalibrationError on what is not
     UTF-8 and on malformed lines.
@@ -57,7 +57,7 @@ def read_documents(paths: Sequence[Path], max_bytes: int, rng: np.random.Generat
 
 
 def _require_text(path: Path, data: bytes, start: int) -> None:
-    """CalibrationError on bytes that are UTF-8 by chance, or known to be another encoding."""
+    """Raise CalibrationError for bytes in another encoding, even if they happen to be valid UTF-8."""
     convert = "convert it: `iconv -f UTF-16 -t UTF-8 FILE > NEW`"
     if start == 0 and data.startswith(_UTF16):
         raise CalibrationError(
@@ -72,7 +72,7 @@ def _require_text(path: Path, data: bytes, start: int) -> None:
 
 
 def _read_text(path: Path, data: bytes, start: int, is_last: bool) -> Iterator[str]:
-    """One document; where the slice was cut out of the file, from its first break on up to its last."""
+    """One document. A slice from the middle of a file begins after its first break and ends at its last."""
     if start > 0:
         first = _BLANK_LINE.search(data) or re.search(rb"\n", data) or re.match(rb"[\x80-\xbf]{0,3}", data)
         dropped = first.end() if first else 0
@@ -94,7 +94,7 @@ def _read_text(path: Path, data: bytes, start: int, is_last: bool) -> Iterator[s
 
 
 def _read_lines(path: Path, data: bytes, start: int, is_last: bool) -> Iterator[str]:
-    """The `text` of each whole line in the slice."""
+    """The `text` field of each complete line in the slice."""
     lines = data.removeprefix(codecs.BOM_UTF8).split(b"\n")
     if not is_last:
         lines.pop()

@@ -1,4 +1,4 @@
-"""Token ids from .npy and nanoGPT .bin files, in bounded memory and checked against the vocabulary."""
+"""Read token ids from .npy and nanoGPT .bin files in bounded memory, and check them against the vocabulary."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMEDY = (
 def read_segments(
     paths: Sequence[Path], vocab_size: int, max_ids: int, rng: np.random.Generator
 ) -> list[Segment]:
-    """The token ids of .npy and .bin files, in order, at most about `max_ids` in all.
+    """The token ids of .npy and .bin files, in order, at most about `max_ids` in total.
 
     A 1-D array is a stream, each row of a 2-D array a sequence. Raises CalibrationError on files of another
     content and on ids outside [0, vocab_size).
@@ -66,7 +66,7 @@ def _sequences(
 
 
 def _open_npy(path: Path) -> np.ndarray:
-    """The array, mapped rather than read: (n_ids,) or (n_sequences, n_ids) of any integer type."""
+    """The memory-mapped array, (n_ids,) or (n_sequences, n_ids) of any integer type."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:  # not .npy, cut short, or pickled objects, which are never loaded
@@ -99,7 +99,7 @@ def _how_to_reshape(array: object) -> str:
 
 
 def _open_bin(path: Path, vocab_size: int) -> np.ndarray:
-    """A nanoGPT stream, mapped rather than read: (n_ids,) of uint16, or uint32 for large vocabularies."""
+    """A memory-mapped nanoGPT stream, (n_ids,) of uint16, or uint32 for large vocabularies."""
     dtype = np.dtype("<u4" if vocab_size > 65536 else "<u2")
     size = path.stat().st_size
     if size == 0 or size % dtype.itemsize:

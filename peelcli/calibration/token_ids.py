@@ -1,4 +1,4 @@
-"""Token ids → sequences: windows of the rows or streams that a file holds."""
+"""Token ids → sequences: windows of the rows or streams in a file."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class TokenPool:
         padding: Mapping[int, int] = MappingProxyType({}),
         name: str = "the data",
     ) -> None:
-        """padding: how many ids of each pad token were cut out of the data, which `name` names in words."""
+        """padding: number of ids of each pad token removed from the data. name: describes the data."""
         self._segments = segments
         self._padding, self._name = padding, name
         self._eos = eos
@@ -44,7 +44,7 @@ class TokenPool:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the report says of the data: how much of it was padding."""
+        """The finding about removed padding, for the report."""
         if not self._padding:
             return ()
         count = sum(self._padding.values())
@@ -85,14 +85,14 @@ class TokenPool:
         return rows, tuple(notes)
 
     def _running_on(self, seq_len: int) -> np.ndarray:
-        """The distinct windows that begin at a row's start and run on into the rows behind it, (n, seq_len) int64."""
+        """The distinct windows that begin at a row's start and continue into the following rows, (n, seq_len) int64."""
         ids = np.concatenate([segment.ids for segment in self._segments])
         begins = np.cumsum([0, *(len(segment.ids) for segment in self._segments[:-1])])
         starts = begins[[segment.begins for segment in self._segments]]
         return _distinct([ids[at : at + seq_len] for at in _apart(starts, seq_len, len(ids))], seq_len)
 
     def _starts(self, segment: Segment) -> np.ndarray:
-        """Ascending positions at which a training sequence began."""
+        """Ascending positions at which training sequences began."""
         marks = np.empty(0, dtype=np.int64)
         if self.bos is not None:
             marks = np.flatnonzero(segment.ids == self.bos)
@@ -101,7 +101,7 @@ class TokenPool:
         return np.union1d(marks, [0]).astype(np.int64) if segment.begins else marks
 
     def _windows(self, starts: Sequence[Iterable[int]], seq_len: int) -> np.ndarray:
-        """The distinct windows at these starts of each segment, (n, seq_len) int64."""
+        """The distinct windows at the given starts of each segment, (n, seq_len) int64."""
         windows = [
             segment.ids[start : start + seq_len]
             for segment, at in zip(self._segments, starts, strict=True)
@@ -117,7 +117,7 @@ def _distinct(windows: Sequence[np.ndarray], seq_len: int) -> np.ndarray:
 
 
 def _apart(starts: np.ndarray, seq_len: int, size: int) -> list[int]:
-    """The starts, from the first on, whose windows fit and do not overlap."""
+    """The starts, taken greedily from the first, whose windows fit and do not overlap."""
     kept: list[int] = []
     for start in starts.tolist():
         if start + seq_len <= size and (not kept or start >= kept[-1] + seq_len):

@@ -1,4 +1,4 @@
-"""Whether text, tokenizer and embedding go together.
+"""Check that text, tokenizer and embedding match.
 
 The border check on token ids is strict: an id outside the embedding would crash a GPU and silently wrap in numpy.
 """
@@ -40,7 +40,7 @@ def check_ids(ids: np.ndarray, vocab_size: int, where: Callable[[tuple[int, ...]
 def unknown_tokens(
     name: str, tokenizer: PreTrainedTokenizerBase, samples: Sequence[str], encoded: Sequence[Sequence[int]]
 ) -> tuple[Finding, ...]:
-    """A finding where the tokenizer does not know a part of the text; CalibrationError where it is most of it.
+    """A finding if the tokenizer does not know part of the text. Raises CalibrationError if that is most of it.
 
     `samples` are pieces of the text, `encoded` their token ids.
     """
@@ -68,7 +68,7 @@ def unknown_tokens(
 
 
 def _unknown_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """The tokens that stand for what is unknown: the one that transformers is told of, and the vocabulary's own."""
+    """The tokens for unknown text: the declared one, and those in the vocabulary with usual names."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     own = getattr(getattr(backend, "model", None), "unk_token", None)
     vocabulary = tokenizer.get_vocab()
@@ -78,14 +78,14 @@ def _unknown_marks(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def _dropped_part(
     tokenizer: PreTrainedTokenizerBase, samples: Sequence[str], encoded: Sequence[Sequence[int]]
 ) -> float:
-    """Which part of the text's characters, without blanks, the tokens no longer hold."""
+    """The share of the text's non-blank characters that the tokens lost."""
     size = sum(len("".join(sample.split())) for sample in samples)
     kept = sum(len("".join(str(tokenizer.decode(list(ids))).split())) for ids in encoded)
     return max(0.0, 1 - kept / size) if size else 0.0
 
 
 def vocabulary_finding(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> tuple[Finding, ...]:
-    """A finding where the tokenizer can hardly be the one that the checkpoint was trained with."""
+    """A finding if the tokenizer is probably not the one that the checkpoint was trained with."""
     size = len(tokenizer)
     if size > vocab_size:
         message = (

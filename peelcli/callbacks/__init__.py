@@ -1,4 +1,4 @@
-"""Callbacks for trainers: every checkpoint that is saved is audited in a process of its own, beside the training.
+"""Callbacks for trainers: each saved checkpoint is audited in a separate process during the training.
 
     from peelcli.callbacks import PeelCallback            # transformers.Trainer
     from peelcli.callbacks import PeelLightningCallback   # Lightning

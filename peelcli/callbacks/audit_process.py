@@ -1,4 +1,4 @@
-"""Audits beside a training run: one at a time, each a process of its own that runs when nothing else wants to.
+"""Run audits during a training, one at a time, each in a separate process at the lowest priority.
 
 The training process spends nothing on an audit but to start it and to read a summary of its result. While one runs, the
 newest checkpoint waits; one that waited and was overtaken is left out, and that is said.
@@ -34,7 +34,7 @@ LOWEST = 19  # niceness
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the audit of one checkpoint ended. `code` is peel's exit code: 0, or 1 where something is flagged."""
+    """The outcome of one checkpoint's audit. code: peel's exit code, 0, or 1 if something is flagged."""
 
     name: str
     code: int | None  # None: it was not run, or not to its end
@@ -48,7 +48,7 @@ class Outcome:
 
     @property
     def is_clean(self) -> bool:
-        """Whether it was audited and nothing is flagged."""
+        """Whether the audit was completed and nothing is flagged."""
         return self.code == 0
 
 
@@ -60,7 +60,7 @@ class _Job:
 
 
 def flags_of(options: Mapping[str, Any]) -> list[str]:
-    """The command line of `peel audit` that says what the keyword `options` say; UsageError for what is no setting."""
+    """The `peel audit` flags for the keyword `options`. Raises UsageError for an unknown setting."""
     given = {name: value for name, value in options.items() if value is not None}
     flags: list[str] = []
     resolve(SECTIONS, None, {}, {name: _text(value) for name, value in given.items()})
@@ -83,7 +83,7 @@ def _text(value: Any) -> Any:
 
 
 class AuditProcess:
-    """Audits the checkpoints that are submitted, and keeps their reports in `directory`.
+    """Audits submitted checkpoints one after another, and keeps their reports in `directory`.
 
     There each leaves NAME.json, what it said in NAME.log, and a line in history.jsonl.
     """
@@ -101,7 +101,7 @@ class AuditProcess:
     def submit(
         self, checkpoint: Path, step: int | None = None, *, may_vanish: bool = False, ours: bool = False
     ) -> None:
-        """Have a checkpoint audited next; returns at once.
+        """Audit a checkpoint next; returns at once.
 
         may_vanish: the trainer may remove it before its turn has come, so that its files are held by links. ours: it
         is a copy made for the audit, to be removed after it.
@@ -120,7 +120,7 @@ class AuditProcess:
             self._changed.notify_all()
 
     def collect(self) -> list[Outcome]:
-        """What has ended since this was last asked."""
+        """The outcomes since the last call."""
         if not self._outcomes:  # asked at every log of a training run: no lock where there is nothing
             return []
         with self._changed:
@@ -128,7 +128,7 @@ class AuditProcess:
             return found
 
     def close(self, timeout: float) -> list[Outcome]:
-        """Wait up to `timeout` seconds for what runs and what waits, and end the rest; returns what is new."""
+        """Wait up to `timeout` seconds for running and waiting audits, end the rest, and return the new outcomes."""
         deadline = time.monotonic() + timeout
         with self._changed:
             self._ended = True  # the training: from now on an audit takes nothing from it
@@ -243,7 +243,7 @@ class AuditProcess:
     # -- checkpoints that the trainer may remove -----------------------------------------------------------------------
 
     def _held(self, checkpoint: Path) -> Path | None:
-        """A directory of links to a checkpoint's files, under the same name; None where the disk has no links."""
+        """A directory of links to a checkpoint's files, under the same name; None if the disk supports no links."""
         held = self.directory / "held" / checkpoint.name
         try:
             shutil.rmtree(held, ignore_errors=True)
@@ -264,7 +264,7 @@ class AuditProcess:
 
 
 def _set_urgent(pid: int, urgent: bool) -> None:
-    """Let a process run as others do, or only where they leave a processor idle, as far as the system has means."""
+    """Set a process to normal priority, or to run only on idle processors, as far as the system allows it."""
     policy = getattr(os, "SCHED_OTHER" if urgent else "SCHED_IDLE", None)
     with contextlib.suppress(OSError):  # it may have ended meanwhile
         if (
@@ -278,7 +278,7 @@ def _set_urgent(pid: int, urgent: bool) -> None:
 
 
 def _last_error(log: Path, code: int) -> str:
-    """What the audit said last of why it failed."""
+    """The last error message in the audit's log."""
     if code < 0:
         return f"ended by signal {-code}"
     try:
@@ -290,7 +290,7 @@ def _last_error(log: Path, code: int) -> str:
 
 
 def warn_of(outcomes: list[Outcome]) -> None:
-    """Surface what was flagged and what failed as warnings, in the thread that asks."""
+    """Emit warnings for flagged layers and failed audits, in the calling thread."""
     for outcome in outcomes:
         if not outcome.is_clean:
             warnings.warn(f"peel: {outcome}", RuntimeWarning, stacklevel=3)

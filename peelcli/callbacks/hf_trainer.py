@@ -14,7 +14,7 @@ logger = logging.getLogger("peelcli")
 
 
 class PeelCallback(TrainerCallback):
-    """Audits every checkpoint that a Trainer saves, in a process of its own that takes what processor time is left.
+    """Audits every checkpoint that a Trainer saves, in a separate process that uses idle processor time.
 
         trainer = Trainer(..., callbacks=[PeelCallback(data="text.txt", tokens=40_000)])
 
@@ -37,14 +37,14 @@ class PeelCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Begin anew, where the reports are to go."""
+        """Start a new audit process with its directory for reports."""
         directory = self.directory or Path(args.output_dir or ".") / "peel"
         self._audits = AuditProcess(directory, self._settings)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the checkpoint that has just been saved audited."""
+        """Submit the checkpoint that was just saved."""
         if state.is_world_process_zero:
             checkpoint = Path(args.output_dir or ".") / f"checkpoint-{state.global_step}"
             self._audits.submit(checkpoint, state.global_step, may_vanish=args.save_total_limit is not None)
@@ -53,13 +53,13 @@ class PeelCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell of audits that have ended."""
+        """Report the audits that have ended."""
         self._tell(state, self._audits.collect())
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Wait for the audits that are not done."""
+        """Wait for unfinished audits."""
         self._tell(state, self._audits.close(self.wait))
 
     def _tell(self, state: TrainerState, outcomes: list[Outcome]) -> None:

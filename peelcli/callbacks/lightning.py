@@ -1,4 +1,4 @@
-"""A callback for Lightning, whose checkpoints hold a state dict: the model is saved once more, as transformers does."""
+"""A callback for Lightning. Its checkpoints hold only a state dict, so the model is saved again for the audit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ except ImportError:
 
 
 class PeelLightningCallback(Callback):
-    """Audits the model whenever Lightning saves a checkpoint, in a process of its own.
+    """Audits the model whenever Lightning saves a checkpoint, in a separate process.
 
         Trainer(..., callbacks=[ModelCheckpoint(...), PeelLightningCallback(data="text.txt", tokenizer=tokenizer)])
 
@@ -41,12 +41,12 @@ class PeelLightningCallback(Callback):
         )  # here, to refuse a wrong setting at once
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin anew, where the reports are to go."""
+        """Start a new audit process with its directory for reports."""
         self._home = self.directory or Path(trainer.default_root_dir) / "peel"
         self._audits = AuditProcess(self._home, self._settings)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Save the model for the audit, and have it audited."""
+        """Save the model with save_pretrained, and submit it."""
         if trainer.is_global_zero:
             copy = self._home / "held" / f"step-{trainer.global_step}"
             self.model_of(pl_module).save_pretrained(copy)
@@ -56,15 +56,15 @@ class PeelLightningCallback(Callback):
         self._tell(trainer, self._audits.collect())
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Tell of audits that have ended."""
+        """Report the audits that have ended."""
         self._tell(trainer, self._audits.collect())
 
     def on_fit_end(self, trainer: Any, pl_module: Any) -> None:
-        """Wait for the audits that are not done."""
+        """Wait for unfinished audits."""
         self._tell(trainer, self._audits.close(self.wait))
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """End the audits with the training."""
+        """End the audits when the training fails."""
         self._tell(trainer, self._audits.close(0.0))
 
     def _tell(self, trainer: Any, outcomes: list[Outcome]) -> None:

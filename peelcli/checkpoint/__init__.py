@@ -1,1 +1,1 @@
-"""Open a checkpoint: what lies on disk, and a model whose blocks come into memory one at a time."""
+"""Open a checkpoint: check its files, and load a model that keeps one block in memory at a time."""

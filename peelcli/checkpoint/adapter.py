@@ -1,4 +1,4 @@
-"""A PEFT adapter among the files of a checkpoint: what it says of itself, and how to merge it into its base."""
+"""Find a PEFT adapter among the files of a checkpoint, and say how to merge it into its base model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Adapter:
 
 
 def find_adapter(directory: Path) -> Adapter | None:
-    """The adapter that lies in `directory`, None where there is none."""
+    """The PEFT adapter in `directory`; None if there is none."""
     names = sorted(path.name for path in directory.glob("adapter_*") if is_adapter_file(path.name))
     if not names:
         return None
@@ -44,7 +44,7 @@ def is_adapter_file(name: str) -> bool:
 
 
 def how_to_merge(adapter: Adapter, directory: Path) -> str:
-    """What to run to make one checkpoint of an adapter and its base."""
+    """The instruction that merges an adapter into its base model, for an error message."""
     tokenizer = "copy the tokenizer's files of the base model beside them"
     if adapter.base is None:
         return (

@@ -1,4 +1,4 @@
-"""What a model passes to its blocks beside the hidden states, and what a block hands back beside them."""
+"""The arguments and return values of a transformer block, apart from the hidden states."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class BlockArguments:
-    """What the model passes to one block beside the hidden states."""
+    """The arguments of one block other than the hidden states: masks, rotary tables, positions."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @classmethod
     def of_call(cls, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, BlockArguments]:
-        """The hidden states of a call, and the rest of it.
+        """Split a block's call into its hidden states and its other arguments.
 
-        Lists and dicts are copied: what one block puts into them must not reach another one unseen.
+        Lists and dicts are copied, so that a block that changes one cannot affect another block.
         """
         rest = dict(kwargs)
         hidden = args[0] if args else rest.pop("hidden_states")
         return hidden, cls(_own(tuple(args[1:])), _own(rest))
 
     def named(self) -> Iterator[tuple[str, Any]]:
-        """Every argument with its name, or its place."""
+        """Each argument with its name; positional arguments are named by their position, counted from 1."""
         yield from ((f"argument {place}", value) for place, value in enumerate(self.args, start=2))
         yield from self.kwargs.items()
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A batch on its way: `hidden` (n_seq, seq_len, d_model) is O_0; one BlockArguments a layer, layer 1 first."""
+    """A batch after the embedding, ready for block 1.
+
+    hidden: O_0, the input of block 1, (n_seq, seq_len, d_model). arguments: one per layer, layer 1 first.
+    """
 
     hidden: Tensor
     arguments: tuple[BlockArguments, ...]
@@ -43,10 +46,11 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Returned:
-    """What the blocks of a family return: hidden states alone, or the first item of a tuple or list.
+    """The form of a block's return value: the hidden states alone, or a tuple or list that begins with them.
 
-    rest: one entry a further item: the name of the argument that is handed through, None for anything else. A tensor
-    among them is a state that the next block may read. has_more: whether there was one.
+    kind: the tuple or list type; None for the hidden states alone.
+    rest: one entry for each further item. It is the name of the argument that the block returns unchanged, or None.
+    has_more: whether the block returns a tensor that it computed itself. A later block may read such a state.
     """
 
     kind: type | None = None
@@ -55,7 +59,7 @@ class Returned:
 
     @classmethod
     def of(cls, out: Any, arguments: BlockArguments) -> Returned:
-        """Learn it from what one block returned for its arguments."""
+        """Derive the form from `out`, which a block returned for `arguments`."""
         if not isinstance(out, (tuple, list)):
             return cls()
         names = {id(value): name for name, value in arguments.named() if value is not None}
@@ -64,7 +68,7 @@ class Returned:
         return cls(list if isinstance(out, list) else tuple, rest, any(True for _ in tensors_in(made)))
 
     def around(self, hidden: Tensor, arguments: BlockArguments) -> Any:
-        """What a block would return whose hidden states are `hidden`, without what it computes beside them."""
+        """A return value of this form with the given hidden states; tensors that the block computed are left out."""
         if self.kind is None:
             return hidden
         given = dict(arguments.named())
@@ -72,13 +76,13 @@ class Returned:
 
 
 def hidden_of(out: Any) -> Tensor:
-    """The hidden states in what a block returned."""
+    """The hidden states in a block's return value."""
     hidden: Tensor = out[0] if isinstance(out, (tuple, list)) else out
     return hidden
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Every tensor of a nest of lists, tuples and dicts."""
+    """Every tensor in nested lists, tuples and dicts."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -90,7 +94,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def _own(value: Any) -> Any:
-    """The same nest with lists and dicts of its own, and the same tensors."""
+    """A copy of nested lists, tuples and dicts that shares their tensors."""
     if type(value) is dict:
         return {key: _own(item) for key, item in value.items()}
     if type(value) in (list, tuple):
@@ -99,7 +103,7 @@ def _own(value: Any) -> Any:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two nests of arguments hold the same tensors and plain values."""
+    """Whether two nested arguments hold equal tensors and plain values."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.shape == b.shape and torch.equal(a, b)
     if isinstance(a, BlockArguments):

@@ -1,9 +1,11 @@
-"""Attention of heads too narrow for the processor: zeros that fill a vector register, and only what the mask leaves.
+"""Faster attention on the CPU for narrow heads: pad them with zeros, and skip keys that the causal mask hides.
 
-torch's kernel on x86 works on 16 numbers at once. On heads of 8 it takes 1.3 to 1.7 times as long as on 16
-(measured forwards and backwards, on sequences of 128 to 256 tokens); heads of 12 or more gain nothing by zeros, which
-change no product: the result is what it was, to rounding. Nor does that kernel leave out, of up to 512 tokens, what a
-causal mask hides: a quarter of the queries at a time, with the keys up to its end, takes three quarters of the time.
+torch's x86 kernel works on 16 numbers at once. A head of 8 features takes 1.3 to 1.7 times as long as one of 16
+(measured forwards and backwards on sequences of 128 to 256 tokens). Heads of 12 or more features gain nothing from
+padding. Zeros change no product, so the result is the same up to rounding.
+
+Up to 512 tokens the kernel also computes the scores that a causal mask hides. Running a quarter of the queries at a
+time, with the keys up to the end of that quarter, takes three quarters of the time.
 """
 
 from __future__ import annotations
@@ -21,14 +23,19 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 _LANES = 16
-_NARROW = 12  # heads below are widened
-_PIECES, _LEAST_PIECE = 4, 32  # of the queries, and tokens of one
-_NOT_PLAIN = ("is_causal", "position_bias", "cache", "sliding_window")  # more than a causal mask may be meant
+_NARROW = 12  # heads with fewer features than this are padded
+_PIECES, _LEAST_PIECE = 4, 32  # number of pieces of the queries, and the fewest tokens in a piece
+_NOT_PLAIN = (
+    "is_causal",
+    "position_bias",
+    "cache",
+    "sliding_window",
+)  # with any of these, the mask may not be causal
 _MARK = "_peel_widens_narrow_heads"
 
 
 class _Switch(threading.local):
-    """Whether this thread widens heads."""
+    """Whether this thread pads narrow heads."""
 
     on = True
 
@@ -37,10 +44,10 @@ _switch = _Switch()
 
 
 def widen_narrow_heads(model: nn.Module, device: str) -> None:
-    """Let a model that uses torch's attention on a CPU widen its narrow heads as it runs.
+    """Make a model on the CPU pad its narrow attention heads when it runs.
 
-    The attention keeps its name, "sdpa": families ask for it, and leave out their sparse mask under any other. So the
-    function under that name changes; it does what it did for every module that is not marked as one of this model.
+    The function registered as "sdpa" is replaced. A new name would not do: some families leave out their sparse mask
+    under any other name. Modules of other models are not marked, and for them the function does what it did before.
     """
     if device != "cpu":
         return
@@ -51,7 +58,7 @@ def widen_narrow_heads(model: nn.Module, device: str) -> None:
 
 @contextlib.contextmanager
 def unwidened() -> Iterator[None]:
-    """For the length of the context, this thread runs every attention as transformers does."""
+    """Within the context, this thread runs attention exactly as transformers does."""
     _switch.on = False
     try:
         yield
@@ -60,7 +67,7 @@ def unwidened() -> Iterator[None]:
 
 
 def _attention(module: nn.Module, query: Tensor, *args: Any, **more: Any) -> tuple[Tensor, None]:
-    """Attention under the name "sdpa": widened where the heads are narrow and the module is marked."""
+    """The function registered as "sdpa": it pads narrow heads of marked modules, and else calls transformers'."""
     is_narrow = query.shape[-1] < _NARROW and query.device.type == "cpu"
     if is_narrow and _switch.on and getattr(module, _MARK, False):
         return _widened(module, query, *args, **more)
@@ -76,7 +83,10 @@ def _widened(
     scaling: float | None = None,
     **more: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' `sdpa_attention_forward`, which it calls; (n_seq, n_heads, seq_len, head_dim) each."""
+    """`sdpa_attention_forward` of transformers on padded heads.
+
+    query, key, value: (n_seq, n_heads, seq_len, head_dim). Returns (n_seq, seq_len, n_heads, head_dim) and None.
+    """
     width, num = value.shape[-1], query.shape[-2]
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     query, key, value = (nn.functional.pad(t, (0, -t.shape[-1] % _LANES)) for t in (query, key, value))
@@ -93,11 +103,11 @@ def _widened(
         stop = min(start + piece, num)
         mask = _causal_mask(start, stop, query.dtype) if start else None
         found.append(attend(query[..., start:stop, :], key[..., :stop, :], value[..., :stop, :], mask))
-    # (n_seq, seq_len, n_heads, head_dim); whole in memory, as what it replaces is: some families view it.
+    # (n_seq, seq_len, n_heads, head_dim). It must be contiguous, because some families call view() on it.
     return torch.cat(found, dim=1)[..., :width].contiguous(), None
 
 
-@lru_cache(maxsize=32)  # a few lengths, in pieces
+@lru_cache(maxsize=32)  # enough for a few sequence lengths, each in _PIECES pieces
 def _causal_mask(start: int, stop: int, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores (stop − start, stop) of queries from `start` on: −∞ where a key comes later."""
+    """The mask (stop − start, stop) that is added to the scores of queries `start` to `stop`: −∞ for later keys."""
     return torch.full((stop - start, stop), -torch.inf, dtype=dtype).triu(start + 1)

@@ -1,4 +1,4 @@
-"""One block of a model: what it runs when it is called, other weights in it, and its sublayers silenced."""
+"""Change what one block of a model runs: another forward function, other weights, or a silenced sublayer."""
 
 from __future__ import annotations
 
@@ -17,43 +17,47 @@ from torch.utils.hooks import RemovableHandle
 from peelcli.checkpoint.structure import Sublayer
 
 
-class Captured(Exception):  # noqa: N818  control flow, never seen outside this package
-    """Raised by the last recorder: everything that was wanted is known, the head need not run."""
+class RecordingDone(Exception):  # noqa: N818  control flow, never seen outside this package
+    """Raised by the last recorder to end the forward pass: all inputs are recorded, so the head need not run."""
 
 
-class Asked(threading.local):
-    """What one thread asks of the skeleton, which all share: what its blocks do, and what its head is turned by."""
+class ThreadOverrides(threading.local):
+    """One thread's settings for the model that all threads share.
+
+    make: layer index → the function that this thread runs in place of the block's forward; None for the block's own.
+    head: A (d_model, d_model) that is applied before the head, x → x + x·A; None for no change.
+    """
 
     make: Callable[[int], Callable[..., Any]] | None = None
     head: Tensor | None = None
 
     def turn(self, _: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        """What enters the head's matrix, turned where this thread asks for it."""
+        """A forward pre-hook of the head: x → x + x·A, if this thread has set A."""
         return None if self.head is None else (args[0] + args[0] @ self.head.to(args[0]), *args[1:])
 
 
-def unless_asked(own: Callable[..., Any], index: int, asked: Asked) -> Callable[..., Any]:
-    """The forward of a block, unless the thread that calls it asked for another function.
+def with_override(own: Callable[..., Any], index: int, overrides: ThreadOverrides) -> Callable[..., Any]:
+    """A forward function for a block: the function that the calling thread has set, or else `own`.
 
-    It is put in place once and stays: a block whose attributes change can't be copied by another thread.
+    It is installed once and stays. Swapping a block's attributes would break another thread that copies the block.
     """
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        return asked.make(index)(*args, **kwargs) if asked.make else own(*args, **kwargs)
+        return overrides.make(index)(*args, **kwargs) if overrides.make else own(*args, **kwargs)
 
     return forward
 
 
 def same_weights(module: nn.Module) -> nn.Module:
-    """A block that shares the weights of `module` and may be given others, or be silenced, without its knowing."""
+    """A copy of a block that shares its weights. Giving the copy other weights or hooks does not affect `module`."""
     shared = {id(t): t for t in (*module.parameters(), *module.buffers())}
     own = copy.deepcopy(module, shared)
-    own.__dict__.pop("forward", None)  # the one of `unless_asked` would run `module` itself
+    own.__dict__.pop("forward", None)  # the wrapped forward would run `module` instead of the copy
     return own
 
 
 def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
-    """From now on the sublayer adds nothing to the residual stream, until the handles are removed."""
+    """Make a sublayer add zero to the residual stream until the returned handles are removed."""
 
     def zero(_: nn.Module, __: Any, out: Any) -> Any:
         if isinstance(out, (tuple, list)):
@@ -65,7 +69,7 @@ def silence(module: nn.Module, sublayer: Sublayer) -> list[RemovableHandle]:
 
 @contextlib.contextmanager
 def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
-    """For the length of the context, the sublayer adds nothing to the residual stream."""
+    """Within the context, the sublayer adds zero to the residual stream."""
     handles = silence(module, sublayer)
     try:
         yield
@@ -75,10 +79,10 @@ def silenced(module: nn.Module, sublayer: Sublayer) -> Iterator[None]:
 
 
 def give_back_memory() -> None:
-    """Hand free memory back to the system.
+    """Return free memory to the operating system.
 
-    glibc keeps it in pieces that the next block's weights do not fit into: 32 layers of 13 MB took a process to 708 MB
-    rather than 479. It costs milliseconds; another C library has no such function, and no such need.
+    glibc keeps freed memory in pieces that are too small for the next block's weights: with 32 layers of 13 MB a
+    process grew to 708 MB instead of 479. The call takes milliseconds. Other C libraries lack it and do not need it.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
@@ -86,7 +90,7 @@ def give_back_memory() -> None:
 
 
 def put_in_place(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Give a block other weights, by the names of the parameters that they replace."""
+    """Replace parameters of a block. weights: parameter name within the block → new value."""
     for name, value in weights.items():
         owner, _, key = name.rpartition(".")
         holder = module.get_submodule(owner) if owner else module

@@ -1,4 +1,4 @@
-"""config.json as peel hands it to transformers: only what describes the network, in sizes that the files can fill."""
+"""Prepare config.json for transformers: keep only what describes the network, and refuse sizes beyond the files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from peelcli.checkpoint.files import CheckpointFiles
 from peelcli.errors import CheckpointError
 
-# How the model is run, saved or trained, or what it is called. peel decides the first; none of it is the network.
+# Keys that say how the model is run, saved, trained or named. None of them describes the network.
 _NOT_THE_NETWORK = frozenset(
     {
         "attn_implementation",
@@ -44,21 +44,21 @@ _NOT_THE_NETWORK = frozenset(
         "use_return_dict",
     }
 )
-# Integers that say how far, how often or which: they give no tensor of the files its shape.
+# Integer settings that determine no tensor's shape: distances, intervals, ids.
 _NO_SIZE = re.compile(
     r"theta|base|freq|position|length|window|seq|ctx|context|seed|step|token|param|size_bytes|total|date|time|id$|ids$"
 )
 _LAYER_COUNT = re.compile(r"(^|_)layers?$")
-_HARMLESS_SIZE = 2**20  # a list or a table of so many entries takes no time
+_HARMLESS_SIZE = 2**20  # a list or table with this many entries costs no noticeable time
 _HARMLESS_LAYERS = 1024
 _LARGEST = 2**63 - 1  # torch counts in 64 bits
-_PACKED = 32  # numbers of one bit in an int32, and the halves that a fused matrix is made of
+_PACKED = 32  # a side may be this many times the stored one: an int32 packs 32 one-bit numbers
 
 
 def for_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` without what is no part of the network, at every depth.
+    """`config` without the keys that do not describe the network, at every depth.
 
-    An "eager" attention is kept, since it is how the family may have to run; any other kind depends on the machine.
+    `attn_implementation: eager` is kept, because some families run with no other. Other values depend on the machine.
     """
     dropped = _NOT_THE_NETWORK | _generation_keys()
     kept: dict[str, Any] = {}
@@ -74,7 +74,7 @@ def for_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _generation_keys() -> frozenset[str]:
-    """What a config.json may say of generating text, which peel does not do. The ids of special tokens stay."""
+    """The keys of config.json about text generation, except special token ids. peel generates no text."""
     from transformers import GenerationConfig
 
     return frozenset(key for key in GenerationConfig().to_dict() if not key.endswith("_token_id"))
@@ -83,8 +83,8 @@ def _generation_keys() -> frozenset[str]:
 def require_sizes_in_files(files: CheckpointFiles) -> None:
     """Raise CheckpointError where config.json names a size far beyond every tensor in the files.
 
-    Building a config of 10⁹ layers takes all memory before a single tensor is looked at. So each integer is held
-    against the longest side of any tensor, and the number of layers against the number of tensors.
+    Building a model of 10⁹ layers fills the memory before any tensor is read. So each integer is compared with the
+    longest side of any tensor, and the number of layers with the number of tensors.
     """
     longest = max((side for info in files.tensors.values() for side in info.shape), default=0)
     largest = max(_HARMLESS_SIZE, _PACKED * longest)
@@ -104,7 +104,7 @@ def require_sizes_in_files(files: CheckpointFiles) -> None:
 
 
 def _integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:
-    """Every integer below `value`, with the dotted path of its key."""
+    """Every integer in the nested `value`, with the dotted path of its key."""
     if isinstance(value, Mapping):
         for name, inner in value.items():
             yield from _integers(inner, f"{key}.{name}" if key else str(name))

@@ -1,7 +1,7 @@
-"""What lies in a Hugging Face checkpoint directory, found and checked before any model is built.
+"""Find and check the files of a Hugging Face checkpoint directory before any model is built.
 
-Everything read here is untrusted: names in an index cannot lead out of the directory, pickles are read by the
-weights-only unpickler, and a file is complete or refused.
+Everything here is untrusted input. A name in an index may not point outside the directory, pickles are read by torch's
+weights-only unpickler, and an incomplete file is refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from peelcli.records import Finding
 
 FORMATS = {"safetensors": safetensors_format, "pickle": pickle_format}
 
-# In the order of preference, which is that of transformers.
+# In order of preference; transformers has the same order.
 _WEIGHTS = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -35,7 +35,7 @@ _GOOD = "config.json beside model.safetensors or pytorch_model.bin (or their sha
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor on disk. `dtype` is torch's name without "torch."; `nbytes` is its size, contiguous."""
+    """One tensor on disk. dtype: torch's name without "torch.". nbytes: size of the contiguous tensor."""
 
     name: str
     file: Path
@@ -51,22 +51,22 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class CheckpointFiles:
-    """A complete checkpoint directory: its config and where each tensor lies."""
+    """A complete checkpoint directory: its config, and the file that holds each tensor."""
 
     directory: Path
     config: dict[str, Any]
     tensors: dict[str, TensorInfo]
     format: str  # "safetensors" or "pickle"
     files: tuple[Path, ...]
-    overlaid: tuple[str, ...] = ()  # tensors that lie in several shards, of which the index names one
+    overlaid: tuple[str, ...] = ()  # tensors found in several shards; the index names the shard to use
     findings: tuple[Finding, ...] = ()
 
 
 def open_checkpoint(path: Path) -> CheckpointFiles:
     """Find config and weights in the directory `path` and check that they are complete.
 
-    Reads no tensor's contents. Safetensors are preferred where pickles lie beside them. CheckpointError says
-    what is missing or damaged and, where the directory holds another tool's format, how to convert it.
+    Reads no tensor's contents. If both safetensors and pickles are present, safetensors are used. Raises
+    CheckpointError that says what is missing or damaged; for another tool's format it says how to convert it.
     """
     named, path = Path(path), snapshot_of(Path(path))
     if path.is_file():
@@ -115,7 +115,7 @@ def _find_weights(directory: Path, config: dict[str, Any]) -> Path:
     for name in names:
         if (directory / name).is_file():
             return directory / name
-    # A dangling link is what an unfinished download leaves in a cache: a missing file, not a missing format.
+    # An unfinished download leaves a dangling link in the cache. Report that as a missing file, not as "no weights".
     _require_present(directory, tuple(directory / name for name in names if (directory / name).is_symlink()))
     raise CheckpointError(
         f"{directory}: no weights found, expected {' or '.join(names)}{how_to_open(directory)}"
@@ -123,10 +123,10 @@ def _find_weights(directory: Path, config: dict[str, Any]) -> Path:
 
 
 def _plain_name(name: object, source: Path) -> str:
-    """`name` if it is that of a file right beside `source`.
+    """`name`, if it is a plain file name; else CheckpointError.
 
-    Such a file may be a symlink, as every file in a Hugging Face cache is: who owns the directory put it
-    there. A path would let the author of the index choose, and is refused.
+    The file in the directory may be a symlink, as in the Hugging Face cache, because the directory's owner made it.
+    A path in the index is refused, because it would let the author of the index choose any file on the machine.
     """
     if (
         not isinstance(name, str)
@@ -169,9 +169,9 @@ def _require_present(directory: Path, files: tuple[Path, ...]) -> None:
 def _list_tensors(
     files: tuple[Path, ...], index: Path, weight_map: dict[str, str]
 ) -> tuple[dict[str, TensorInfo], tuple[str, ...]]:
-    """Every tensor, where the index says that it lies; and the names of those that lie elsewhere too.
+    """Every tensor in the file that the index names for it, and the names of tensors found in other files as well.
 
-    Raises CheckpointError where a tensor is not where the index says, or lies in two files and the index names neither.
+    Raises CheckpointError if the named file lacks a tensor, or if two files hold a tensor and the index names neither.
     """
     places: dict[str, list[TensorInfo]] = {}
     for file in files:
@@ -206,7 +206,7 @@ def _overlay_finding(index: Path, names: tuple[str, ...]) -> Finding:
 
 
 def _require_filled(directory: Path, tensors: dict[str, TensorInfo]) -> None:
-    """Raise CheckpointError where most tensors hold nothing."""
+    """Raise CheckpointError if most tensors are empty."""
     empty = [name for name, info in tensors.items() if not info.numel]
     if 2 * len(empty) > len(tensors):
         raise CheckpointError(
@@ -217,7 +217,7 @@ def _require_filled(directory: Path, tensors: dict[str, TensorInfo]) -> None:
 
 
 def _require_content(file: Path) -> None:
-    """Name the two ways in which a file is there and yet isn't."""
+    """Raise CheckpointError if a weight file is empty, unreadable, or a Git LFS pointer."""
     try:
         with file.open("rb") as stream:
             start = stream.read(40)
@@ -234,8 +234,8 @@ def _require_content(file: Path) -> None:
 def require_decoder_only(config: dict[str, Any]) -> None:
     """Raise CheckpointError unless transformers has a causal language model for this config.
 
-    `config` is config.json as it stands. Remote code (`auto_map`) is no error in itself, but it is not run: a
-    `model_type` that transformers does not know is one. Imports transformers.
+    config: the parsed config.json. Remote code (`auto_map`) is not an error, but it is never run. A `model_type` that
+    transformers does not know is an error. Imports transformers.
     """
     from transformers import __version__ as version
     from transformers.models.auto import modeling_auto as auto
@@ -274,14 +274,14 @@ def require_decoder_only(config: dict[str, Any]) -> None:
 
 
 def _encoder_decoder_types(auto: Any) -> set[str]:
-    """The model types that are encoder-decoders when they are whole."""
+    """The model types whose complete model is an encoder-decoder."""
     text = auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
     speech = auto.MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES
     return {*text, *speech}
 
 
 def _has_causal_head(architecture: str, expected: str) -> bool:
-    # A bare XModel counts: its head is tied to the embedding, or else found missing when the model is loaded.
+    # A bare XModel is accepted: its head may be tied to the embedding. If it is not, loading reports it as missing.
     bare = architecture.endswith("Model") and "For" not in architecture
     return (
         architecture == expected or bare or architecture.endswith(("ForCausalLM", "ForConditionalGeneration"))

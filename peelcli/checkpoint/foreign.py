@@ -1,4 +1,4 @@
-"""Recognise other tools' checkpoints by file name, to say how to turn them into one that peel opens."""
+"""Recognise other tools' checkpoint formats by file name, and say how to convert them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peelcli.checkpoint.adapter import find_adapter, how_to_merge, is_adapter_file
 
-# What else people have: file patterns, what it is, and the way to a directory that peel can open.
+# File patterns, the name of the format, and how to make a directory of it that peel can open.
 _FOREIGN = (
     (
         ("checkpoint-*/config.json",),
@@ -56,7 +56,7 @@ _FOREIGN = (
         "convert them with the convert_…_weights_to_hf.py of transformers",
     ),
 )
-# Said of directories, the first that applies, where nothing above does (much of the above is such files).
+# More general patterns for directories. The first match is used, and only if nothing above matches.
 _VAGUE = (
     (
         ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin"),
@@ -73,7 +73,7 @@ _VAGUE = (
 
 
 def how_to_open(path: Path) -> str:
-    """How a message about `path`, a directory or file that cannot be opened, ends: what it is, what to do."""
+    """The end of an error message about a path that cannot be opened: what it is, and what to do."""
     found = [*_adapter_alone(path), *_matches(path, _FOREIGN)][:3]
     if not found and path.is_file():
         return f"; name the directory it lies in, {path.parent}"
@@ -84,7 +84,7 @@ def how_to_open(path: Path) -> str:
 
 
 def _adapter_alone(path: Path) -> list[str]:
-    """An adapter where a model was expected: peel needs the two as one."""
+    """The sentence for a directory that holds an adapter without its base model: it must be merged first."""
     if path.is_file() and not is_adapter_file(path.name):
         return []
     directory = path.parent if path.is_file() else path

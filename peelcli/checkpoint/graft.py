@@ -1,4 +1,4 @@
-"""Write a copy of a checkpoint with some weights replaced, shard by shard; the source is never touched."""
+"""Write a copy of a checkpoint with some weights replaced, shard by shard. The source is never changed."""
 
 from __future__ import annotations
 
@@ -32,11 +32,16 @@ def write_copy(
     config: Mapping[str, object] | None = None,
     stamp: Stamp = UNSTAMPED,
 ) -> None:
-    """Copy `files` to the new directory `output`; `replacements` map tensor names to what becomes of the tensor.
+    """Copy the checkpoint `files` to the new directory `output`, with some tensors replaced.
 
-    Shards keep their division and are written as safetensors. The directory takes its name when it is whole.
-    companions: where the files beside the weights are, if not with them. config: the config.json to write, if another.
-    stamp: how the files of the checkpoint were found; CheckpointChangedError where they are no longer the same.
+    replacements: tensor name → function from the stored tensor to the new one.
+    companions: directory of the tokenizer and other small files, if it is not the checkpoint's.
+    config: the config.json to write; None copies the checkpoint's.
+    stamp: the state of the source files when they were opened.
+
+    Tensors stay in the same shards, written as safetensors. The directory gets its final name once it is complete.
+    Raises UsageError if `output` exists, BusyError if another process writes it, CheckpointError if a name is unknown,
+    and CheckpointChangedError if a source file has changed since `stamp`.
     """
     unknown = sorted(set(replacements) - set(files.tensors))
     if unknown:
@@ -72,9 +77,9 @@ def write_copy(
 
 
 def take_apart(model: nn.Module, prefix: str, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors that save_pretrained writes for one block, by their names within it.
+    """The tensors that save_pretrained writes for one block: name within the block → tensor.
 
-    prefix: of the block in the model. weights: all its parameters, by their names within it.
+    prefix: the block's name in the model, with a final dot. weights: name within the block → parameter.
     """
     full = {prefix + name: value for name, value in weights.items()}
     number = prefix.rstrip(".").rpartition(".")[2]
@@ -89,7 +94,10 @@ def require_same_parts(
     names: Mapping[str, str],
     dtype: torch.dtype,
 ) -> None:
-    """Raise CheckpointError unless a trained block, taken apart, is what the files hold, tensor for tensor."""
+    """Raise CheckpointError unless `parts`, from `take_apart`, equal the stored tensors of the layer.
+
+    names: name within the block → name in the files. dtype: the dtype in which both are compared.
+    """
     for relative, value in parts.items():
         stored = read_tensor(files.tensors[names[relative]]).to(dtype) if relative in names else None
         if stored is None or not torch.equal(stored, value.cpu()):

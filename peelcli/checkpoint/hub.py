@@ -1,4 +1,4 @@
-"""The Hugging Face cache: an entry is a directory of snapshots, each of them a checkpoint of links to blobs."""
+"""Open an entry of the Hugging Face cache: a directory of snapshots, each a checkpoint made of links to blobs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _LONGEST_REF = 256  # characters; a commit has 40
 
 
 def snapshot_of(path: Path) -> Path:
-    """The snapshot that a cache entry (`models--org--name`) stands for; any other path as it is.
+    """The snapshot of a cache entry (`models--org--name`); any other path is returned unchanged.
 
-    It is the one that refs/main names, else the only one. Raises CheckpointError where neither tells.
+    The snapshot is the one that refs/main names, or the only one. Raises CheckpointError if there is neither.
     """
     snapshots = path / "snapshots"
     if (path / "config.json").exists() or not snapshots.is_dir():
@@ -31,7 +31,7 @@ def snapshot_of(path: Path) -> Path:
 
 
 def _ref(file: Path) -> str:
-    """The commit that a ref names; "" where there is no such file."""
+    """The commit that a ref file names; "" if the file does not exist."""
     if not file.is_file():
         return ""
     with file.open(encoding="utf-8", errors="replace") as stream:

@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint: regular files of bounded size and depth, with what is wrong named."""
+"""Read the JSON files of a checkpoint, with limits on size and nesting depth."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ ANEW = "copy or download the checkpoint again, or save it with save_pretrained"
 
 
 def read_object(file: Path, remedy: str = ANEW) -> dict[str, Any]:
-    """The JSON object in `file`. Raises CheckpointError where it is anything else, too large, or nested too deep.
+    """The JSON object in `file`. Raises CheckpointError if it is no object, too large, or nested too deeply.
 
-    NaN is refused, since no setting can be NaN. Infinity is kept: some families' settings are.
+    NaN is refused, because no setting can be NaN. Infinity is allowed, because some families have infinite settings.
     """
     try:
         value = parse_json(read_bounded(file, MAX_NBYTES), constants=INFINITIES)
@@ -28,7 +28,7 @@ def read_object(file: Path, remedy: str = ANEW) -> dict[str, Any]:
 
 
 def read_object_if_whole(file: Path) -> dict[str, Any]:
-    """The JSON object in a file on which no result depends; empty where it is missing or damaged."""
+    """The JSON object in a file that no result depends on; {} if the file is missing or damaged."""
     try:
         return read_object(file)
     except CheckpointError:

@@ -1,7 +1,7 @@
-"""Which tensors belong to which layer, told by the numbers in their names: no table of model families.
+"""Assign tensors to layers by the numbers in their names, without a table of model families.
 
-A family is all tensors whose names share what stands before a number: `model.layers.0.…` to
-`model.layers.31.…`. The layers are the family with as many numbers as the config has layers.
+A group is all tensors whose names have the same prefix before a number, such as `model.layers.0.…` to
+`model.layers.31.…`. The layers are the group with as many numbers as the config has layers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from peelcli.records import Finding
 _Family = dict[int, dict[str, TensorInfo]]
 
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
-# Multi-token-prediction layers are numbered on behind the network's own.
+# Multi-token-prediction layers continue the numbering after the network's own layers.
 _EXTRA_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
 _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
@@ -25,10 +25,10 @@ _WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped
 def group_by_layer(
     files: CheckpointFiles, num_layers: int | None = None
 ) -> tuple[dict[int, dict[str, TensorInfo]], list[Finding]]:
-    """Layer, from 1 → name within the layer → tensor; with findings on what was not understood.
+    """Layer (from 1) → name within the layer → tensor, and findings about names that fit no layer.
 
-    `num_layers` overrides the config. Raises CheckpointError where a layer, or a tensor that all its siblings
-    have, is missing.
+    num_layers: overrides the number of layers in the config. Raises CheckpointError if a layer is missing, or lacks a
+    tensor that every other layer has.
     """
     counts = [num_layers] if num_layers is not None else _counts(files.config, _COUNTS)
     extra = max(_counts(files.config, _EXTRA_COUNTS), default=0)
@@ -50,7 +50,7 @@ def group_by_layer(
 
 
 def _counts(config: dict[str, Any], keys: tuple[str, ...]) -> list[int]:
-    """What the config, or its part on the language model, says under any of the keys."""
+    """The positive integers that the config or its text_config has under any of the keys."""
     nested = config.get("text_config")
     values = [c.get(key) for c in (nested, config) if isinstance(c, dict) for key in keys]
     return [v for v in dict.fromkeys(values) if isinstance(v, int) and not isinstance(v, bool) and v > 0]
@@ -59,10 +59,10 @@ def _counts(config: dict[str, Any], keys: tuple[str, ...]) -> list[int]:
 def _families(files: CheckpointFiles) -> dict[str, _Family]:
     families: dict[str, _Family] = defaultdict(lambda: defaultdict(dict))
     for info in files.tensors.values():
-        # What stands before the number (`module.`) is of no matter; wrappers within a layer would be.
+        # Remove wrapper names, so that a layer's tensor names are the same with and without them.
         parts = [part for part in info.name.split(".") if part not in _WRAPPERS]
         for i, part in enumerate(parts):
-            # Nested numbers (experts) form families too; they are smaller than the layers around them.
+            # Nested numbers (experts) form groups too. They are smaller than the group of the layers around them.
             if part.isascii() and part.isdigit() and len(part) < 7:
                 families[".".join(parts[:i])][int(part)][".".join(parts[i + 1 :])] = info
     return families
@@ -79,7 +79,10 @@ def _size(family: _Family) -> int:
 def _nearest(
     files: CheckpointFiles, families: dict[str, _Family], counts: list[int]
 ) -> tuple[str, int, list[Finding]]:
-    """Where no family is as the config says: what to make of the largest: (prefix, layers in it, findings)."""
+    """Use the largest group if none has the number of layers in the config: (prefix, number of layers, findings).
+
+    Raises CheckpointError if at most half of that group's layers are missing.
+    """
     prefix = max(families, key=lambda p: _size(families[p]), default="")
     family = families.get(prefix, {})
     said = " or ".join(map(str, counts)) or "no number"
@@ -93,7 +96,7 @@ def _nearest(
                 "belong to the network"
             )
             return prefix, count, [Finding("surplus-layers", message)]
-        # A family with few of the numbers is something else (experts, shared groups), not layers with holes.
+        # A group that lacks more than half of the numbers is not the layers but something else, such as experts.
         if 2 * len(missing) <= count:
             raise CheckpointError(
                 f"{files.directory}: incomplete: the config says {count} layers, {prefix}.0 to "
@@ -108,10 +111,10 @@ def _nearest(
 
 
 def _require_whole(files: CheckpointFiles, prefix: str, layers: _Family) -> None:
-    """No layer lacks what every other layer has.
+    """Raise CheckpointError if a layer lacks a tensor that every other layer has.
 
-    Only a layer that has nothing of its own is judged: hybrid networks have layers of several kinds. The
-    first layer may by design lack a norm or a scalar (ModernBERT, Zaya), so only a matrix counts there.
+    A layer that also has tensors of its own is not checked, because hybrid networks have layers of several kinds. The
+    first layer of some families lacks a norm or a scalar by design (ModernBERT, Zaya), so there only matrices count.
     """
     if len(layers) < 3:
         return

@@ -1,8 +1,8 @@
-"""The layout of a model's hidden states, and the one that peel keeps them in: (n_seq, seq_len, d_model).
+"""Convert hidden states between a model's own layout and peel's, (n_seq, seq_len, d_model).
 
-Most families lay them out so. Some have several streams: DeepSeek-V4 has (n_seq, seq_len, streams, width), Gemma 3n
-(streams, n_seq, seq_len, width). CPM-Ant puts a prompt of its own before the tokens. In peel's layout all features of
-one token are one row, and the states of further positions are further features of the first tokens' rows.
+Most families use peel's layout. Some have several residual streams: DeepSeek-V4 has (n_seq, seq_len, streams, width),
+Gemma 3n (streams, n_seq, seq_len, width). CPM-Ant puts a prompt of its own before the tokens. In peel's layout one row
+holds all features of one token. The states of the extra prompt positions are appended to those rows as features.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Size, Tensor, nn
 class Layout:
     """A model's own layout of hidden states.
 
-    axes: where n_seq and seq_len are. rest: the sizes of its other axes, in order. before: how many positions it has
-    before the first token.
+    axes: the axes of n_seq and seq_len. rest: the sizes of the other axes, in order. before: how many positions the
+    model puts before the first token.
     """
 
     axes: tuple[int, int] = (0, 1)
@@ -28,9 +28,10 @@ class Layout:
 
     @classmethod
     def of(cls, ids: Size, shape: Size, more_rows: Size, shorter: Size) -> Layout | None:
-        """Learn it from the shapes of a batch of `ids`, of one of more sequences, and of one of shorter ones.
+        """Derive the layout from the shapes of the hidden states of three batches.
 
-        None where it has no such axes.
+        ids: shape of the token ids. shape: the hidden states of `ids`. more_rows: of a batch with more sequences.
+        shorter: of a batch whose sequences are one token shorter. None if n_seq and seq_len cannot be located.
         """
         axes = [
             [axis for axis, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b]
@@ -46,7 +47,7 @@ class Layout:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is (n_seq, seq_len, d_model) already."""
+        """Whether the model's layout is already (n_seq, seq_len, d_model)."""
         return self.axes == (0, 1) and len(self.rest) <= 1 and not self.before
 
     def rows(self, hidden: Tensor) -> Tensor:

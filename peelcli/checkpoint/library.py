@@ -1,4 +1,4 @@
-"""What transformers raises over a checkpoint's files becomes a CheckpointError that names them."""
+"""Turn exceptions of transformers about a checkpoint's files into CheckpointErrors that name the files."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _OUT_OF_MEMORY = ("DefaultCPUAllocator", "out of memory")
 
 @contextlib.contextmanager
 def over_files(where: Path, doing: str, remedy: str) -> Iterator[None]:
-    """Within it, an exception that comes from inside a library is an error of the checkpoint `where`.
+    """Within the context, an exception from inside a library becomes a CheckpointError about `where`.
 
-    doing: what transformers cannot do, such as "build the model". An exception that peel's own code raised is a
-    mistake in peel and goes on as it is; so do a lack of memory and a disk error.
+    doing: what transformers cannot do, such as "build the model". remedy: the sentence that ends the message.
+    An exception raised by peel's own code is a bug and passes unchanged; so do memory and disk errors.
     """
     try:
         yield
@@ -37,7 +37,7 @@ def over_files(where: Path, doing: str, remedy: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
-    """Within it, transformers prints no table of weights that do not fit: peel says so in its own words."""
+    """Within the context, transformers prints no table of weights that do not fit; peel reports them itself."""
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(_drop)
     try:
@@ -51,7 +51,7 @@ def _drop(_: logging.LogRecord) -> bool:
 
 
 def _is_own(error: BaseException) -> bool:
-    """Whether `error` came up in peel's code, or in Python's as peel called it, and not in one of the libraries."""
+    """Whether `error` was raised by peel's code, or by Python code that peel called, and not by a library."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
         if _PACKAGE in file.resolve().parents:

@@ -1,7 +1,7 @@
-"""What a library's error says, without what it advises: its advice is for programmers who call it.
+"""Quote a library's error without its advice, which addresses programmers who call the library.
 
-Some of that advice is unsafe here (`trust_remote_code`), and some points at what peel does not show ("the above
-report"). A message of peel's names its own remedy.
+Some of that advice is unsafe here (`trust_remote_code`), and some refers to output that peel does not show ("the above
+report"). Each message of peel names its own remedy instead.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ _ADVICE = re.compile(
 
 
 def library_words(error: BaseException, longest: int = 400) -> str:
-    """The sentences of `error` that say what was found, in one line, without a full stop at the end.
+    """The sentences of `error` that say what was found, in one line, without a final full stop.
 
-    Where it has none, the name of its class.
+    Returns the name of the exception's class if no sentence is left.
     """
     sentences = [sentence for sentence in _SENTENCE_END.split(str(error)[: 8 * longest].strip()) if sentence]
     kept = " ".join(sentence for sentence in sentences if not _ADVICE.search(sentence)).rstrip(".!: ")

@@ -1,9 +1,9 @@
 """A causal language model whose blocks come into memory one at a time.
 
-transformers builds the model with every block mapped to "disk", so that embeddings, norms and head are all that
-stays in memory. One pass over the skeleton, its blocks replaced by recorders, yields the input of the first block
-and the arguments (masks, rotary tables) of every block; another, with the last states put in, yields the logits.
-So a stage can go layer by layer over all tokens, reading each block once, for any family that transformers knows.
+transformers builds the model with every block mapped to "disk", so that only embeddings, norms and head stay in memory.
+One forward pass with recorders in place of the blocks gives the input of the first block and the arguments (masks,
+rotary tables) of every block. A second pass, which starts from the last states, gives the logits. So a stage can run
+all tokens through one layer after another and read each block once, for any family that transformers knows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from torch import Tensor, nn
 
 from peelcli.checkpoint.arguments import BlockArguments, Prepared, Returned, equal, hidden_of
 from peelcli.checkpoint.attention import unwidened, widen_narrow_heads
-from peelcli.checkpoint.block import Asked, Captured, give_back_memory, put_in_place, silenced, unless_asked
+from peelcli.checkpoint.block import (
+    RecordingDone,
+    ThreadOverrides,
+    give_back_memory,
+    put_in_place,
+    silenced,
+    with_override,
+)
 from peelcli.checkpoint.layout import Layout
 from peelcli.checkpoint.library import over_files
 from peelcli.checkpoint.library_words import library_words
@@ -41,14 +48,14 @@ from peelcli.checkpoint.weights import BlockWeights, load_model, plain_directory
 from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
-SMALL_NBYTES = 2**24  # a block of up to 16 MB has operations too short to share among threads
+SMALL_NBYTES = 2**24  # blocks of up to 16 MB: their operations are too short to split among threads
 
 
 class BlockwiseModel:
     """A checkpoint ready to run, layer by layer. Layers count from 1.
 
-    `arguments`, `run_block` and `logits` may be called from several threads at once; where `weights` are given or
-    sublayers dropped, each needs a block of its own (`same_weights`).
+    `arguments`, `run_block` and `logits` may be called from several threads at once. With `weights` or dropped
+    sublayers, each thread needs its own copy of the block (`same_weights`).
     """
 
     def __init__(
@@ -61,10 +68,11 @@ class BlockwiseModel:
         running: Running = AS_STORED,
         stamp: Stamp = UNSTAMPED,
     ) -> None:
-        """Open `directory`. `offload_dir` takes what cannot be read in place (pickles, packed or converted weights).
+        """Open the checkpoint in `directory`.
 
-        running: how its tensors become the weights that run, if not the same. stamp: how its files were found.
-        CheckpointChangedError, here and whenever weights are read, where they have changed since.
+        offload_dir: where weights are written that cannot be read in place (pickles, packed or converted weights).
+        running: how stored tensors become the weights that run. stamp: the state of the files when they were found.
+        Raises CheckpointChangedError, here and whenever weights are read, if a file has changed since `stamp`.
         """
         self._running, self.stamp = running, stamp
         with stamp.watched():
@@ -75,8 +83,8 @@ class BlockwiseModel:
         self.model: nn.Module = model.eval().requires_grad_(False)
         widen_narrow_heads(model, device)
         if stated(config, "rescale_every"):
-            # RWKV halves its states now and then, and the weights that add to them, for float16's range: the network
-            # is the same without, and then every block's input is the output of the one before.
+            # RWKV halves its states every few layers, and the weights to match, to stay in float16's range. Without
+            # that the network is the same, and every block's input is the output of the block before it.
             config.rescale_every = self.model.config.rescale_every = 0  # type: ignore[union-attr]
         self.config = config
         self.dtype, self.device = dtype, torch.device(device)
@@ -96,12 +104,12 @@ class BlockwiseModel:
         self.returned, self._layout = Returned(), Layout()
         self._constant_arguments: bool | None = None
         self._cache: dict[tuple[int, int], tuple[BlockArguments, ...]] = {}
-        self._asked = Asked()
+        self._overrides = ThreadOverrides()
         for index, block in enumerate(self._blocks):
-            block.forward = unless_asked(block.forward, index, self._asked)
+            block.forward = with_override(block.forward, index, self._overrides)
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is not None:
-            matrix.register_forward_pre_hook(self._asked.turn)
+            matrix.register_forward_pre_hook(self._overrides.turn)
         with over_files(directory / "config.json", "run the model that it describes", SAME_RUN):
             self._probe()
 
@@ -113,7 +121,7 @@ class BlockwiseModel:
 
     @contextlib.contextmanager
     def block(self, layer: int) -> Iterator[nn.Module]:
-        """One block with its weights in memory; they are let go when the context ends."""
+        """One block with its weights in memory, which are released when the context ends."""
         module = self._blocks[layer - 1]
         put_in_place(module, self.read_weights(layer))
         try:
@@ -128,10 +136,10 @@ class BlockwiseModel:
         return sum(p.numel() for p in parameters) * self.dtype.itemsize
 
     def runs_at_once(self, layer: int) -> bool:
-        """Whether several batches may go through a block at once, a thread each, and gain by it.
+        """Whether running several batches through a block at once, one per thread, is possible and faster.
 
-        Not where each must first be put through the skeleton, which is one; and a large block, or one on an
-        accelerator, keeps it busy by itself.
+        It is not if the arguments depend on the token ids, because all threads share the one model that computes them.
+        A large block, or one on an accelerator, keeps the processor busy by itself.
         """
         small = self.block_nbytes(layer) <= SMALL_NBYTES
         return small and bool(self._constant_arguments) and self.device.type == "cpu"
@@ -141,7 +149,7 @@ class BlockwiseModel:
         return self.weights.names(layer)
 
     def is_alike(self, layer: int, other: int) -> bool:
-        """Whether two blocks have parameters of the same names and shapes, so that each could hold the other's."""
+        """Whether two blocks have parameters of the same names and shapes, so that their weights can be swapped."""
         shapes = [{n: p.shape for n, p in self._blocks[i - 1].named_parameters()} for i in (layer, other)]
         return shapes[0] == shapes[1]
 
@@ -150,43 +158,40 @@ class BlockwiseModel:
         return find_matrices(self._blocks[layer - 1])
 
     def initial_vectors(self, layer: int) -> dict[str, float]:
-        """What the biases and norms of one block start as before training, by the name of the parameter."""
+        """The value that each bias and norm of one block has before training, by parameter name."""
         return initial_vectors(self.model, self._blocks[layer - 1])
 
     @property
     def runs_in_few_bits(self) -> bool:
-        """Whether its tensors are packed, or latent weights that are rounded when they are used."""
+        """Whether the tensors are packed, or are latent weights that are rounded when they are used."""
         return self._running is not AS_STORED
 
     def quantized(self, layer: int) -> dict[str, QuantizedModule]:
-        """What is known of the matrices of one block that run in few bits, by the name of the parameter.
-
-        Of latent weights it is known once they have been read.
-        """
+        """How the matrices of one block are quantised, by parameter name. Latent weights appear once they were read."""
         return self._quantized.of_layer(layer)
 
     def all_quantized(self) -> tuple[QuantizedModule, ...]:
-        """What is known of every matrix that runs in few bits."""
+        """How every quantised matrix of the model is quantised. Latent weights appear once they were read."""
         return self._quantized.everything()
 
     def head_dim(self, layer: int) -> int:
-        """Features of one head of a block's attention, 0 where config.json does not say."""
+        """Features of one attention head of a block; 0 if config.json does not say."""
         return head_dim(self.config, layer)
 
     def sublayers(self, layer: int) -> tuple[Sublayer, ...]:
-        """Attention and MLP of one block; empty where they could not be told apart."""
+        """Attention and MLP of one block; empty if they cannot be distinguished."""
         return self._sublayers[layer - 1]
 
     # -- running ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _stand_ins(self, make: Callable[[int], Callable[..., Any]] | None) -> Iterator[None]:
-        """For the length of the context, block i's forward is make(i) in this thread; None: its own."""
-        before, self._asked.make = self._asked.make, make
+    def _override_blocks(self, make: Callable[[int], Callable[..., Any]] | None) -> Iterator[None]:
+        """Within the context, this thread runs make(i) in place of block i's forward; None runs the block's own."""
+        before, self._overrides.make = self._overrides.make, make
         try:
             yield
         finally:
-            self._asked.make = before
+            self._overrides.make = before
 
     def _record(self, ids: Tensor) -> Prepared:
         recorded: list[BlockArguments] = []
@@ -199,18 +204,18 @@ class BlockwiseModel:
                     recorded.append(arguments)
                     first.append(hidden)
                 if index == self.num_layers - 1:
-                    raise Captured
+                    raise RecordingDone
                 return self.returned.around(hidden, arguments)
 
             return forward
 
-        with self._stand_ins(make), torch.no_grad(), contextlib.suppress(Captured):
+        with self._override_blocks(make), torch.no_grad(), contextlib.suppress(RecordingDone):
             self._forward(ids)
         self._require_all(len(recorded))
         return Prepared(self._layout.rows(first[0]), tuple(recorded))
 
     def _forward(self, ids: Tensor) -> Tensor:
-        """The logits of the model's own forward pass. Raises CheckpointError where the library does not run it."""
+        """The logits of the model's own forward pass. Raises CheckpointError if the library raises."""
         try:
             logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
         except torch.OutOfMemoryError:
@@ -230,9 +235,9 @@ class BlockwiseModel:
             )
 
     def plain_pass(self, ids: Tensor, at_block: Callable[[int, nn.Module, Tensor, Tensor], None]) -> Tensor:
-        """The logits of the model's own forward pass, each block's weights in memory while it runs.
+        """The logits of the model's own forward pass, with each block's weights in memory only while it runs.
 
-        After each block: at_block(layer, module, hidden, out), states (n_seq, seq_len, d_model) before and after it.
+        After each block it calls at_block(layer, module, hidden, out): its input and output (n_seq, seq_len, d_model).
         """
         run: list[int] = []
 
@@ -241,29 +246,29 @@ class BlockwiseModel:
                 hidden = BlockArguments.of_call(args, kwargs)[0].clone()
                 run.append(index)
                 with self.block(index + 1) as module:
-                    with self._stand_ins(None), unwidened():
+                    with self._override_blocks(None), unwidened():
                         out = module(*args, **kwargs)
-                    with self._stand_ins(None):
+                    with self._override_blocks(None):
                         at_block(index + 1, module, *map(self._layout.rows, (hidden, hidden_of(out))))
                 return out
 
             return forward
 
-        with self._stand_ins(make), torch.no_grad():
+        with self._override_blocks(make), torch.no_grad():
             logits = self._forward(ids)
         self._require_all(len(run))
         return logits
 
     def require_blockwise(self, ids: Tensor) -> None:
-        """Raise CheckpointError where running `ids` block by block is not running the model; see `single_pass`."""
+        """Raise CheckpointError if running `ids` by blocks differs from the model's own pass; see `single_pass`."""
         require_blockwise(self, ids)
 
     def prepare(self, ids: Tensor) -> Prepared:
-        """Embed token ids (n_seq, seq_len) and find what each block is given beside the hidden states."""
+        """Embed token ids (n_seq, seq_len), and record the arguments of each block."""
         return self._record(ids)
 
     def arguments(self, layer: int, ids: Tensor) -> BlockArguments:
-        """The arguments of one block for a batch; kept by shape where they do not depend on the ids."""
+        """The arguments of one block for a batch. They are cached by shape if they do not depend on the ids."""
         shape = (ids.shape[0], ids.shape[1])
         if not self._constant_arguments:
             return self._record(ids).arguments[layer - 1]
@@ -285,7 +290,7 @@ class BlockwiseModel:
     ) -> Tensor:
         """O_layer from O_{layer−1}, both (n_seq, seq_len, d_model), for the batch `ids` (n_seq, seq_len).
 
-        `weights` replace parameters of the same name; the sublayers named in `dropped` contribute nothing.
+        weights: parameter name → value used in its place. dropped: names of sublayers whose update is zero.
         """
         arguments = self.arguments(layer, ids)
         with contextlib.ExitStack() as stack:
@@ -301,7 +306,7 @@ class BlockwiseModel:
         hidden: Tensor,
         weights: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """`run_block` of a block with arguments that are known already."""
+        """`run_block` with given arguments instead of token ids."""
         inputs = (self._layout.own(hidden), *arguments.args)
         if weights:
             out = torch.func.functional_call(module, dict(weights), inputs, dict(arguments.kwargs))
@@ -310,30 +315,30 @@ class BlockwiseModel:
         return self._layout.rows(hidden_of(out))
 
     def logits(self, hidden: Tensor, ids: Tensor, head: Tensor | None = None) -> Tensor:
-        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model): the model's own final norm and head.
+        """Logits (n_seq, seq_len, vocab) from O_K (n_seq, seq_len, d_model), by the model's own final norm and head.
 
-        head: A (d_model, d_model), which turns what enters the head's matrix, x, into x + x·A.
+        head: A (d_model, d_model); the input x of the head's matrix becomes x + x·A. None leaves x unchanged.
         """
         own = self._layout.own(hidden)
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             return self.returned.around(own, BlockArguments.of_call(args, kwargs)[1])
 
-        with self._stand_ins(lambda index: forward):
-            self._asked.head = head
+        with self._override_blocks(lambda index: forward):
+            self._overrides.head = head
             try:
                 logits: Tensor = self.model(input_ids=ids.to(self.device), use_cache=False).logits
                 return logits
             finally:
-                self._asked.head = None
+                self._overrides.head = None
 
     def heads_at_once(self, num_tokens: int) -> bool:
-        """Whether the logits of several batches of so many tokens may be taken at once, a thread each."""
+        """Whether the logits of several batches of `num_tokens` tokens may be computed at once, one per thread."""
         return self.device.type == "cpu" and 4 * num_tokens * self.vocab_size <= SMALL_NBYTES
 
     @property
     def head_width(self) -> int:
-        """How many features enter the head's matrix. Raises CheckpointError for a model without one."""
+        """The number of input features of the head's matrix. Raises CheckpointError if the model has no head."""
         matrix = self.model.get_output_embeddings()  # type: ignore[operator]
         if matrix is None:
             raise CheckpointError(f"{self.family} has no output embeddings: its head cannot be refitted.")
@@ -343,7 +348,7 @@ class BlockwiseModel:
 
     @torch.no_grad()
     def _probe(self) -> None:
-        """Run the first block, to learn what a block returns and whether its sublayers can be silenced."""
+        """Run the first block to find out what a block returns and whether its sublayers can be silenced."""
         length = min(8, self.max_positions or 8)
         ids = torch.arange(2 * length).view(2, length) % self.vocab_size
         self._sublayers: list[tuple[Sublayer, ...]] = [() for _ in self._blocks]
@@ -356,30 +361,30 @@ class BlockwiseModel:
             if found[0]:
                 self._sublayers = found
                 kept = self.run_block(1, module, prepared.hidden, ids, dropped=("attention", "mlp"))
-                # Dropping both updates must leave the input as it was; else "dropping" means something else here.
+                # With both updates dropped the output must equal the input. If not, the sublayers were misidentified.
                 if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
                     self._sublayers = [() for _ in self._blocks]
-        if self.returned.has_more:  # which later blocks may read
+        if self.returned.has_more:  # a later block may read the extra states
             self.require_blockwise(ids)
 
     def _learn(self, ids: Tensor, module: nn.Module) -> None:
-        """Learn, inside the model's own pass, what block 1 returns and how its hidden states are laid out.
+        """Run the model's own pass to find out what block 1 returns and how its hidden states are laid out.
 
-        module: block 1, its weights in memory.
+        module: block 1, with its weights in memory.
         """
         seen: list[tuple[Tensor, Returned]] = []
 
         def make(index: int) -> Callable[..., Any]:
             def forward(*args: Any, **kwargs: Any) -> Any:
                 hidden, arguments = BlockArguments.of_call(args, kwargs)
-                with self._stand_ins(None):
+                with self._override_blocks(None):
                     seen.append((hidden, Returned.of(module(*args, **kwargs), arguments)))
-                raise Captured
+                raise RecordingDone
 
             return forward
 
         def shape_of(ids: Tensor) -> torch.Size:
-            with self._stand_ins(make), contextlib.suppress(Captured):
+            with self._override_blocks(make), contextlib.suppress(RecordingDone):
                 self._forward(ids)
             self._require_all(len(seen) and self.num_layers)
             return seen[-1][0].shape

@@ -1,4 +1,4 @@
-"""Names of tensors that a wrapper changed: what it put before them or between, and what it left unmerged."""
+"""Undo what training wrappers do to tensor names: prefixes, inserted parts, and unmerged adapters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEEPEST = 6  # parts of a prefix
 
 
 def key_mapping(prefix: str) -> dict[str, str]:
-    """Patterns and what transformers is to put in their place: `prefix` and every wrapper's own part go."""
+    """Pattern → replacement, for transformers' key_mapping: removes `prefix` and the parts that wrappers insert."""
     mapping = {rf"{re.escape(wrapper)}\.": "" for wrapper in WRAPPERS}
     if prefix:
         mapping[f"^{re.escape(prefix)}"] = ""
@@ -37,9 +37,9 @@ def renamed(name: str, prefix: str) -> str:
 
 
 def foreign_prefix(names: Iterable[str], expected: Collection[str], base: str) -> str:
-    """What stands before the names and fits the model's once it is gone; "" where nothing does.
+    """The prefix whose removal makes most tensor names match the model's; "" if removing none helps.
 
-    expected: the model's own names. base: what the family's bare model lacks of them, or has more.
+    expected: the model's own names. base: the prefix that distinguishes the model's names from its bare model's.
     """
     plain = [renamed(name, "") for name in names]
     known = {*expected, *(name.removeprefix(f"{base}.") for name in expected)}
@@ -52,14 +52,14 @@ def foreign_prefix(names: Iterable[str], expected: Collection[str], base: str) -
     def fitting(prefix: str) -> int:
         return sum(name.removeprefix(prefix) in known for name in plain)
 
-    # A prefix stands before most of the names; the shortest of those that fit equally well is taken.
+    # Candidates are the prefixes of at least half of the names. Among equally good ones the shortest is used.
     candidates = sorted(chain for chain, count in chains.items() if 2 * count >= len(plain))
     best = max(candidates, key=lambda prefix: (fitting(prefix), -len(prefix)), default="")
     return best if fitting(best) > fitting("") else ""
 
 
 def require_merged(files: CheckpointFiles) -> None:
-    """Raise CheckpointError where the low-rank updates of an adapter lie beside the weights that they change."""
+    """Raise CheckpointError if the files hold an adapter's low-rank updates that were not merged into the weights."""
     for name in files.tensors:
         if any(part in _ADAPTERS for part in name.split(".")):
             raise CheckpointError(

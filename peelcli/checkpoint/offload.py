@@ -1,7 +1,7 @@
-"""Directories for weights that cannot be read in place: each belongs to one process, and goes with it.
+"""Temporary directories for weights that cannot be read in place. Each belongs to one process and ends with it.
 
-Two processes that shared one would overwrite each other's weights, which bear the same names. What a killed process
-left is deleted by the next, which sees that nobody holds its lock.
+Two processes that shared a directory would overwrite each other's weights, because the file names are the same. A
+killed process leaves its directory behind. The next process deletes it, since nobody holds its lock.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PREFIX = "of-process-"
 
 
 class PrivateDirectory:
-    """A new, empty directory below `base`; deleted when `keep_for` says so, or with the process."""
+    """A new, empty directory below `base`. It is deleted with the loader given to `keep_for`, or with the process."""
 
     def __init__(self, base: Path) -> None:
         while True:
@@ -34,15 +34,15 @@ class PrivateDirectory:
         self._delete = weakref.finalize(self, _delete, self.path, lock)
 
     def delete(self) -> None:
-        """Delete it now, unless it has another name by now."""
+        """Delete the directory now, unless it was renamed."""
         self._delete()
 
     def keep_for(self, modules: Iterable[nn.Module]) -> None:
-        """Keep it for as long as accelerate's loader of the weights of these modules is in use."""
+        """Keep the directory as long as accelerate's loader for the weights of these modules is in use."""
         loaders = [getattr(getattr(m, "_hf_hook", None), "weights_map", None) for m in modules]
         loader = next((found.dataset for found in loaders if found is not None), None)
         if loader is None or not any(self.path.iterdir()):
-            self.delete()  # everything is read in place
+            self.delete()  # all weights are read in place
             return
         loader.peel_directory = self
 
@@ -53,15 +53,15 @@ def _delete(path: Path, lock: Lock) -> None:
 
 
 def _delete_abandoned(base: Path, mine: Lock) -> None:
-    """Delete what processes that are gone have left; nothing where the file system knows no locks."""
+    """Delete the directories of ended processes. Does nothing on a file system without locks."""
     if (own := open_locked(mine.path, os.O_RDWR)) is not None:
-        os.close(own)  # a lock that can be taken twice is none
+        os.close(own)  # this lock could be taken twice, so the file system does not support locks
         return
     for left in base.glob(f"{_PREFIX}*.lock"):
         try:
             file = open_locked(left, os.O_RDWR)
         except FileNotFoundError:
-            continue  # another has deleted it meanwhile
+            continue  # another process has deleted it meanwhile
         if file is None:
             continue
         try:

@@ -1,7 +1,7 @@
-"""What else lies in a checkpoint's directory that a user could take for what was audited: a finding for each.
+"""Report files in a checkpoint's directory that a user could mistake for the audited weights.
 
-Nothing here decides what is loaded: that is what transformers itself loads from the directory. A finding says which
-files that were, what was left out, and what to do where the other was meant.
+Nothing here decides what is loaded: peel loads what transformers loads from the directory. Each finding names the
+loaded files, the files left out, and what to do if those were meant.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ OTHER_WEIGHTS, STALE_SHARDS, ADAPTER, OWN_CODE = "other-weights", "stale-shards"
 KINDS = frozenset({OTHER_WEIGHTS, STALE_SHARDS, ADAPTER, OWN_CODE})
 
 _TENSOR_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
-# What transformers loads from a directory by itself, in its order of preference.
+# What transformers loads from a directory by default, in its order of preference.
 _LOADABLE: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a single safetensors file", ("model.safetensors",)),
     ("safetensors shards", ("model.safetensors.index.json", "model-*-of-*.safetensors")),
     ("a single pickle file", ("pytorch_model.bin",)),
     ("pickle shards", ("pytorch_model.bin.index.json", "pytorch_model-*-of-*.bin")),
 )
-# What it loads only where it is asked to, or never.
+# What transformers loads only on request, or never.
 _OTHERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     (
         "averaged (EMA) weights",
@@ -52,13 +52,16 @@ _OTHERS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("a distributed checkpoint", ("*.distcp",)),
     ("other safetensors", ("*.safetensors",)),
 )
-# A trainer's own state and adapters are no weights of the model, whatever else their names look like.
+# Adapters and a trainer's own state are not weights of the model, even if their names match a pattern above.
 _NO_WEIGHTS = ("adapter_model*", "optimizer*", "scheduler*")
-_EQUAL_S = 2.0  # seconds within which two times of change count as one: archives and file systems round them
+_EQUAL_S = 2.0  # modification times within these seconds count as equal, because archives and file systems round them
 
 
 def other_files(files: CheckpointFiles) -> list[Finding]:
-    """Findings on what lies beside the weights of `files` and was not audited, or not run. Reads names and times."""
+    """Findings about files next to the weights of `files` that were not audited or not run.
+
+    Reads file names and times only. Raises CheckpointError if the directory changes meanwhile.
+    """
     try:
         return [*_other_weights(files), *_adapter(files), *_own_code(files)]
     except OSError as error:
@@ -73,7 +76,7 @@ def other_files(files: CheckpointFiles) -> list[Finding]:
 
 @dataclass(frozen=True)
 class _Set:
-    """Files that hold one model together, and when the last of them was written (seconds)."""
+    """The files that together hold one model. written: when the newest was written, seconds since the epoch."""
 
     what: str
     names: tuple[str, ...]
@@ -81,7 +84,7 @@ class _Set:
 
     @property
     def is_loadable(self) -> bool:
-        """Whether transformers loads it from the directory once what it prefers is gone."""
+        """Whether transformers would load this set if the sets that it prefers were removed."""
         return any(self.what == what for what, _ in _LOADABLE)
 
     @property
@@ -118,7 +121,7 @@ def _other_weights(files: CheckpointFiles) -> Iterator[Finding]:
 
 
 def _sets(files: CheckpointFiles, head: Path) -> list[_Set]:
-    """The sets of weights in the directory without the audited files, those first that transformers prefers."""
+    """The sets of weights in the directory apart from the audited files, in transformers' order of preference."""
     used = {head.name, *(file.name for file in files.files)}
     names: dict[str, list[str]] = {}
     written: dict[str, float] = {}
@@ -134,7 +137,7 @@ def _sets(files: CheckpointFiles, head: Path) -> list[_Set]:
 
 
 def _what(name: str) -> str | None:
-    """Which kind of weights a file of this name holds, None where it is something else."""
+    """The kind of weights that a file of this name holds; None for any other file."""
     if any(fnmatch(name, pattern) for pattern in _NO_WEIGHTS):
         return None
     kinds = (*_LOADABLE, *_OTHERS)
@@ -142,7 +145,7 @@ def _what(name: str) -> str | None:
 
 
 def _shards(index: Path) -> set[str]:
-    """The files that an index names; one that cannot be read names itself alone, and so none of those in use."""
+    """The files that an index names. For an unreadable index, its own name, so that it matches no file in use."""
     shards = read_object_if_whole(index).get("weight_map")
     return {str(name) for name in shards.values()} if isinstance(shards, dict) else {index.name}
 
@@ -175,7 +178,7 @@ def _what_to_do(head: Path, found: Sequence[_Set], newer: Sequence[_Set], explic
 
 
 def _when(other: _Set, audited: float) -> str:
-    """How much newer or older than the audited files, by the time of the last change."""
+    """How much newer or older a set is than the audited files, by modification time."""
     seconds = abs(other.written - audited)
     if seconds <= _EQUAL_S:
         return "written at the same time"
@@ -202,7 +205,7 @@ def _adapter(files: CheckpointFiles) -> Iterator[Finding]:
 
 
 def _own_code(files: CheckpointFiles) -> Iterator[Finding]:
-    """The checkpoint brings code for a model type that transformers has, which is what was run."""
+    """A finding if the checkpoint brings its own model code, although peel ran the class of transformers."""
     classes = files.config.get("auto_map")
     named = (
         sorted(

@@ -1,4 +1,4 @@
-"""One `.bin` file, a pickled state dict: read by torch's weights-only unpickler, which executes nothing."""
+"""Read one `.bin` file, a pickled state dict, with torch's weights-only unpickler, which executes no code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peelcli.checkpoint.pickle_size import require_small
 from peelcli.checkpoint.reading import StoredTensor
 from peelcli.errors import CheckpointError
 
-# What torch.load is seen to raise on bytes that are not what they claim to be.
+# The exceptions that torch.load was seen to raise on damaged files.
 _DAMAGE = (
     RuntimeError,
     EOFError,
@@ -48,7 +48,7 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor | torch.Tensor]:
-    """Where each tensor lies in the file; the tensor itself where the file is of the old kind, which is read whole."""
+    """The place of each tensor in the file. Files of the format before torch 1.6 are read whole and give tensors."""
     found: dict[str, StoredTensor | torch.Tensor] = {}
     for name, tensor in _load(file).items():
         if not isinstance(tensor, FakeTensor):
@@ -84,8 +84,8 @@ def opened(file: Path) -> Iterator[Callable[[str, slice | None], torch.Tensor]]:
 
 def _load(file: Path) -> dict[str, torch.Tensor]:
     try:
-        # Fake tensors say where in the archive each tensor lies, and hold nothing. Files from before torch 1.6 are no
-        # zip archives: those alone are read whole.
+        # Fake tensors record each tensor's place in the archive and hold no data. Files from before torch 1.6 are not
+        # zip archives, so only those are read whole.
         with FakeTensorMode() if zipfile.is_zipfile(file) else nullcontext():
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

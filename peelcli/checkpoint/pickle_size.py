@@ -1,7 +1,7 @@
-"""How large a pickle is once it is unfolded, found from its opcodes before anything of it is built.
+"""Compute the expanded size of a pickle from its opcodes, before any object is built.
 
-A tuple may hold another one twice, and that one a third twice: 34 such levels are a hundred bytes, and hashing the
-outermost takes 2³⁴ steps. A state dict of tensors has no such thing.
+A tuple may contain another tuple twice, and that one a third tuple twice. 34 such levels take a hundred bytes in the
+file, and hashing the outermost takes 2³⁴ steps. A state dict of tensors contains nothing like that, so it is refused.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 from peelcli.errors import CheckpointError
 
-MAX_UNFOLDED = 100_000  # values in one tuple, those in its tuples included; a tensor's has a dozen
-MAX_NBYTES = 256 * 2**20  # of opcodes; a tensor takes a few hundred bytes
+MAX_UNFOLDED = 100_000  # values in one tuple, including those in nested tuples; a tensor's tuple has a dozen
+MAX_NBYTES = 256 * 2**20  # bytes of opcodes; a tensor takes a few hundred
 _LEGACY_PICKLES = 5  # magic number, version, system, the state dict, the keys of its storages
-_ALLOCATES = {"bytearray"}  # a global of the weights-only unpickler that takes any size by its number
+_ALLOCATES = {"bytearray"}  # an allowed global that allocates as many bytes as the pickle says
 _IN_PLACE = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 _GETS, _PUTS = {"GET", "BINGET", "LONG_BINGET"}, {"PUT", "BINPUT", "LONG_BINPUT"}
 _SAVE_ANEW = "load it where you trust it and save the model with save_pretrained, which writes safetensors"
@@ -27,14 +27,14 @@ _AGAIN = "copy or download the file again"
 
 
 class _Mark:
-    """Where the items of a tuple, list or dict begin on the stack."""
+    """Marks where the items of a tuple, list or dict begin on the stack."""
 
 
-_Cell = list[int]  # the number of values in one, itself included; lists and dicts grow in place
+_Cell = list[int]  # one number: the values in an object, including itself; a list, since lists and dicts grow
 
 
 def require_small(file: Path) -> None:
-    """Raise CheckpointError where unpickling `file` would take time or memory out of proportion to its bytes."""
+    """Raise CheckpointError if unpickling `file` would take far more time or memory than its size suggests."""
     status = file.stat()
     _require_small(file, (status.st_size, status.st_mtime_ns, status.st_ino))
 
@@ -63,7 +63,7 @@ def _pickles(file: Path) -> Iterator[BinaryIO]:
         with file.open("rb") as stream:
             for _ in range(_LEGACY_PICKLES):
                 if not stream.peek(1):
-                    return  # fewer than torch.save writes: torch says so
+                    return  # fewer pickles than torch.save writes; torch.load reports that
                 yield stream
         return
     with zipfile.ZipFile(file) as archive:
@@ -79,7 +79,7 @@ def _pickles(file: Path) -> Iterator[BinaryIO]:
 
 
 def _walk(file: Path, stream: BinaryIO) -> None:
-    """Follow the opcodes of one pickle with sizes in place of values."""
+    """Simulate the opcodes of one pickle with the sizes of objects in place of the objects."""
     stack: list[_Cell | _Mark] = []
     memo: dict[int, _Cell | _Mark] = {}
     for opcode, argument, _ in pickletools.genops(stream):
@@ -101,7 +101,7 @@ def _walk(file: Path, stream: BinaryIO) -> None:
 
 
 def _step(file: Path, opcode: pickletools.OpcodeInfo, stack: list[_Cell | _Mark]) -> None:
-    """What one opcode takes off the stack and puts onto it."""
+    """Apply one opcode to the stack of sizes."""
     taken = 0
     before = list(opcode.stack_before)
     if any(item is pickletools.stackslice for item in before):

@@ -1,7 +1,8 @@
-"""A packed checkpoint as a plain one: unpacked once, into a directory of its own, and from then on opened like any.
+"""Unpack a packed checkpoint once into a plain checkpoint in a directory of its own, which is then opened as usual.
 
-A weight is in memory at a time. The directory takes its name when it is whole, and its name stands for the source's
-files, so that it is never used for others; beside the weights it keeps what was found in them.
+One weight is in memory at a time. The directory gets its final name once it is complete. The name is a hash of the
+source files' stamp, so that the directory is never used for other files. A JSON file in it says how the weights were
+quantised.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ from peelcli.errors import ArtefactError, CheckpointError, ResourceError
 from peelcli.records import QuantizedModule
 from peelcli.runtime import durable
 
-_SHARD_NBYTES = 2**28  # held until it is written
+_SHARD_NBYTES = 2**28  # bytes of a shard, which is in memory until it is written
 _FOUND = "quantized_modules.json"
 
 
 def unpack(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, offload_dir: Path) -> Path:
-    """The directory of the plain checkpoint, in `dtype`, below `offload_dir`; made where it is not there yet.
+    """The directory of the plain checkpoint, in `dtype`, below `offload_dir`. It is made if it does not exist yet.
 
-    Raises CheckpointError where a weight cannot be unpacked, ResourceError where the disk has no room for it.
+    Raises CheckpointError if a weight cannot be unpacked, and ResourceError if the disk has too little room.
     """
     stamp = Stamp.of(files.directory).restricted(files.files)
     key = json.dumps([__version__, str(dtype), stamp.key])
@@ -49,7 +50,7 @@ def unpack(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, offload
             _write(files, packing, dtype, own.path)
             stamp.require_unchanged()
         durable.sync_tree(own.path)
-        if not _is_whole(directory):  # else another process was quicker
+        if not _is_whole(directory):  # otherwise another process has made it meanwhile
             shutil.rmtree(directory, ignore_errors=True)
             durable.take_name(own.path, directory)
     finally:
@@ -58,7 +59,7 @@ def unpack(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, offload
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether a checkpoint that was unpacked before can be used."""
+    """Whether the directory holds a completely unpacked checkpoint."""
     try:
         open_checkpoint(directory)
         quantized_modules(directory)
@@ -68,7 +69,7 @@ def _is_whole(directory: Path) -> bool:
 
 
 def quantized_modules(directory: Path) -> tuple[QuantizedModule, ...]:
-    """What was found in the packed weights that `directory` was unpacked from."""
+    """How the weights of `directory` were quantised before unpacking. Raises ArtefactError if the record is damaged."""
     path = directory / _FOUND
     try:
         return tuple(QuantizedModule(**one) for one in json.loads(path.read_text(encoding="utf-8")))
@@ -86,7 +87,7 @@ def plain_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any
 
 
 def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, int]:
-    """Elements of the plain checkpoint by the tensor that holds them in the files: codes by what they are codes of."""
+    """Stored tensor → number of elements that it has in the plain checkpoint; packed codes count unpacked."""
     if packing is None:
         return {name: info.numel for name, info in files.tensors.items()}
     codes = {weight.parts["codes"]: weight.num_bits for weight in packing.weights}
@@ -102,7 +103,7 @@ def plain_numel(files: CheckpointFiles, packing: Packing | None) -> dict[str, in
 
 
 def _require_room(files: CheckpointFiles, packing: Packing, dtype: torch.dtype, directory: Path) -> None:
-    """Refuse beforehand what would fill the disk."""
+    """Raise ResourceError before unpacking if the disk has too little room."""
     nbytes = sum(plain_numel(files, packing).values()) * dtype.itemsize
     free = shutil.disk_usage(directory).free
     if nbytes > free:
@@ -160,7 +161,10 @@ def _tensors(
 def unpack_weight(
     files: CheckpointFiles, weight: PackedWeight, layer: int | None
 ) -> tuple[Tensor, QuantizedModule]:
-    """One weight (d_out, d_in), float32, and what a report says of it. CheckpointError where it is damaged."""
+    """One weight (d_out, d_in), float32, and the record of how it is quantised. Raises CheckpointError if damaged.
+
+    layer: the layer that holds it, from 1; None outside the blocks.
+    """
     parts = {role: read_tensor(files.tensors[name]) for role, name in weight.parts.items()}
     found = weight.decode(parts)
     value = dequantize(weight.name, found)

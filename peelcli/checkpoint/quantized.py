@@ -1,4 +1,4 @@
-"""Which linear maps of an opened model run in few bits, within its blocks and beside them."""
+"""Find the quantised linear maps of an opened model, inside and outside its blocks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from peelcli.records import QuantizedModule
 
 
 class QuantizedWeights:
-    """Rounds what is stored as latent weights, and the inputs of quantised maps; knows what was quantised."""
+    """Rounds latent weights and the inputs of quantised linear maps, and records how each map is quantised."""
 
     def __init__(
         self,
@@ -23,9 +23,9 @@ class QuantizedWeights:
         running: Running,
         unpacked: Mapping[str, QuantizedModule],
     ) -> None:
-        """unpacked: what was found in packed weights, by the module's name in the files.
+        """unpacked: how the packed weights were quantised, by the module's name in the files.
 
-        Raises CheckpointError where the user's globs match no linear map.
+        Raises CheckpointError if the user's globs match no linear map.
         """
         self._weights, self._unpacked = weights, unpacked
         self._beside: dict[str, QuantizedModule] = {}
@@ -53,7 +53,7 @@ class QuantizedWeights:
         return (layer, module) in self._by_layer or self._weights.is_rounded(layer, matrix)
 
     def _outside(self, model: nn.Module, blocks: str, running: Running) -> int:
-        """Treat linear maps beside the blocks, such as the head; returns how many are quantised."""
+        """Quantise the linear maps outside the blocks, such as the head; returns how many there are."""
         count = 0
         for name, module in model.named_modules():
             if not isinstance(module, nn.Linear) or name.startswith(f"{blocks}."):
@@ -64,14 +64,14 @@ class QuantizedWeights:
             count += 1
             if running.latent is not None:
                 value, self._beside[name] = running.latent.rounded(name, None, module.weight.data)
-                # A parameter of its own: the embedding that a head is tied to stays as it is.
+                # A new parameter, so that an embedding tied to the head is not rounded too.
                 module.weight = nn.Parameter(value.to(module.weight.dtype), requires_grad=False)
             if running.activation is not None:
                 round_inputs(module, running.activation)
         return count
 
     def of_layer(self, layer: int) -> dict[str, QuantizedModule]:
-        """By the name of the parameter within the block."""
+        """How the matrices of one layer are quantised, by parameter name within the block."""
         found = {f"{name}.weight": module for (n, name), module in self._by_layer.items() if n == layer}
         for matrix in self._weights.matrices(layer):
             module = self._weights.rounded.get(self._weights.module_name(layer, matrix))
@@ -80,6 +80,6 @@ class QuantizedWeights:
         return found
 
     def everything(self) -> tuple[QuantizedModule, ...]:
-        """In the order of the files, or of the blocks; what lies beside the blocks last."""
+        """How every quantised map is quantised: in the order of the files or blocks, those outside the blocks last."""
         rounded = sorted(self._weights.rounded.values(), key=lambda m: m.layer or 0)
         return (*self._unpacked.values(), *rounded, *self._beside.values())

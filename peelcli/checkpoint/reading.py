@@ -1,7 +1,7 @@
-"""Tensors read from their place in a file with plain reads, and never mapped into memory.
+"""Read tensors from files with plain reads instead of memory mapping.
 
-A file that is cut short while it is mapped ends the process with SIGBUS where a page of it is touched; a plain read
-says that there is less than there should be.
+If a mapped file is truncated, touching a lost page kills the process with SIGBUS. A plain read returns fewer bytes,
+which can be reported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from peelcli.errors import CheckpointError
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor in a file, its first element at byte `offset`. `dtype` is torch's name.
+    """One tensor in a file. offset: byte of its first element. dtype: torch's name.
 
-    stride: of its elements in the file, as torch counts; None where they lie in order.
+    stride: of the elements in the file, as torch counts; None for a contiguous tensor.
     """
 
     file: Path
@@ -35,7 +35,7 @@ class StoredTensor:
     stride: tuple[int, ...] | None = None
 
     def read(self, rows: slice | None = None) -> Tensor:
-        """The tensor, or some rows of its first dimension, on the CPU. CheckpointError where they are not all there."""
+        """The tensor or a slice of its first dimension, on the CPU. Raises CheckpointError if the file is too short."""
         dtype = getattr(torch, self.dtype)
         if self.stride is not None:
             last = sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
@@ -67,18 +67,18 @@ class StoredTensor:
             )
         return raw.view(dtype).view(shape)
 
-    # -- what transformers asks of a tensor that it has not read yet -----------------------------------------------
+    # -- the interface of safetensors' slices, which transformers uses ---------------------------------------------
 
     def __getitem__(self, rows: Any) -> Tensor:
         return self.read() if rows is ... else self.read()[rows]
 
     def get_shape(self) -> list[int]:
-        """As safetensors' slices name it."""
+        """The shape, under the name that safetensors' slices give it."""
         return list(self.shape)
 
 
 class _Unmapped:
-    """A file of tensors as transformers opens one with safetensors, read with plain reads."""
+    """Has the interface of safetensors' `safe_open`, but reads tensors with plain reads."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor | Tensor]) -> None:
         self._tensors = tensors
@@ -107,10 +107,10 @@ Table = Callable[[Path], Mapping[str, StoredTensor | Tensor]]
 
 @contextlib.contextmanager
 def transformers_unmapped(safetensors: Table, pickles: Table) -> Iterator[None]:
-    """For the length of the context, transformers maps no checkpoint file into memory.
+    """Within the context, transformers maps no checkpoint file into memory.
 
-    It opens files of either kind by a function of its module `modeling_utils`, which it offers no other way to replace.
-    safetensors, pickles: the tables of the tensors in a file.
+    transformers opens files with two functions of its module `modeling_utils` and offers no hook, so both are replaced.
+    safetensors, pickles: functions from a file to its tensors by name.
     """
 
     def open_safetensors(file: str, *_: Any, **__: Any) -> _Unmapped:

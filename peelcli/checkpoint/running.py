@@ -1,7 +1,7 @@
-"""How the tensors of a checkpoint become the weights that it runs with, where those are not the same.
+"""How stored tensors become the weights that run, for packed and latent weights.
 
-The rules themselves are handed in as functions: this room knows where a weight lies and what it is called, not what
-quantisation is.
+The quantisation itself is passed in as functions. This package knows where a weight is stored and its name, and
+contains no quantisation arithmetic.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ Rounding = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Latent:
-    """Weights that are stored as they were trained, and rounded whenever they are used."""
+    """Latent weights: stored in full precision and rounded whenever they are used."""
 
-    selects: Callable[[str, bool], bool]  # by the module's full name, and whether it lies in a block
+    selects: Callable[[str, bool], bool]  # (module's full name, whether it is in a block) → is it rounded?
     rounded: Callable[[str, int | None, Tensor], tuple[Tensor, QuantizedModule]]
-    """Module, layer, weight (…, d_out, d_in) → the weight that runs, and what a report says of it."""
+    """(module, layer, weight (…, d_out, d_in)) → the rounded weight, and the record of how it is quantised."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """In which precision a checkpoint runs: at most one of `packing` and `latent`."""
+    """The precision in which a checkpoint runs. At most one of `packing` and `latent` is set."""
 
     packing: Packing | None = None
     latent: Latent | None = None
-    activation: Rounding | None = None  # of what enters the quantised linear maps
+    activation: Rounding | None = None  # rounds the inputs of quantised linear maps
 
 
 AS_STORED = Running()
 
 
 def round_inputs(module: nn.Module, rounding: Rounding) -> None:
-    """From now on the inputs (…, d_in) of a linear map go through `rounding` first."""
+    """Register a hook that applies `rounding` to the inputs (…, d_in) of a linear map."""
     if isinstance(module, (nn.Linear, Conv1D)):
         module.register_forward_pre_hook(lambda _, args: (rounding(args[0]), *args[1:]))

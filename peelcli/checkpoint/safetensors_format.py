@@ -1,4 +1,4 @@
-"""One `.safetensors` file: the table of its tensors, and their contents in slices of rows."""
+"""Read one `.safetensors` file: the table of its tensors, and their contents in slices of rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ MAX_HEADER_NBYTES = 100_000_000  # the format's own limit
 def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
     """Name → (dtype as torch names it, shape, bytes), in the order of the file. Reads the header only.
 
-    Raises CheckpointError where the file is truncated, damaged, or holds a dtype that torch has not.
+    Raises CheckpointError if the file is truncated or damaged, or holds a dtype that torch lacks.
     """
     header = _header(file)
     try:
@@ -71,13 +71,13 @@ def list_tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], int]]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What the header says beside the table of tensors: text by name, written by whoever wrote the file."""
+    """The header's `__metadata__`: text by name, free-form and untrusted; {} if there is none."""
     found = _header(file).get("__metadata__")
     return found if isinstance(found, dict) else {}
 
 
 def _header(file: Path) -> dict[str, dict[str, Any]]:
-    """The JSON at the head of the file, after a check that as many bytes follow as it promises."""
+    """The JSON header of the file. Raises CheckpointError if the file is shorter than the header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -108,7 +108,7 @@ def _header(file: Path) -> dict[str, dict[str, Any]]:
 
 
 def stored_tensors(file: Path) -> dict[str, StoredTensor]:
-    """Where each tensor lies in the file."""
+    """The place of each tensor in the file, by name."""
     with file.open("rb") as stream:
         begin = 8 + int.from_bytes(stream.read(8), "little")
     header = _header(file)
@@ -119,7 +119,7 @@ def stored_tensors(file: Path) -> dict[str, StoredTensor]:
 
 
 def _require_filled(file: Path, count: int, nbytes: int) -> None:
-    """Refuse a table of very many tensors that hold next to nothing, before it is taken apart."""
+    """Raise CheckpointError for a header with very many nearly empty tensors, before it is parsed."""
     if count > _MANY and nbytes < _LEAST_NBYTES * count:
         raise CheckpointError(
             f"{file}: its header lists about {count:,} tensors, and {nbytes:,} bytes follow it, so most tensors are "
@@ -129,7 +129,7 @@ def _require_filled(file: Path, count: int, nbytes: int) -> None:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of the header, in which no name may stand twice."""
+    """A JSON object of the header. Raises ValueError if a name occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)

@@ -1,4 +1,4 @@
-"""Read every tensor of a checkpoint once, before any model is built: is it whole, finite, and like no other?
+"""Read every tensor of a checkpoint once, before any model is built, to find damaged and duplicate layers.
 
 One tensor, or one slice of it, is in memory at a time, so a checkpoint may be larger than memory.
 """
@@ -20,12 +20,12 @@ from peelcli.checkpoint.layers import group_by_layer
 from peelcli.records import Finding
 from peelcli.records.progress import Progress
 
-# Bytes of a tensor looked at, and of a file mapped, together: small beside any model, large beside overhead.
+# Bytes read at a time: small relative to any model, large enough that the cost of a call does not matter.
 SLICE_BYTES = 64 * 2**20
 
 _Read = Callable[[str, "slice | None"], torch.Tensor]
 
-# What a config says beside the architecture: changes with the machine or the library, not with the network.
+# Config keys that do not describe the architecture: they change with the machine or the library version.
 _INCIDENTAL = (
     "architectures",
     "auto_map",
@@ -44,8 +44,8 @@ _INCIDENTAL = (
 class ScanResult:
     """What the files of one checkpoint hold. Layers count from 1; hashes are hexadecimal SHA-256.
 
-    `layer_hashes` is empty where the layers could not be told by name (a finding says so). Parameters are
-    counted as stored: packed weights by their packed elements, a tied tensor that was written twice, twice.
+    `layer_hashes` is empty if the layers could not be identified by name; a finding says so. Parameters are counted as
+    stored: packed weights by their packed elements, and a tied tensor that was written twice counts twice.
     """
 
     directory: str
@@ -64,7 +64,7 @@ class _Contents:
     digest: str
     num_nan: int = 0
     num_inf: int = 0
-    constant: float | None = None  # the value, where all elements are equal
+    constant: float | None = None  # the value of all elements, if they are equal
 
 
 def run_scan(
@@ -73,15 +73,15 @@ def run_scan(
     no_weights: Collection[str] = (),
     findings: Sequence[Finding] = (),
 ) -> Generator[Progress, None, ScanResult]:
-    """Hash every tensor and check the floating ones, yielding the bytes read.
+    """Hash every tensor and check the floating-point ones, yielding the bytes read.
 
-    `num_layers` overrides what the config says. `no_weights`: tensors whose values are not judged, since the model does
-    not use them as weights, such as a causal mask of −inf. `findings`: what was found before.
+    num_layers: overrides the config. no_weights: tensors whose values are not checked, because the model does not use
+    them as weights, such as a causal mask of −inf. findings: earlier findings, which the result includes.
 
-    A tensor's hash is over dtype, shape and bytes, so it is the same in either format and however the checkpoint is
-    sharded; a layer's is over its tensors under their names within the layer, sorted. Kinds of findings: "non-finite",
-    "constant", "duplicate-layer", "shared-layers", "surplus-layers", "layers-unknown". Raises CheckpointError where a
-    layer lacks a tensor, or a file cannot be read.
+    A tensor's hash covers dtype, shape and bytes, so it does not depend on file format or sharding. A layer's hash
+    covers its tensors, sorted by their names within the layer. Kinds of findings: "non-finite", "constant",
+    "duplicate-layer", "shared-layers", "surplus-layers", "layers-unknown". Raises CheckpointError if a layer lacks a
+    tensor, or a file cannot be read.
     """
     layers, on_layers = group_by_layer(files, num_layers)
     found = [*files.findings, *findings, *on_layers]
@@ -115,7 +115,7 @@ def run_scan(
 
 
 def scan(files: CheckpointFiles, num_layers: int | None = None) -> ScanResult:
-    """`run_scan` run to its end."""
+    """The result of `run_scan`, without progress."""
     steps = run_scan(files, num_layers)
     while True:
         try:
@@ -125,7 +125,7 @@ def scan(files: CheckpointFiles, num_layers: int | None = None) -> ScanResult:
 
 
 def _batches(files: CheckpointFiles) -> Iterator[tuple[Path, list[TensorInfo]]]:
-    """Tensors of one file, in its order, to map together: mapped pages count as memory until let go."""
+    """Split the tensors into batches from one file, in its order, of about SLICE_BYTES each."""
     batch: list[TensorInfo] = []
     size = 0
     for info in files.tensors.values():
@@ -143,7 +143,7 @@ def _pieces(info: TensorInfo, read: _Read) -> Iterator[torch.Tensor]:
     rows = info.shape[0] if info.shape else 1
     step = max(1, SLICE_BYTES * rows // max(info.nbytes, 1))
     for start in range(0, rows, step):
-        # A large tensor is mapped anew for each slice, so that the pages of the last are let go.
+        # A large tensor is opened again for each slice, so that the memory of the previous slice is released.
         part = read(info.name, None) if step >= rows else read_tensor(info, slice(start, start + step))
         flat = part.contiguous().reshape(-1)
         # One row of stacked experts can be larger than a slice.
@@ -171,7 +171,7 @@ def _examine(info: TensorInfo, read: _Read) -> _Contents:
 
 
 def _values(piece: torch.Tensor) -> torch.Tensor | None:
-    """The real numbers in a piece; None for integers and packed weights, where any bytes are legitimate."""
+    """The real numbers in a piece; None for integers and packed weights, in which any bytes are valid."""
     if piece.is_complex():
         return torch.view_as_real(piece)
     if not piece.dtype.is_floating_point or str(piece.dtype).startswith("torch.float4"):
@@ -197,7 +197,7 @@ def _judge(info: TensorInfo, contents: _Contents, layer: int | None) -> list[Fin
 
 
 def _duplicates(layer_hashes: Mapping[int, str], config: Mapping[str, Any]) -> Iterator[Finding]:
-    """Layers that are copies. Those that the network shares by design are one note; any other copy is a fault."""
+    """Findings about copied layers: one note for layers shared by design, and a fault for any other copy."""
     shared = _shared_layers(layer_hashes, config)
     if shared:
         pairs = ", ".join(f"{layer} is {earlier}" for layer, earlier in list(shared.items())[:4])
@@ -219,10 +219,10 @@ def _duplicates(layer_hashes: Mapping[int, str], config: Mapping[str, Any]) -> I
 
 
 def _shared_layers(layer_hashes: Mapping[int, str], config: Mapping[str, Any]) -> dict[int, int]:
-    """Layers that repeat an earlier one by design, with that one.
+    """Layer → earlier layer that it copies by design.
 
-    By design are copies where the config has fewer groups than layers, and where two or more layers in a row repeat as
-    many in the same order: a fault writes one layer twice, and no pattern.
+    Copies are by design if the config has fewer groups than layers, or if two or more consecutive layers repeat the
+    same number of earlier layers in order. A fault writes a single layer twice, and no such pattern.
     """
     groups = config.get("num_hidden_groups")
     by_config = isinstance(groups, int) and 0 < groups < len(layer_hashes)
@@ -246,7 +246,7 @@ def _hash_names(hashes: dict[str, str], *more: str) -> str:
 
 
 def _architecture(config: dict[str, Any]) -> str:
-    """The config as canonical JSON, without what does not change the network."""
+    """The config as canonical JSON, without keys that do not change the network."""
 
     def prune(value: Any) -> Any:
         if isinstance(value, dict):

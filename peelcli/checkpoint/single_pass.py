@@ -1,14 +1,14 @@
-"""Whether a model run block by block is the model: each block compared inside one plain forward pass.
+"""Check that running a model block by block gives the same states as the model's own forward pass.
 
-What peel passes to a block was recorded from a pass whose blocks did nothing. That is right for a model whose blocks
-read the hidden states and arguments known beforehand (masks, rotary tables). It is wrong where a block reads what an
-earlier one computed beside the hidden states, such as keys and values or a router's state, and where the model changes
-the hidden states between two blocks.
+peel records the arguments of each block in a pass whose blocks do nothing. That is correct if blocks read only the
+hidden states and arguments known beforehand (masks, rotary tables). It is wrong if a block reads something else that an
+earlier block computed, such as keys and values or a router's state, or if the model changes the hidden states between
+two blocks.
 
-So transformers' own forward pass runs once, on real tokens, each block's weights in memory while it runs. Every block
-runs twice: as the model calls it, and as peel would, on the same hidden states. Its input must be the output of the
-block before, and its two outputs must agree; so must the logits. This costs one more reading of the weights and
-two runs of two sequences. It happens before anything is written.
+So transformers' own forward pass runs once on real tokens, with each block's weights in memory only while it runs.
+Every block runs twice on the same hidden states: as the model calls it, and as peel does. Its input must equal the
+previous block's output, and its two outputs must agree; so must the logits. This costs one more reading of the weights
+and two runs of two sequences. It happens before anything is written.
 """
 
 from __future__ import annotations
@@ -24,16 +24,14 @@ from peelcli.errors import CheckpointError
 if TYPE_CHECKING:
     from peelcli.checkpoint.model import BlockwiseModel
 
-# What a library's code raises when it is given other arguments than it expects.
+# The exceptions that a library's code raises if it gets unexpected arguments.
 LIBRARY_ERRORS = (RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError)
-_SHARE = (
-    0.05  # of the tokens may differ by more than the tolerance: rounding sends few tokens to another expert
-)
+_SHARE = 0.05  # share of tokens that may exceed the tolerance, because rounding sends a few tokens to another expert
 
 
 @torch.no_grad()
 def require_blockwise(model: BlockwiseModel, ids: Tensor) -> None:
-    """Raise CheckpointError where `ids` (n_seq, seq_len) give other states block by block than in a plain pass."""
+    """Raise CheckpointError if the states of `ids` (n_seq, seq_len) differ from those of the model's own pass."""
     expected = model.prepare(ids).hidden
 
     def at_block(layer: int, module: nn.Module, hidden: Tensor, plain: Tensor) -> None:
@@ -68,7 +66,7 @@ def _refusal(model: BlockwiseModel, found: str) -> CheckpointError:
 
 
 def _differ(ours: Tensor, plain: Tensor, dtype: torch.dtype) -> bool:
-    """Whether more tokens are apart than rounding explains; those not finite in the plain pass are left out."""
+    """Whether more tokens differ than rounding explains. Tokens that are not finite in `plain` are ignored."""
     if ours.shape != plain.shape:
         return True
     tolerance = 1e-3 if dtype == torch.float32 else 5e-2

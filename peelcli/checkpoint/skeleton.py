@@ -1,8 +1,8 @@
-"""The model that config.json describes, built without any weights, and held against the tensors in the files.
+"""Build the model that config.json describes without weights, and compare it with the tensors in the files.
 
 Building stops as soon as the model is larger than the files can fill, so a config of absurd sizes costs nothing. Then
-transformers loads tensors that have shapes and no contents: it says which names and shapes do not fit, through its own
-renaming and conversion of weights, before a byte is read.
+transformers loads tensors that have shapes but no contents. Its own renaming and conversion of weights shows which
+names and shapes do not fit, before any weight is read.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from peelcli.records import Finding
 
 SAME_RUN = "Check that config.json and the weights come from the same run."
 _CORRECT = "Correct config.json. peel audits decoder-only models that transformers itself implements."
-# What a model may have beyond the files: tied matrices that are built apart, fused weights that are split, masks.
+# A model may have more than the files hold: tied matrices built separately, fused weights that are split, masks.
 _NUMEL_RATIO, _COUNT_RATIO, _FREE_NUMEL, _FREE_COUNT = 4, 64, 2**24, 2**12
-_MOST_TENSORS = 1024  # in the files to one weight of the model; the experts of a layer, at most
+_MOST_TENSORS = 1024  # stored tensors per weight of the model: at most the number of experts in a layer
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """How the tensors of the files fit the model: what is stripped from their names, and which are no weights."""
+    """The result of a trial load. prefix: what is stripped from the stored tensors' names."""
 
     prefix: str
     no_weights: frozenset[str]  # tensors that the model does not load, or loads as buffers
@@ -48,14 +48,14 @@ class Rehearsal:
 
     @property
     def key_mapping(self) -> dict[str, str]:
-        """What transformers is to do to the names in the files."""
+        """Pattern → replacement for the names in the files, for transformers' key_mapping."""
         return key_mapping(self.prefix)
 
 
 def build_skeleton(files: CheckpointFiles) -> tuple[Any, nn.Module, str]:
-    """The config, the model it describes without any weights, and the name of its blocks.
+    """The config, its model without weights, and the name of the model's list of blocks.
 
-    Raises CheckpointError where transformers cannot build it, or where it is larger than the files.
+    Raises CheckpointError if transformers cannot build the model, or if the model is larger than the files.
     """
     require_sizes_in_files(files)
     with over_files(files.directory / "config.json", "build the model that it describes", _CORRECT):
@@ -75,7 +75,7 @@ def build_skeleton(files: CheckpointFiles) -> tuple[Any, nn.Module, str]:
 
 
 def _read_config(files: CheckpointFiles) -> Any:
-    # transformers takes a directory, and what it does on reading one (such as Mistral's two kinds) is wanted.
+    # transformers reads a config from a directory, and peel needs what it does then (such as Mistral's two kinds).
     with tempfile.TemporaryDirectory(prefix="peel-config-") as directory:
         text = json.dumps(for_transformers(files.config))
         (Path(directory) / "config.json").write_text(text, encoding="utf-8")
@@ -84,7 +84,7 @@ def _read_config(files: CheckpointFiles) -> Any:
 
 @contextlib.contextmanager
 def _no_larger_than(files: CheckpointFiles) -> Iterator[None]:
-    """Within it, building a model in this thread ends with CheckpointError once it outgrows the files."""
+    """Within the context, raise CheckpointError once the model built by this thread is larger than the files."""
     numel = _NUMEL_RATIO * sum(info.numel for info in files.tensors.values()) + _FREE_NUMEL
     count = _COUNT_RATIO * len(files.tensors) + _FREE_COUNT
     built: Counter[str] = Counter()
@@ -120,7 +120,7 @@ def _no_larger_than(files: CheckpointFiles) -> Iterator[None]:
 
 
 def rehearse(files: CheckpointFiles, skeleton: nn.Module) -> Rehearsal:
-    """Load the files' tensors by name and shape alone. Raises CheckpointError where they do not fit the model."""
+    """Load the files' tensors by name and shape only. Raises CheckpointError if they do not fit the model."""
     require_merged(files)
     expected = set(skeleton.state_dict())
     if len(files.tensors) > _MOST_TENSORS * len(expected):
@@ -157,7 +157,7 @@ def _prefix_finding(prefix: str) -> Finding:
 
 
 def _load_shapes(files: CheckpointFiles, skeleton: nn.Module, prefix: str) -> dict[str, Any]:
-    """What transformers says of loading tensors of these names and shapes into the model, on the meta device."""
+    """transformers' loading info for tensors of these names and shapes, loaded on the meta device without contents."""
     state = {
         name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
         for name, info in files.tensors.items()
@@ -177,7 +177,7 @@ def _load_shapes(files: CheckpointFiles, skeleton: nn.Module, prefix: str) -> di
 
 
 def _is_ignored(skeleton: nn.Module, forms: set[str]) -> bool:
-    """Whether the family itself says that a tensor of one of these names is not to be loaded."""
+    """Whether the model family lists one of these names as a tensor to ignore on loading."""
     patterns = getattr(skeleton, "_keys_to_ignore_on_load_unexpected", None) or ()
     return any(re.search(pattern, form) for pattern in patterns for form in forms)
 

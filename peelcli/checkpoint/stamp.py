@@ -1,8 +1,8 @@
-"""What the files of a checkpoint looked like before they were read, to ask later whether they are still the same.
+"""Record the state of a checkpoint's files before they are read, and later check that they have not changed.
 
-Files are compared by size, time of change and inode, which takes no reading. The inode's own time of change (ctime) is
-compared too: a copy that sets the modification time back, as `rsync -t` does, leaves its trace there. Hard links and
-permissions change that time alone, and change no content.
+Files are compared by size, modification time and inode, without reading them. The inode's change time (ctime) is
+compared too, because a copy that restores the modification time, as `rsync -t` does, still changes it. A new hard link
+or new permissions change only the ctime and no content, so those changes are ignored.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from peelcli.errors import CheckpointChangedError
 
-# What is read of a checkpoint besides its weights, and what would be read in their place if it were there.
+# Files that are read besides the weights, and files that would be read instead if they existed.
 _READ = (
     "config.json",
     "generation_config.json",
@@ -43,7 +43,7 @@ _State = tuple[tuple[int, ...], int, tuple[int, ...]]
 
 
 def _state(file: Path) -> _State | None:
-    """None where there is no such file."""
+    """The recorded state of one file; None if it does not exist."""
     try:
         s = file.stat()
     except OSError:
@@ -61,14 +61,14 @@ def _differs(before: _State | None, now: _State | None) -> bool:
 
 @dataclass(frozen=True)
 class Stamp:
-    """How the files of one checkpoint were found; a stamp of no files never complains."""
+    """The recorded state of one checkpoint's files. A stamp of no files reports no change."""
 
     directory: Path = Path()
     states: tuple[tuple[Path, _State | None], ...] = ()
 
     @classmethod
     def of(cls, directory: Path) -> Stamp:
-        """Take it of what lies in `directory` now, before anything of it is read."""
+        """Record the files of `directory`; call this before any of them is read."""
         while True:
             names = set(_READ)
             with contextlib.suppress(OSError):
@@ -79,26 +79,26 @@ class Stamp:
             age = time.time() - newest / 1e9
             if not 0 <= age < tick:
                 return cls(directory, tuple(states))
-            time.sleep(tick - age)  # what is written right now could not be told from what is read
+            time.sleep(tick - age)  # a write within the same clock tick would go unnoticed
 
     def restricted(self, weights: tuple[Path, ...]) -> Stamp:
-        """The stamp of `weights` and of what is read with them, without the rest, such as an optimiser's state."""
+        """The part of the stamp for `weights` and the files read with them, without others such as optimiser state."""
         wanted = {self.directory / name for name in _READ} | set(weights)
         return Stamp(self.directory, tuple(item for item in self.states if item[0] in wanted))
 
     def differences(self) -> list[str]:
-        """The names of files that are no longer what they were."""
+        """The names of files that have changed since they were recorded."""
         return [file.name for file, before in self.states if _differs(before, _state(file))]
 
     def require_unchanged(self) -> None:
-        """Raise CheckpointChangedError unless every file is what it was."""
+        """Raise CheckpointChangedError if a file has changed since it was recorded."""
         if changed := self.differences():
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             raise CheckpointChangedError(self.directory, changed[0] + more)
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """Whatever goes wrong within the context is the change's fault where there was one: CheckpointChangedError."""
+        """Within the context, any exception becomes a CheckpointChangedError if a file has changed meanwhile."""
         try:
             yield
         except CheckpointChangedError:
@@ -112,7 +112,7 @@ class Stamp:
 
     @property
     def key(self) -> list[list[object]]:
-        """Its content as JSON values, for keys of what was made of these files."""
+        """The recorded states as JSON values, for the keys of results computed from these files."""
         return [[file.name, *s[0][:3], s[1]] for file, s in self.states if s is not None]
 
 

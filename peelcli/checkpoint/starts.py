@@ -1,4 +1,4 @@
-"""Where training starts: the values that a family gives the biases and norms of a block before the first step."""
+"""The values that a model family gives the biases and norms of a block before training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 @torch.no_grad()
 def initial_vectors(model: nn.Module, block: nn.Module) -> dict[str, float]:
-    """What each vector of a block starts as, by its name within the block.
+    """The initial value of each vector of a block, by its name within the block.
 
-    Asked of transformers itself, a norm at a time, for some families scale by the weight and some by one and the
-    weight. Biases beside a matrix start at zero. A vector is left out that starts as several numbers, or at random.
+    transformers initialises a copy of each norm, because some families scale by the weight and others by one plus the
+    weight. Biases of linear maps start at zero. A vector with several or random initial values is left out.
     """
     if not isinstance(model, PreTrainedModel):
         return {}
@@ -28,7 +28,7 @@ def initial_vectors(model: nn.Module, block: nn.Module) -> dict[str, float]:
         elif vectors:
             fresh = copy.deepcopy(module).to_empty(device="cpu")
             for p in fresh.parameters():
-                p.fill_(math.nan)  # what the family does not set stays unknown
+                p.fill_(math.nan)  # a value that the family does not set stays NaN and is left out
             for m in fresh.modules():
                 m.__dict__.pop("_is_hf_initialized", None)
             model._init_weights(fresh)

@@ -1,7 +1,7 @@
-"""Find a decoder's blocks, and a block's attention and MLP, by structure: no table of class names.
+"""Find a decoder's blocks, and a block's attention and MLP, by structure, without a table of class names.
 
-The blocks are the ModuleList whose length is the number of hidden layers; the attention is the child of a block
-that is named so; the MLP is every other child that holds matrices.
+The blocks are the ModuleList whose length is the number of hidden layers. The attention is the child of a block with
+such a name. The MLP is every other child that holds matrices.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_LAYERS = (
 
 @dataclass(frozen=True)
 class Sublayer:
-    """One residual update of a block: all its modules, and those of them whose output is that update."""
+    """One residual update of a block. outputs: those of its modules whose output is added to the residual stream."""
 
     name: str  # "attention" or "mlp"
     modules: tuple[str, ...]  # names of children of the block
@@ -44,14 +44,14 @@ class Matrix:
 
 
 def text_config(config: Any) -> Any:
-    """The part of a transformers config that speaks of the language model."""
+    """The part of a transformers config that describes the language model."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def stated(config: Any, name: str) -> Any:
-    """What a transformers config says under a name; None where it says nothing, or another thing for each layer.
+    """An attribute of a transformers config; None if it is missing or differs from layer to layer.
 
-    Reading an attribute that differs by layer (Gemma 4's head_dim) off the config of the whole raises RuntimeError.
+    transformers raises RuntimeError if such a per-layer attribute (Gemma 4's head_dim) is read from the whole config.
     """
     try:
         return getattr(config, name, None)
@@ -60,7 +60,7 @@ def stated(config: Any, name: str) -> Any:
 
 
 def layer_counts(config: object) -> tuple[int, ...]:
-    """The numbers of decoder blocks that a transformers config may mean, the likeliest first."""
+    """The possible numbers of decoder blocks by a transformers config, most likely first."""
     found = (stated(text_config(config), key) for key in _NUM_LAYERS)
     counts = tuple(dict.fromkeys(n for n in found if isinstance(n, int) and n > 0))
     if not counts:
@@ -69,7 +69,7 @@ def layer_counts(config: object) -> tuple[int, ...]:
 
 
 def head_dim(config: Any, layer: int) -> int:
-    """Features of one head of the attention in a layer, from 1; 0 where a transformers config does not say."""
+    """Features of one attention head in a layer (from 1); 0 if the transformers config does not say."""
     text = text_config(config)
     by_layer = stated(text, "per_layer_config") if stated(text, "is_heterogeneous") else None
     if by_layer is not None:
@@ -103,7 +103,7 @@ def find_blocks(model: nn.Module, counts: Sequence[int]) -> str:
             (size, name) for size, name in lists if not any(name.startswith(o + ".") for _, o in lists)
         ]
         if outer:
-            # What reads images or sound is never run on text.
+            # Blocks of a vision or audio tower are not run on text.
             _, name = max([found for found in outer if not _OTHER_SENSES.search(found[1])] or outer)
             return name
     raise CheckpointError(
@@ -113,7 +113,7 @@ def find_blocks(model: nn.Module, counts: Sequence[int]) -> str:
 
 
 def find_sublayers(block: nn.Module) -> tuple[Sublayer, ...]:
-    """The attention and the MLP of a block, where its children tell them apart; else an empty tuple."""
+    """The attention and the MLP of a block; an empty tuple if its children's names do not distinguish them."""
     holders = [
         name
         for name, child in block.named_children()
@@ -123,7 +123,7 @@ def find_sublayers(block: nn.Module) -> tuple[Sublayer, ...]:
     mlp = tuple(name for name in holders if name not in attention)
     if not attention or not mlp:
         return ()
-    # Bare linears directly in the block (OPT's fc1, fc2) form one MLP: its update is the output of the last.
+    # Linear maps directly in the block (OPT's fc1, fc2) form one MLP, and its update is the output of the last.
     bare = [name for name in mlp if isinstance(block.get_submodule(name), (nn.Linear, Conv1D))]
     outputs = (bare[-1],) if len(bare) == len(mlp) else tuple(n for n in mlp if n not in bare)
     return (Sublayer("attention", attention, attention), Sublayer("mlp", mlp, outputs))

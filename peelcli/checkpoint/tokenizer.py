@@ -1,4 +1,4 @@
-"""The checkpoint's own tokenizer, from its directory, offline, without remote code; and the ids that it marks."""
+"""Load the checkpoint's tokenizer offline and without remote code, and find its special token ids."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peelcli.errors import CalibrationError
 from peelcli.records.special_ids import SpecialIds
 
 SETTINGS = "tokenizer_config.json"
-# Files that hold a vocabulary: by one of them a directory has a tokenizer.
+# Files that hold a vocabulary. A directory with one of them has a tokenizer.
 VOCABULARY = (
     "tokenizer.json",
     "tokenizer.model",
@@ -33,13 +33,13 @@ VOCABULARY = (
 )
 _NEEDS_PACKAGE = ("*.model", "*.spm", "*.tiktoken", "tokenizer.model.*")
 _IDS_INSTEAD = "or pass token ids instead of text, with --data FILE.npy"
-_LARGEST = 64 << 20  # bytes of a vocabulary that is looked into for one id
+_LARGEST = 64 << 20  # bytes of the largest vocabulary file that is searched for one id
 
 
 def load_tokenizer(directory: Path) -> Any | None:
-    """The tokenizer beside the weights, or None where there is none.
+    """The tokenizer in the checkpoint's directory; None if there is none.
 
-    CalibrationError where there is one that cannot be used: it names the file, and what to do.
+    Raises CalibrationError, with the file and a remedy, if there is one that cannot be used.
     """
     found = _vocabularies(directory)
     if not found and not (directory / SETTINGS).is_file():
@@ -48,7 +48,7 @@ def load_tokenizer(directory: Path) -> Any | None:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001  # the tokenizers library raises bare Exception for a damaged file
         raise CalibrationError(_why_not_opened(directory, found, error)) from error
-    # Without a vocabulary transformers makes an empty tokenizer; only those of bytes and characters need none.
+    # Without a vocabulary file transformers makes an empty tokenizer. Only byte and character tokenizers need none.
     if not found and getattr(tokenizer, "vocab_files_names", {}):
         raise CalibrationError(_without_vocabulary(directory))
     return tokenizer
@@ -92,7 +92,7 @@ def _without_vocabulary(directory: Path) -> str:
 
 
 def _remote_class(directory: Path) -> str | None:
-    """The class of the tokenizer in the checkpoint's own code, where tokenizer_config.json names one."""
+    """The tokenizer class in the checkpoint's own code, if tokenizer_config.json names one."""
     named = read_object_if_whole(directory / SETTINGS).get("auto_map")
     if isinstance(named, dict):
         named = named.get("AutoTokenizer")
@@ -100,13 +100,13 @@ def _remote_class(directory: Path) -> str | None:
     return next((name for name in classes if isinstance(name, str)), None)
 
 
-# -- the ids that it marks -----------------------------------------------------------------------------------------
+# -- special token ids ---------------------------------------------------------------------------------------------
 
 
 def special_ids(files: CheckpointFiles) -> SpecialIds:
-    """BOS, EOS and padding by config.json, generation_config.json and the tokenizer's files, none of them opened.
+    """The ids of BOS, EOS and padding, from config.json, generation_config.json and the tokenizer's JSON files.
 
-    Several may name one and disagree; all count. What is damaged names none: token ids need no tokenizer.
+    If the files disagree, all ids count. A damaged file is ignored, because auditing token ids needs no tokenizer.
     """
     nested = files.config.get("text_config")
     configs = [
@@ -123,7 +123,7 @@ def special_ids(files: CheckpointFiles) -> SpecialIds:
 
 
 def _ids(value: object) -> list[int]:
-    """The ids in a setting that is one, or a list of them; -1 is how old configs say that there is none."""
+    """The ids in a setting that holds one id or a list. Negative values are dropped: old configs use -1 for none."""
     values = value if isinstance(value, list) else [value]
     return [v for v in values if isinstance(v, int) and not isinstance(v, bool) and v >= 0]
 
@@ -155,6 +155,6 @@ def _pad_of_tokenizer(directory: Path) -> Iterator[int]:
 
 
 def _content(token: object) -> str | None:
-    """The text of a token, which the files give plain or as an object."""
+    """The text of a token, which the files store as a string or as an object with `content`."""
     value = token.get("content") if isinstance(token, Mapping) else token
     return value if isinstance(value, str) else None

@@ -14,7 +14,10 @@ _LARGEST_STEP = 2**53
 
 
 def training_step(directory: Path) -> int | None:
-    """The optimiser step of a checkpoint: from trainer_state.json, else from the directory's name, else None."""
+    """The optimiser step of a checkpoint, from trainer_state.json or the directory's name; None if neither has it.
+
+    Raises CheckpointError if trainer_state.json is damaged.
+    """
     state = directory / "trainer_state.json"
     if state.is_file():
         try:

@@ -1,7 +1,7 @@
-"""A directory for transformers to load from: links to the weights, an index by peel, and nothing else.
+"""Make a temporary directory for transformers to load from: links to the weights, and an index written by peel.
 
-So that no other file of the checkpoint matters: generation_config.json, an adapter, an index without metadata. Where a
-tensor lies in several shards the one that counts is written to a file of its own, which transformers reads last.
+So no other file of the checkpoint has an effect, such as generation_config.json, an adapter, or an index without
+metadata. If a tensor is in several shards, the valid copy is written to its own file, which transformers reads last.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import nn, save
 
 from peelcli.checkpoint.files import CheckpointFiles, read_tensor
 
-_LAST = "model-overlaid"  # behind "model-00001…" in the order of names, in which transformers reads shards
+_LAST = "model-overlaid"  # sorts after "model-00001…"; transformers reads shards in the order of their names
 
 
 @contextlib.contextmanager
 def as_transformers_reads(files: CheckpointFiles, parent: Path) -> Iterator[Path]:
-    """A directory below `parent` that holds the weights of `files` as links, for the length of the context."""
+    """A temporary directory below `parent` with links to the weights of `files`; it is deleted after the context."""
     parent.mkdir(parents=True, exist_ok=True)
     stem, suffix = ("model", ".safetensors") if files.format == "safetensors" else ("pytorch_model", ".bin")
     with tempfile.TemporaryDirectory(prefix="view-", dir=parent) as name:
@@ -56,7 +56,7 @@ def _links(files: CheckpointFiles, directory: Path, suffix: str) -> dict[str, st
 
 
 def read_from_source(model: nn.Module, files: CheckpointFiles, view: Path) -> None:
-    """Let what transformers left on disk be read from the checkpoint's own files once `view` is gone."""
+    """Redirect accelerate from the links in `view` to the checkpoint's own files, because `view` will be deleted."""
     seen: set[int] = set()
     for module in model.modules():
         index = _offload_index(module)
@@ -70,7 +70,7 @@ def read_from_source(model: nn.Module, files: CheckpointFiles, view: Path) -> No
 
 
 def _offload_index(module: nn.Module) -> dict[str, dict[str, Any]] | None:
-    """The table in which accelerate keeps where the weights of a module lie; all modules of a model share it."""
+    """accelerate's table of weight files for a module, which all modules of a model share; None if there is none."""
     weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     index = getattr(getattr(weights, "dataset", None), "index", None)
     return index if isinstance(index, dict) else None

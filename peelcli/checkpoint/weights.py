@@ -1,7 +1,7 @@
-"""The weights of a checkpoint's blocks, one block at a time, as the newest transformers names and shapes them.
+"""Read the weights of a checkpoint one block at a time, with the names and shapes of the installed transformers.
 
-transformers maps the blocks to "disk": safetensors are read in place, and what must be converted first (pickles, the
-experts of a mixture) is written to a folder once.
+transformers maps the blocks to "disk". Safetensors are read in place. Weights that must be converted first (pickles,
+the experts of a mixture) are written to a folder once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from peelcli.records import QuantizedModule
 
 
 def block_shapes(directory: Path) -> list[dict[str, torch.Size]]:
-    """Shapes of every block's parameters by their names within the block, as config.json calls for them."""
+    """For each block, parameter name within the block → shape by config.json."""
     _, skeleton, blocks = build_skeleton(open_checkpoint(directory))
     return [_shapes(block) for block in skeleton.get_submodule(blocks).children()]
 
@@ -45,11 +45,10 @@ def _shapes(block: nn.Module) -> dict[str, torch.Size]:
 def load_model(
     directory: Path, *, dtype: torch.dtype, device: str, offload_dir: Path
 ) -> tuple[Any, nn.Module, str, tuple[str, ...]]:
-    """The config, the model with its blocks on disk and the rest on `device` (may be "disk"), and the blocks' name.
+    """Load a model with its blocks on disk and the rest on `device` (may be "disk").
 
-    Last come the names of the tensors in the files that the model does not use, sorted.
-
-    Raises CheckpointError where transformers cannot build the model, or the weights are not those it calls for.
+    Returns the config, the model, the name of its list of blocks, and the sorted names of tensors that the model does
+    not use. Raises CheckpointError if transformers cannot build the model, or if the weights do not fit it.
     """
     files = open_checkpoint(directory)
     config, skeleton, blocks = build_skeleton(files)
@@ -87,7 +86,7 @@ def load_model(
 
 
 def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
-    """Blocks on disk, everything else on `device`: one entry for each part beside the path to the blocks."""
+    """Map blocks to disk and everything else to `device`, with one entry for each module outside the blocks."""
     mapping: dict[str, str] = {}
     path = blocks.split(".")
     for depth, step in enumerate(path):
@@ -102,7 +101,7 @@ def _device_map(model: nn.Module, blocks: str, device: str) -> dict[str, str]:
 
 
 class BlockWeights:
-    """Reads the parameters of one block at a time, as they run. Layers count from 1."""
+    """Reads the parameters of one block at a time, in the precision in which they run. Layers count from 1."""
 
     def __init__(
         self,
@@ -113,18 +112,16 @@ class BlockWeights:
         name: str = "",
         stamp: Stamp = UNSTAMPED,
     ) -> None:
-        """Take `blocks`, of a model that `load_model` gave, out of accelerate's hands. name: of their list.
+        """Detach `blocks`, of a model from `load_model`, from accelerate.
 
-        stamp: how the checkpoint's files were found.
+        name: of the list of blocks in the model. stamp: the state of the checkpoint's files when they were found.
         """
         self._stamp = stamp
         self._dtype, self._device, self._running, self.list_name = dtype, device, running, name
         self._shapes = [_shapes(block) for block in blocks]
         self._readers = [_detach(block, layer) for layer, block in enumerate(blocks, start=1)]
         self._matrices = [{m.name: m for m in find_matrices(block)} for block in blocks]
-        self.rounded: dict[
-            str, QuantizedModule
-        ] = {}  # what was found in latent weights, so far as they were read
+        self.rounded: dict[str, QuantizedModule] = {}  # how the latent weights read so far are quantised
 
     def names(self, layer: int) -> tuple[str, ...]:
         """Names of one block's parameters, relative to the block."""
@@ -141,9 +138,9 @@ class BlockWeights:
     def read(self, layer: int) -> dict[str, Tensor]:
         """The parameters of one block by those names, on the device and in the dtype it runs in.
 
-        Raises CheckpointError where one has not the shape that config.json calls for: transformers does not look at
-        what it leaves on disk. CheckpointChangedError where a file of the checkpoint is no longer what it was, so that
-        nothing is ever computed with other weights.
+        Raises CheckpointError if a parameter's shape contradicts config.json, because transformers does not check
+        weights that it leaves on disk. Raises CheckpointChangedError if a file of the checkpoint has changed, so that
+        one result is never computed from two versions of the weights.
         """
         with self._stamp.watched():
             weights = {name: self._read(layer, name) for name in self._readers[layer - 1]}
@@ -186,10 +183,10 @@ def open_weights(
     running: Running = AS_STORED,
     stamp: Stamp = UNSTAMPED,
 ) -> BlockWeights:
-    """The blocks of a checkpoint that is not to be run: nothing of it stays in memory, embeddings and head included.
+    """The blocks of a checkpoint that will not be run. Nothing stays in memory, not even embeddings and head.
 
-    `offload_dir` takes what cannot be read in place. Raises CheckpointError as `load_model` does, and
-    CheckpointChangedError where the files are no longer as in `stamp`.
+    offload_dir: where weights are written that cannot be read in place. Raises CheckpointError as `load_model` does,
+    and CheckpointChangedError if the files have changed since `stamp`.
     """
     with stamp.watched():
         plain = plain_directory(directory, dtype, offload_dir, running)
@@ -200,19 +197,19 @@ def open_weights(
 
 
 def plain_directory(directory: Path, dtype: torch.dtype, offload_dir: Path, running: Running) -> Path:
-    """The directory whose tensors are plain: the checkpoint's own, or the one that it is unpacked into."""
+    """The directory with unpacked tensors: the checkpoint's own, or the one that a packed checkpoint is unpacked to."""
     if running.packing is None:
         return directory
     return unpack(open_checkpoint(directory), running.packing, dtype, offload_dir)
 
 
 def unpacked_modules(plain: Path, running: Running) -> dict[str, QuantizedModule]:
-    """What was found in packed weights, by the module's name in the files."""
+    """How packed weights were quantised, by the module's name in the files; {} if nothing is packed."""
     return {} if running.packing is None else {module.name: module for module in quantized_modules(plain)}
 
 
 def _detach(block: nn.Module, layer: int) -> Mapping[str, Callable[[], Tensor]]:
-    """Take a block out of accelerate's hands; return how to read each of its parameters."""
+    """Detach a block from accelerate; returns parameter name → function that reads the parameter."""
     readers: dict[str, Callable[[], Tensor]] = {}
     tables: dict[str, Mapping[str, StoredTensor]] = {}  # of the files that the block's weights lie in
     for name, module in block.named_modules():
@@ -235,7 +232,7 @@ def _detach(block: nn.Module, layer: int) -> Mapping[str, Callable[[], Tensor]]:
 def _reader(
     weights_map: PrefixedDataset, key: str, tables: dict[str, Mapping[str, StoredTensor]]
 ) -> Callable[[], Tensor]:
-    """How to read what accelerate has left on disk; accelerate itself would map the file into memory."""
+    """A function that reads a weight left on disk with plain reads; accelerate would map the file into memory."""
     index = weights_map.dataset.index
     place = index.get(weights_map.prefix + key, {})
     file, name = place.get("safetensors_file"), place.get("weight_name", weights_map.prefix + key)
@@ -244,7 +241,7 @@ def _reader(
     if file not in tables:
         tables[file] = safetensors_format.stored_tensors(Path(file))
     stored = tables[file][name]
-    # What was converted lies in a directory that is deleted once `weights_map` is let go of.
+    # The reader keeps `weights_map` alive: the directory of converted weights is deleted with it.
     return partial(_read_stored, stored, getattr(torch, place.get("dtype", stored.dtype)), weights_map)
 
 

@@ -111,7 +111,7 @@ def audit(
 
 
 class Auditor:
-    """Audits the checkpoints of a series one after another, or says what that would take."""
+    """Audits the checkpoints of a series one after another, or estimates their cost."""
 
     def __init__(self, configs: Configs, console: Console, baseline: AuditResult | None = None) -> None:
         self.settings, self.console = configs[AuditConfig], console
@@ -125,13 +125,13 @@ class Auditor:
 
     @property
     def first(self) -> Run | None:
-        """The run whose tokens the others must have: the baseline's, else the first on which something was measured."""
+        """The run whose tokens all others must share: the baseline's, else the first measured run."""
         if self.baseline is not None:
             return self.baseline.run
         return next((run for run in self.runs if run.data_hash), None)
 
     def audit(self, checkpoint: Path, workspace: Workspace) -> None:
-        """Add the run of one checkpoint, or, in a dry run, its plan to the result."""
+        """Add the run of one checkpoint to the result, or its estimate in a dry run."""
         from peelcli.report.estimate import render_estimate
         from peelcli.stages.audit import run_audit
         from peelcli.stages.estimate import run_estimate

@@ -1,4 +1,4 @@
-"""All that is printed: the result on stdout, whole or not at all; everything else on stderr."""
+"""All output: the result on stdout, completely or not at all, and everything else on stderr."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class Console:
-    """What a command prints through. Messages go to stderr at once; results wait for `finish`."""
+    """A command's output. Messages go to stderr at once; results wait for `finish`."""
 
     def __init__(
         self,
@@ -49,32 +49,32 @@ class Console:
         self._lock = threading.RLock()
 
     def configure(self, config: ConsoleConfig) -> None:
-        """Take over what the user asked for, once it is known."""
+        """Apply the output settings once they are known."""
         self.config = config
 
     @property
     def verbose(self) -> bool:
-        """Whether tracebacks and library messages are wanted."""
+        """Whether tracebacks and library messages are shown."""
         return self.config.verbose or self.env.get("PEEL_DEBUG", "") not in ("", "0")
 
     @property
     def interactive(self) -> bool:
-        """Whether somebody watches stderr: a terminal that moves its cursor, and not a CI job's."""
+        """Whether stderr is an interactive terminal that can move its cursor, and not a CI job's log."""
         return _is_terminal(self.stderr) and not self.env.get("CI") and self.env.get("TERM") != "dumb"
 
     @property
     def stdout_is_terminal(self) -> bool:
-        """Whether the result is read by a person rather than by a program."""
+        """Whether the result is read by a person and not by a program."""
         return _is_terminal(self.stdout)
 
     def color(self, stream: TextIO) -> bool:
-        """Whether `stream` may carry colours: `--color` over NO_COLOR over what the stream is."""
+        """Whether `stream` may carry colours: by `--color`, else NO_COLOR, else whether it is a terminal."""
         if self.config.color is not None:
             return self.config.color
         return _is_terminal(stream) and not self.env.get("NO_COLOR") and self.env.get("TERM") != "dumb"
 
     def unicode(self, stream: TextIO) -> bool:
-        """Whether the encoding of `stream` has the blocks that trends are drawn with."""
+        """Whether the encoding of `stream` has the block characters of trend lines."""
         try:
             "▁█".encode(stream.encoding or "ascii")
         except (AttributeError, LookupError, UnicodeEncodeError):
@@ -82,7 +82,7 @@ class Console:
         return True
 
     def width(self, on_terminal: bool) -> int:
-        """Columns to lay a result out for: COLUMNS, or the terminal's where it goes there, or 80."""
+        """Width of the result in columns: COLUMNS, else the terminal's width if stdout is one, else 80."""
         given = self.env.get("COLUMNS", "")
         if given.isdecimal() and int(given):
             return int(given)
@@ -91,22 +91,22 @@ class Console:
         return 80
 
     def note(self, message: str) -> None:
-        """Say something that is good to know."""
+        """Print a message for information."""
         if not self.config.quiet:
             self._say(message)
 
     def detail(self, message: str) -> None:
-        """Say something that only --verbose wants to know."""
+        """Print a message that is only shown with --verbose."""
         if self.verbose and not self.config.quiet:
             self._say(message)
 
     def warn(self, message: str) -> None:
-        """Say something that the user should act on."""
+        """Print a warning that the user should act on."""
         if not self.config.quiet:
             self._say(f"warning: {message}")
 
     def error(self, message: str, *more: str) -> None:
-        """Say why there is no result, in one line or several. Never raises: without stderr nobody can be told."""
+        """Print why there is no result, in one or more lines. Never raises, since no other channel is left."""
         with suppress(OSError):
             self._say(f"error: {message}", *more)
 
@@ -115,7 +115,7 @@ class Console:
         self._results.append(text if text.endswith("\n") else text + "\n")
 
     def written(self, path: Path) -> None:
-        """Name a file that was written: as the result for a program, as a note for a person."""
+        """Name a written file: on stdout for a program, as a message for a person."""
         if self.stdout_is_terminal:
             self.note(f"wrote {path}")
             return
@@ -127,7 +127,7 @@ class Console:
             self.result(printable(name, LONGEST_LINE))
 
     def finish(self) -> None:
-        """Write the whole result at once. Raises OSError (BrokenPipeError where the reader has gone)."""
+        """Write the whole result at once. Raises OSError, such as BrokenPipeError if the reader is gone."""
         text, self._results = "".join(self._results), []
         if not text:
             return
@@ -138,7 +138,7 @@ class Console:
 
     @contextmanager
     def progress(self) -> Iterator[Show]:
-        """A function that shows how far a stage has come: a bar on a terminal, else a line now and then."""
+        """A function that shows a stage's progress: a bar on a terminal, else a line every few seconds."""
         if self.config.quiet:
             yield lambda event: signals.check()
         elif self.interactive:
@@ -148,7 +148,7 @@ class Console:
             yield _Lines(self._say, self.clock)
 
     def follow(self, events: Iterable[Any]) -> Iterator[Any]:
-        """The results among the `events` of a stage; its Progress is shown and goes no further."""
+        """The results among the `events` of a stage. Progress events are shown and removed."""
         with self.progress() as show:
             for event in events:
                 if isinstance(event, Progress):
@@ -213,16 +213,16 @@ class Console:
         signals.speak_through(stderr)
 
     def _pass_on(self, library: str, line: str) -> None:
-        """Show a line that a library printed. Never raises: a library's own handling of errors would print again."""
+        """Show a line that a library printed. Never raises: the library would report it by printing again."""
         with suppress(OSError):
             self._print(printable(f"{library}: {line}"))
 
     def close(self) -> None:
-        """Let libraries print where they printed before."""
+        """Let libraries print to their original streams again."""
         self._libraries.close()
 
     def abandon(self) -> None:
-        """Give up both streams, so that nothing they still hold can disturb the exit code."""
+        """Close both streams, so that buffered output cannot change the exit code."""
         for stream in (self.stdout, self.stderr):
             if stream is not None:
                 abandon(stream)
@@ -259,7 +259,7 @@ class Console:
 
 
 class _Lines:
-    """Progress as plain lines: the first and the last of a stage, and one every few seconds between."""
+    """Progress as plain lines: the first and the last of a stage, and one every few seconds in between."""
 
     def __init__(self, say: Callable[[str], None], clock: Callable[[], float]) -> None:
         self.say, self.clock = say, clock
@@ -279,7 +279,7 @@ class _Lines:
             )
 
     def _left(self, event: Progress, now: float) -> str:
-        """The time left, once there is something to judge it by."""
+        """The estimated time left, once enough is done to estimate it."""
         if not self.first < event.done < event.total:
             return ""
         seconds = (now - self.started) / (event.done - self.first) * (event.total - event.done)
@@ -287,7 +287,7 @@ class _Lines:
 
 
 def abandon(stream: TextIO) -> None:
-    """Send what a failed stream still holds to nowhere, or Python's flush at exit changes the exit code."""
+    """Redirect a failed stream to the null device, because Python's flush at exit would change the exit code."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -295,7 +295,7 @@ def abandon(stream: TextIO) -> None:
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """Write and flush; what the stream's encoding lacks is spelt out rather than fatal."""
+    """Write and flush. Characters that the stream's encoding lacks are escaped."""
     encoding = stream.encoding or "utf-8"
     try:
         stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
@@ -306,7 +306,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _is_one_plain_line(name: str) -> bool:
-    """Whether a path can be printed on a line of its own as it is: no control character, no runner's command."""
+    """Whether a path can be printed unchanged on its own line: no control character, and no CI runner's command."""
     lines = any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
     return not lines and not name.lstrip().startswith("::") and "##" not in name
 

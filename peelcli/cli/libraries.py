@@ -23,7 +23,7 @@ LONGEST_LINE = 64 * 1024  # bytes; longer ones are cut in pieces
 
 
 class _Lines:
-    """Cuts what comes in pieces into lines."""
+    """Splits text that arrives in pieces into lines."""
 
     def __init__(self, take: Take) -> None:
         self.take = take
@@ -39,13 +39,13 @@ class _Lines:
             self.take(library, line.decode("utf-8", "backslashreplace"))
 
     def end(self) -> None:
-        """Take what was not ended by a newline."""
+        """Emit the last line if it has no newline."""
         if self.left:
             self.add(b"\n", UNKNOWN)
 
 
 class _Stream(io.RawIOBase):
-    """What sys.stdout and sys.stderr write to; knows the library by who called."""
+    """Replaces sys.stdout and sys.stderr; finds the printing library from the call stack."""
 
     def __init__(self, take: Take) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class _Stream(io.RawIOBase):
 
 
 def _library_of(frame: FrameType | None) -> str:
-    """The package outside the standard library and peel that runs in `frame` or called it."""
+    """The package, outside the standard library and peel, that `frame` belongs to or was called from."""
     while frame is not None:
         name = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         if name and name not in sys.stdlib_module_names and name not in ("peelcli", "__main__"):
@@ -72,7 +72,7 @@ def _library_of(frame: FrameType | None) -> str:
 
 @contextmanager
 def python_output(take: Take) -> Iterator[None]:
-    """Lead Python's two streams, and the handlers of loggers that write to a stream, to `take`."""
+    """Redirect Python's two streams, and logging handlers that write to a stream, to `take`."""
     raw = _Stream(take)
     stream = io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)  # type: ignore[type-var]
     before = sys.stdout, sys.stderr
@@ -94,7 +94,7 @@ def python_output(take: Take) -> Iterator[None]:
 
 
 def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
-    """The handlers of every logger that write to a stream; not the subclasses, which write to files and elsewhere."""
+    """The stream handlers of all loggers, without subclasses such as file handlers."""
     loggers = [logging.getLogger(), *logging.getLogger().manager.loggerDict.values()]
     return [
         handler
@@ -106,7 +106,7 @@ def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
 
 
 class NativeOutput:
-    """Leads the descriptors 1 and 2, which C code writes to, away from the terminal and the result.
+    """Redirects the descriptors 1 and 2, which C code writes to, away from the terminal and the result.
 
     Without `take` what is written there is dropped. With it, a file without a name keeps it until `drain`: a pipe
     would need a reader, and C code that holds Python's lock would wait for it for ever.
@@ -125,7 +125,7 @@ class NativeOutput:
         ] = {}  # descriptor: where it led before, and what writes there
 
     def lead_away(self, number: int, stream: TextIO | None) -> TextIO | None:
-        """Take the descriptor `number` from C code; returns what to write to in place of `stream`."""
+        """Redirect the descriptor `number`; returns a stream to the original target, for use in place of `stream`."""
         if stream is None:
             self._fill(number)
             return None
@@ -141,7 +141,7 @@ class NativeOutput:
         return own
 
     def drain(self) -> None:
-        """Pass on what C code has written since."""
+        """Pass on what C code has written since the last call."""
         if self._file is None or self._lines is None:
             return
         while written := os.pread(self._file.fileno(), LONGEST_LINE, self._passed_on):
@@ -149,7 +149,7 @@ class NativeOutput:
             self._lines.add(written, UNKNOWN)
 
     def close(self) -> None:
-        """Lead the descriptors where they led before."""
+        """Restore the descriptors."""
         for number, (kept, own) in self._kept.items():
             os.dup2(kept, number)
             if number == 2 and faulthandler.is_enabled():
@@ -172,7 +172,7 @@ class NativeOutput:
             os.close(nowhere)
 
     def _fill(self, number: int) -> None:
-        """Occupy a descriptor that was closed from the start: the next open file would receive what C code prints."""
+        """Open a descriptor that was closed at start, so that no later file gets it and receives C code's output."""
         try:
             os.fstat(number)
         except OSError:

@@ -56,7 +56,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
 
 
 def build_app(commands: Mapping[str, Callable[..., Any]]) -> typer.Typer:
-    """The typer application of `commands`, by name; a command returns its exit code."""
+    """The typer application of `commands`, by name. A command returns its exit code."""
     app = typer.Typer(
         name="peel",
         help="Audit transformer checkpoints layer by layer against light, local, low-bit references.",
@@ -82,7 +82,7 @@ app = build_app(COMMANDS)
 
 
 def main() -> NoReturn:
-    """Run the command line of the process and end it with the exit code."""
+    """Run the process's command line and end the process with the exit code."""
     if "_PEEL_COMPLETE" in os.environ:  # the shell asks for completions
         app(prog_name="peel")
     signals.install()
@@ -94,7 +94,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: Sequence[str], app: typer.Typer = app) -> int:
-    """Run one command line and return its exit code; stdout gets the whole result or nothing."""
+    """Run one command line and return its exit code. stdout gets the complete result or nothing."""
     console = Console()
     try:
         return _ended(arguments, app, console)
@@ -103,7 +103,7 @@ def run(arguments: Sequence[str], app: typer.Typer = app) -> int:
 
 
 def _ended(arguments: Sequence[str], app: typer.Typer, console: Console) -> int:
-    """The exit code of the command line, once the user knows how it ended."""
+    """The exit code of the command line, after its outcome was reported to the user."""
     code = FAILED
     try:
         with signals.listening():
@@ -131,7 +131,7 @@ def _interrupted(console: Console) -> int:
 
 
 def explain(error: Exception) -> tuple[int, tuple[str, ...]]:
-    """The exit code that `error` ends with, and what to tell the user about it, line by line."""
+    """The exit code for `error`, and the lines of its message."""
     if isinstance(error, PeelError):
         return error.exit_code, error.lines
     if isinstance(error, ClickException):
@@ -140,7 +140,7 @@ def explain(error: Exception) -> tuple[int, tuple[str, ...]]:
 
 
 def _failure(error: Exception) -> str:
-    """What to tell of an error that peel did not raise itself."""
+    """The message for an error that peel did not raise itself."""
     text = _text(error)
     if getattr(error, "errno", None) in NO_SPACE or any(words in text for words in NO_SPACE_WORDS):
         return f"no space left on the disk ({text}); free some, or go elsewhere with -o/--output"
@@ -161,7 +161,7 @@ def _failure(error: Exception) -> str:
 
 
 def _invoke(app: typer.Typer, arguments: Sequence[str], console: Console) -> int:
-    """The exit code of one command line; goes past typer's own `main`, which ends the process by itself."""
+    """The exit code of one command line, without typer's own `main`, which would end the process."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("peel", list(arguments), obj=console) as context:
@@ -189,7 +189,7 @@ def _text(error: Exception) -> str:
 
 
 def _summary(error: Exception) -> str:
-    """Kind and first line of an error that was not meant for the user."""
+    """Type and first line of an unexpected error."""
     return f"{type(error).__name__}: {_text(error)[:LONGEST]}".splitlines()[0].removesuffix(": ")
 
 
@@ -198,7 +198,7 @@ def _traceback(error: Exception) -> list[str]:
 
 
 def _place(error: Exception) -> str:
-    """Where peel's own code was when `error` came up."""
+    """The place in peel's own code at which `error` was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [frame for frame in frames if "peelcli" in frame.filename] or frames
     return f"{os.path.basename(own[-1].filename)}:{own[-1].lineno}" if own else "an unknown place"

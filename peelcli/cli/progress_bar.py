@@ -23,7 +23,7 @@ class _Terminal(rich.console.Console):
 
     @property  # type: ignore[misc]  # rich's can be set too, which nobody does here
     def size(self) -> rich.console.ConsoleDimensions:
-        """The terminal's size; rich asks the descriptors 0 to 2, which need not lead there while libraries run."""
+        """The terminal's size. rich would ask the descriptors 0 to 2, which are redirected while libraries run."""
         with suppress(OSError, ValueError):
             if "COLUMNS" not in os.environ:
                 return rich.console.ConsoleDimensions(*os.get_terminal_size(self.file.fileno()))
@@ -42,7 +42,7 @@ class _Rate(rich.progress.ProgressColumn):
 
 @contextmanager
 def bar(stderr: TextIO, *, color: bool) -> Iterator[tuple[rich.console.Console, Callable[[Progress], None]]]:
-    """The console that prints above the bar, and the function that moves it; no trace of it stays."""
+    """The console that prints above the bar, and the function that moves it. The bar is erased at the end."""
     terminal = _Terminal(file=stderr, no_color=not color, force_terminal=True)
     columns = (
         rich.progress.TextColumn("{task.description}"),

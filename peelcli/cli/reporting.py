@@ -1,4 +1,4 @@
-"""From runs to a rendered report and an exit code, as `report`, `audit` and `demo` share it."""
+"""From runs to a rendered report and an exit code, shared by `report`, `audit` and `demo`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ WriteBaseline = Annotated[
 
 
 def read_if_any(path: Path | None) -> AuditResult | None:
-    """The baseline of that name; None where none is named."""
+    """The baseline in a file; None if no file is given."""
     if path is None:
         return None
     from peelcli.tracking.baseline import read_baseline
@@ -40,7 +40,7 @@ def read_if_any(path: Path | None) -> AuditResult | None:
 
 
 def fit_settings(configs: Configs) -> FitConfig:
-    """The settings of an audit's fit, with the margin that its report judges by: one policy for both.
+    """The settings of an audit's fit, with the margin of its report, so that both use one policy.
 
     UsageError where the two sections of a file name different margins.
     """
@@ -55,7 +55,7 @@ def fit_settings(configs: Configs) -> FitConfig:
 
 
 def _margin(runs: Sequence[Run], settings: ReportConfig) -> float | None:
-    """The margin to judge by: the one asked for, else the one that the fits were measured under."""
+    """The margin for verdicts: the requested one, else the one that the fits were measured with."""
     from peelcli.verdict import screened_under
 
     if settings.matched_margin is not None:
@@ -73,7 +73,7 @@ def _margin(runs: Sequence[Run], settings: ReportConfig) -> float | None:
 def judge_runs(
     runs: Sequence[Run], settings: ReportConfig, baseline: AuditResult | None = None
 ) -> list[AuditResult]:
-    """The verdicts of every run, oldest first, under the policy of `settings`, and what changed from one to the next.
+    """The verdicts of all runs, oldest first, under the policy of `settings`, and the changes between them.
 
     With a baseline, what regressed since flags too. UsageError where it is of another network than the newest run, or
     of other tokens.
@@ -105,7 +105,7 @@ def _require_alike(baseline: AuditResult, run: Run) -> None:
 
 
 def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
-    """Write the newest of `results` as the baseline `path`, if one is asked for."""
+    """Write the newest of `results` as the baseline `path`, if a path is given."""
     if path is None:
         return
     from peelcli.tracking.baseline import write_baseline
@@ -115,7 +115,7 @@ def keep_baseline(path: Path | None, results: Sequence[AuditResult], console: Co
 
 
 def extend_history(path: Path | None, results: Sequence[AuditResult], console: Console) -> None:
-    """Add what is new among `results` to the history `path`, if there is to be one."""
+    """Append the new entries among `results` to the history `path`, if a path is given."""
     if path is None or not results:
         return
     from peelcli.tracking.history import append_history, entry_of
@@ -125,7 +125,7 @@ def extend_history(path: Path | None, results: Sequence[AuditResult], console: C
 
 
 def check_format(settings: ReportConfig, console: Console, *, to_file: bool = True) -> None:
-    """Raises UsageError, before any work, for a format that cannot be rendered or is not to be read as it stands."""
+    """Raise UsageError, before any work, for a report format that cannot be rendered to its target."""
     from peelcli.report import require_format
 
     require_format(settings.format)
@@ -145,7 +145,7 @@ def show(
     to_file: bool = True,
     history: Sequence[HistoryEntry] = (),
 ) -> None:
-    """Render the report to stdout, or to the file of `settings` where the command has one."""
+    """Render the report to stdout, or to the output file in `settings` if the command has one."""
     from peelcli.report import render
 
     output = settings.output if to_file and str(settings.output) != "-" else None
@@ -175,7 +175,7 @@ def show(
 
 
 def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console: Console) -> None:
-    """Log to where it was asked for, once the report is out: no logger's failure is to cost it."""
+    """Log to the requested loggers after the report is written, so that a logger's failure cannot lose it."""
     if not targets or not results:
         return
     console.finish()
@@ -195,6 +195,6 @@ def log_figures(targets: Sequence[str], results: Sequence[AuditResult], console:
 
 
 def exit_code(results: Sequence[AuditResult], settings: ReportConfig) -> int:
-    """1 where a layer or a network is flagged, unless --exit-zero."""
+    """1 if a layer or a network is flagged and --exit-zero is off, else 0."""
     flagged = any(r.flagged or r.network_flagged for r in results)
     return FLAGGED if flagged and not settings.exit_zero else 0

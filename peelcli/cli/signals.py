@@ -1,4 +1,4 @@
-"""Signals that ask the process to end: the first unwinds it, as Ctrl-C does, and a second ends it at once.
+"""Signals that end the process: the first unwinds it, as Ctrl-C does, and a second ends it at once.
 
 SIGINT, SIGTERM and SIGHUP are alike, but for the exit code (128 + the signal's number). One that was ignored when the
 process started, as SIGHUP is under nohup, stays ignored.
@@ -24,7 +24,7 @@ _SHOW_CURSOR = "\x1b[?25h"  # a progress bar hides it
 
 
 class Interrupted(KeyboardInterrupt):
-    """The first signal, raised in the main thread."""
+    """The first signal, raised as an exception in the main thread."""
 
 
 class _State:
@@ -34,7 +34,7 @@ class _State:
 
 
 def install() -> None:
-    """Handle the ending signals of this process from now on, unless it does already; in the main thread only."""
+    """Install the handlers for ending signals, once, in the main thread only."""
     if any(signal.getsignal(number) is _first for number in ENDING):
         return
     caught = [number for number in ENDING if signal.getsignal(number) not in (signal.SIG_IGN, None)]
@@ -49,30 +49,30 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Leave the ending signals to the system: the work is over, and nothing is left to unwind."""
+    """Restore the system's handling of ending signals, because the work is finished."""
     for number in ENDING:
         if signal.getsignal(number) is _first:
             signal.signal(number, signal.SIG_DFL)
 
 
 def received() -> int | None:
-    """The number of the first signal, once one came."""
+    """The number of the first signal; None if none came."""
     return _State.received
 
 
 def name_of(number: int) -> str:
-    """`SIGTERM`."""
+    """The name of the signal, such as `SIGTERM`."""
     return signal.Signals(number).name
 
 
 def speak_through(stderr: TextIO | None) -> None:
-    """Say the last words there."""
+    """Print the final message to the given console."""
     _State.stderr = stderr
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within the context a signal raises Interrupted; outside it is only remembered."""
+    """Within the context, a signal raises Interrupted; outside it is only recorded."""
     _State.listening = True
     try:
         check()
@@ -83,7 +83,7 @@ def listening() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Within the context nothing is interrupted; a signal that came meanwhile raises Interrupted at its end."""
+    """Within the context, signals are deferred; a deferred signal raises Interrupted at the end."""
     before, _State.listening = _State.listening, False
     known = _State.received
     try:
@@ -95,7 +95,7 @@ def deferred() -> Iterator[None]:
 
 
 def check() -> None:
-    """Raise Interrupted for a signal whose exception was lost, as in a callback of C code."""
+    """Raise Interrupted for a signal whose exception was lost, for example in a callback of C code."""
     if _State.listening and _State.received is not None:
         raise Interrupted(_State.received)
 
@@ -107,7 +107,7 @@ def _first(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(reader: int, caught: list[signal.Signals]) -> None:
-    """End the process at a second signal, also while its main thread waits for C code and handles none."""
+    """End the process at a second signal, even while its main thread waits in C code and runs no handler."""
     first: float | None = None
     while True:
         numbers = os.read(reader, 64)

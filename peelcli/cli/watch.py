@@ -65,7 +65,7 @@ def watch(directory: Directory, configs: Configs, console: Console) -> int:
 
 
 class _Watcher:
-    """Looks, audits, reports; knows how it came out."""
+    """Looks for checkpoints, audits and reports them, and keeps the exit code."""
 
     def __init__(self, directory: Path, configs: Configs, console: Console) -> None:
         from peelcli.tracking.watch import Watch
@@ -77,13 +77,13 @@ class _Watcher:
         self.flagged, self.failed = False, False
 
     def exit_code(self) -> int:
-        """1 where anything was flagged, else 3 where a checkpoint could not be audited."""
+        """1 if anything was flagged, else 3 if a checkpoint could not be audited, else 0."""
         if self.flagged and not self.configs[ReportConfig].exit_zero:
             return FLAGGED
         return CheckpointError.exit_code if self.failed else 0
 
     def run(self) -> None:
-        """Go on until one of the settings says to stop."""
+        """Continue until one of the settings says to stop."""
         settings, console = self.settings, self.console
         idle_since = time.monotonic()
         max_idle = None if settings.max_idle is None else parse_duration(settings.max_idle)
@@ -110,7 +110,7 @@ class _Watcher:
             time.sleep(pause)
 
     def _leave(self) -> None:
-        """Say what --once has passed over."""
+        """Report the checkpoints that --once skipped."""
         if self.watched.restless:
             self.console.note(f"still being written, not audited: {', '.join(self.watched.restless)}")
         if not self.watched.directory.is_dir():
@@ -120,7 +120,7 @@ class _Watcher:
             )
 
     def audit(self, member: Member) -> None:
-        """Audit one checkpoint and report it at once; its failure does not end the watch."""
+        """Audit one checkpoint and report it at once. An error does not end the watch."""
         console, settings = self.console, self.configs[ReportConfig]
         console.note(f"new: {member}")
         workspace = workspace_for(member.path, self.configs[AuditConfig].output, alone=False)

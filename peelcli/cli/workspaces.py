@@ -1,4 +1,4 @@
-"""Where the files of a command go."""
+"""The directories for a command's files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings of peel: what there is to set, and how flags, environment and YAML are resolved into it.
+"""The settings of peel, and how they are resolved from flags, environment and YAML.
 
 Knows neither torch nor typer: the stages take a section as it is, the command line is generated from it.
 """

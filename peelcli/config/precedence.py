@@ -1,4 +1,4 @@
-"""Which value wins: command line over environment over YAML over default, with every mistake told at once."""
+"""Resolve settings: command line over environment over YAML over default, and report every mistake at once."""
 
 from __future__ import annotations
 
@@ -63,12 +63,12 @@ def to_json(configs: Iterable[Any]) -> dict[str, dict[str, Any]]:
 
 
 def _values(section: type, config: Any) -> dict[str, Any]:
-    """The values of one section under their keys in a YAML file."""
+    """The values of one section under their YAML keys."""
     return {rule.key: _plain(getattr(config, name)) for name, rule in settings_of(section).items()}
 
 
 def stray_variables(env: Mapping[str, str]) -> list[str]:
-    """A sentence for each `PEEL_*` variable that is no setting, so that none is passed over in silence."""
+    """A warning for each `PEEL_*` variable that is no setting, so that a misspelt one is noticed."""
     known = {rule.variable for section in SECTIONS for rule in settings_of(section).values()}
     strays = [
         name for name in env if name.startswith("PEEL_") and name not in {*known, "PEEL_CONFIG", "PEEL_DEBUG"}
@@ -110,7 +110,7 @@ def _section_from_yaml(
 
 
 def _where(key: Any, by_name: Mapping[str, type], rules: Mapping[str, Setting] | None = None) -> str:
-    """What to do about an unknown key: the section it belongs in, or the name that was probably meant."""
+    """The remedy for an unknown key: the section it belongs in, or a similar known name."""
     name = str(key).replace("-", "_")
     homes = [title for title, section in by_name.items() if name in settings_of(section)]
     if homes:
@@ -148,7 +148,7 @@ def _from_flags(
 
 
 def _targets(sections: Sequence[type]) -> list[tuple[type, Setting]]:
-    """Where a flag or variable goes: to every section where shared, else to the last that has it."""
+    """The section of a flag or variable: all sections that have it if it is shared, else the last one."""
     owner = {name: section for section in sections for name in settings_of(section)}
     return [
         (section, rule)
@@ -167,7 +167,7 @@ def _checked(label: str, convert: Callable[[Any], Any], raw: Any, mistakes: list
 
 
 def _spread(values: Mapping[str, Any], rules: Mapping[str, Setting]) -> dict[str, Any]:
-    """`values` with each total shared out among its parts, save those that the same level gives by name."""
+    """`values` with each total divided among its parts. Parts given by name at the same level keep their value."""
     spread = dict(values)
     for name, total in values.items():
         parts = rules[name].split if total is not None else ()

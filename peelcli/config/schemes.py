@@ -1,4 +1,4 @@
-"""The vocabulary of schemes, for what a checkpoint was trained in and for what its references lie in."""
+"""Check the quantisation settings, for the checkpoint's own scheme and for its references."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from peelcli.records.schemes import GRANULARITIES, INTEGERS, SCALE_RULES, SCHEME
 
 
 def granularity_of(granularity: str | None, group_size: int | None, prefix: str = "--") -> str:
-    """The granularity that is meant. None: group where a group size is given, else channel.
+    """The granularity in effect. None means group if a group size is given, else channel.
 
     UsageError, with the flags that begin with `prefix`, where a group size stands beside another granularity.
     """
@@ -26,7 +26,7 @@ def granularity_of(granularity: str | None, group_size: int | None, prefix: str 
 def check_scheme(
     scheme: str | None, granularity: str | None, group_size: int | None, scale: str, symmetric: bool
 ) -> None:
-    """UsageError where the settings of references contradict each other."""
+    """Raise UsageError if the settings of references contradict each other."""
     granularity_of(granularity, group_size)
     if scheme == "nf4" and scale == "absmean":
         raise UsageError(

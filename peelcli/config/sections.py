@@ -48,7 +48,7 @@ DEVICE = r"auto|cpu|(cuda|mps|xpu)(:[0-9]{1,3})?"
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """What every command that runs the model has in common."""
+    """Settings of every command that runs the model."""
 
     device: str = setting(
         "auto",
@@ -83,7 +83,7 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class MachineConfig(DeviceConfig):
-    """What `extract` and `fit` have in common: on which layers, from which seed, over what is there."""
+    """Settings that `extract` and `fit` share: layers, seed, and what to do with existing results."""
 
     layers: str | None = setting(
         None,
@@ -107,7 +107,7 @@ class MachineConfig(DeviceConfig):
 
 @dataclass(frozen=True)
 class ExtractConfig(MachineConfig):
-    """How the trained states are extracted.
+    """Settings for extracting the trained states.
 
     `tokens` is shared out to the three budgets by `resolve`; nothing else reads it.
     """
@@ -141,7 +141,7 @@ class ExtractConfig(MachineConfig):
 
 @dataclass(frozen=True)
 class FitConfig(MachineConfig):
-    """Which references stand in for a layer, in which low-bit scheme, and how hard they are fitted."""
+    """Which references are fitted to replace a layer, in which low-bit scheme, and with how many steps."""
 
     scheme: str | None = setting(
         None,
@@ -229,7 +229,7 @@ class FitConfig(MachineConfig):
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """How layers are judged, what is shown, and what the exit code answers to."""
+    """How layers are judged, what the report shows, and what sets the exit code."""
 
     format: str = setting("table", "Format of the report.", short="-f", choices=FORMATS)
     output: Path | None = setting(
@@ -260,7 +260,7 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class TrackConfig:
-    """What an audit is held against, and where its figures go besides."""
+    """Which audit to compare with, and where else the figures are written."""
 
     baseline: Path | None = setting(
         None,
@@ -282,7 +282,7 @@ class TrackConfig:
 
 @dataclass(frozen=True)
 class AuditConfig:
-    """How the stages of an audit are chained, and what is kept between them."""
+    """How an audit chains its stages, and what is kept between them."""
 
     output: Path | None = setting(
         None,
@@ -336,7 +336,7 @@ class WatchConfig:
 
 @dataclass(frozen=True)
 class ConsoleConfig:
-    """What is said on stderr, and in which colours."""
+    """What is printed on stderr, and whether in colour."""
 
     quiet: bool = setting(False, "Say nothing but errors.", short="-q")
     verbose: bool = setting(False, "Say more, and show the traceback of an error.", short="-v")
@@ -385,7 +385,7 @@ def parse_layers(layers: str | None, num_layers: int) -> tuple[int, ...]:
 
 
 def parse_duration(text: str) -> float:
-    """Seconds that a text such as 90, 90s, 10m or 1.5h names. Raises UsageError for any other."""
+    """Seconds from a text such as 90, 90s, 10m or 1.5h. Raises UsageError for any other text."""
     match = re.fullmatch(DURATION, text)
     if match is None:
         raise UsageError(f"--budget {text}: expected a time such as 90s, 10m or 1h")
@@ -393,6 +393,6 @@ def parse_duration(text: str) -> float:
 
 
 def cache_directory(env: Mapping[str, str]) -> Path:
-    """Where files go that nobody named: `peel` under XDG_CACHE_HOME (where that is absolute) or ~/.cache."""
+    """The default directory for files: `peel` under XDG_CACHE_HOME (if that is absolute) or ~/.cache."""
     base = env.get("XDG_CACHE_HOME", "")
     return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "peel"

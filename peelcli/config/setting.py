@@ -1,4 +1,4 @@
-"""One setting: how it is declared on a dataclass field, and how text or a YAML value becomes its value.
+"""One setting: its declaration on a dataclass field, and the conversion of text or a YAML value.
 
 Everything that is known about a setting (its sentence of help, its short flag, its choices and bounds) stands
 in the metadata of its field, so that YAML, the environment, the command line and the help all read it there.
@@ -69,7 +69,7 @@ class Setting:
 
     @property
     def default_text(self) -> str:
-        """The default as it would be written on the command line."""
+        """The default as it is written on the command line."""
         if self.default in (None, ()):
             return self.unset
         if isinstance(self.default, bool):
@@ -77,20 +77,20 @@ class Setting:
         return ", ".join(map(str, self.default)) if self.many else str(self.default)
 
     def from_text(self, text: str) -> Any:
-        """The value written as `text` in a variable; a ValueError says what was expected."""
+        """The value of an environment variable's `text`. Raises ValueError that says what was expected."""
         if not self.many:
             return self._one(text, text=True)
         # A path may hold commas, so paths are parted as PATH is; names are parted by commas.
         return self._several(text.split(os.pathsep) if self.kind is Path else [text], text=True)
 
     def from_flag(self, value: Any) -> Any:
-        """The value of a flag, text or typed, or a sequence where it is repeatable; errors as above."""
+        """The value of a flag, as text or typed, or a sequence if it is repeatable. Raises ValueError."""
         if self.many:
             return self._several(value if isinstance(value, (list, tuple)) else [value], text=True)
         return self._one(value, text=True)
 
     def from_value(self, value: Any) -> Any:
-        """The value that a YAML file gives with a type of its own; errors as above."""
+        """The value of a YAML entry, which has a type of its own. Raises ValueError."""
         if value is None:
             if self.optional:
                 return None
@@ -150,7 +150,7 @@ class Setting:
 
 
 def setting(default: Any, help: str, **rules: Any) -> Any:
-    """A dataclass field that is a setting: its default, its sentence of help, and the rules of `Setting`."""
+    """A dataclass field that is a setting: its default, its help text, and the rules of `Setting`."""
     return field(default=default, metadata={"setting": Setting(help, **rules)})
 
 
@@ -175,7 +175,7 @@ def settings_of(section: type) -> MappingProxyType[str, Setting]:
 
 
 def hint(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'ternary'?` where one of the `known` words is close to `word`, else nothing."""
+    """`; did you mean 'ternary'?` if one of the `known` words is similar to `word`, else ""."""
     from difflib import get_close_matches  # only ever needed on the way out
 
     by_lower = {name.lower(): name for name in known}
@@ -184,7 +184,7 @@ def hint(word: str, known: Iterable[str]) -> str:
 
 
 def _parts(item: Any) -> list[Any]:
-    """The items of a text, parted by commas outside brackets; a list of whole numbers is such a bracket."""
+    """The items of a text, separated by commas outside brackets; a list of whole numbers is such a bracket."""
     if isinstance(item, (list, tuple)) and all(type(n) is int for n in item):
         return [str(list(item))]
     return [part.strip() for part in re.split(r",(?![^\[]*\])", item)] if isinstance(item, str) else [item]

@@ -1,4 +1,4 @@
-"""Strict reading of a YAML configuration: one mapping, no key twice, no tags that build objects, no bombs."""
+"""Strict reading of a YAML configuration: one mapping, no repeated key, no object tags, no alias bombs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no file name and no text of a user
 
 
 def load_yaml(path: Path | str) -> dict[str, Any]:
-    """The mapping of a YAML file; UsageError where it is unreadable, no mapping, or names a key twice."""
+    """The mapping in a YAML file. Raises UsageError if it is unreadable, no mapping, or repeats a key."""
     import yaml  # 15 ms that only a run with a config file pays
 
     class Strict(yaml.SafeLoader):
@@ -55,7 +55,7 @@ def load_yaml(path: Path | str) -> dict[str, Any]:
 
 
 def _check_events(events: Any) -> None:
-    """ValueError where a file is nested deeply, holds very many values, or text that no setting takes.
+    """Raise ValueError if a file is nested deeply, holds very many values, or text that no setting accepts.
 
     An alias counts for all that it repeats, since a few lines of aliases to aliases are worth terabytes.
     """

@@ -1,4 +1,4 @@
-"""Whether the values of a run that was read from a file can be those of one: counts, ranges, lengths, known names.
+"""Check that a run read from a file is plausible: counts, ranges, lengths and known names.
 
 Everything here is compared with something else in the same run; a file that contradicts itself is damaged. ValueError
 says where, what was expected and what was found.
@@ -37,7 +37,7 @@ _ROUNDING = 1e-3  # nats: by how much a loss of nothing may lie below 0, or a un
 
 
 def check_run(run: Run, *, is_slim: bool = False) -> None:
-    """ValueError unless `run` can have been measured. is_slim: of a baseline, without losses on `select`."""
+    """Raise ValueError unless `run` is plausible. is_slim: the run of a baseline, without losses on `select`."""
     check_network(run)
     n_select, n_eval = len(run.nll_select), len(run.nll_eval)
     for part, count in (("select", n_select), ("eval", n_eval)):
@@ -60,7 +60,7 @@ def check_run(run: Run, *, is_slim: bool = False) -> None:
 
 
 def check_network(run: Run) -> None:
-    """ValueError unless what `run` says of the checkpoint and the tokens, measured or not, can be so."""
+    """Raise ValueError unless the run's description of checkpoint and tokens is plausible, measured or not."""
     _within("num_layers", run.num_layers, 1, _MOST_LAYERS)
     _within("vocab_size", run.vocab_size, 1, 2**31)
     _within("seq_len", run.seq_len, 1, 2**31)
@@ -100,7 +100,7 @@ def check_network(run: Run) -> None:
 
 
 def check_reference(reference: Reference, num_layers: int) -> None:
-    """ValueError unless there can be such a reference in a network of `num_layers` layers."""
+    """Raise ValueError unless the reference is possible in a network of `num_layers` layers."""
     r = reference
     _require(r.kind in KINDS, "kind", f"one of {', '.join(KINDS)}", r.kind)
     where = f"reference {r.key}"
@@ -124,14 +124,14 @@ def check_reference(reference: Reference, num_layers: int) -> None:
 
 
 def check_outcome(fit: FitOutcome) -> None:
-    """ValueError unless a fit can have gone so."""
+    """Raise ValueError unless the fit's figures are plausible."""
     _require(fit.start in STARTS, "start", f"one of {', '.join(STARTS)}", fit.start)
     _within("steps", fit.steps, 0, _LARGEST)
     _number("seconds", fit.seconds, 0.0, math.inf)
 
 
 def check_result(result: AuditResult) -> None:
-    """ValueError unless the verdicts of a baseline can be those of its run."""
+    """Raise ValueError unless the verdicts of a baseline match its run."""
     run = result.run
     check_run(run, is_slim=True)
     _layers("flagged", result.flagged, run.num_layers)
@@ -144,7 +144,7 @@ def check_result(result: AuditResult) -> None:
 
 
 def check_about(about: Mapping[str, Any], run: Run) -> None:
-    """ValueError unless what an extraction says, beyond `run`, is complete: what a fit needs to know."""
+    """Raise ValueError unless an extraction's description has everything beyond `run` that a fit needs."""
     rows = about["rows"]
     for part in PARTS:
         _equal(f"tokens.{part}", run.tokens[part], _whole(f"rows.{part}", rows[part]) * run.seq_len)
@@ -220,7 +220,7 @@ def _lengths(where: str, name: str, values: Sequence[float], allowed: Collection
 
 
 def _losses(name: str, values: Sequence[float], most: float = _LARGEST_LOSS) -> None:
-    """Losses may overflow, which whoever reads them sees; else they are 0 or more."""
+    """Raise ValueError unless losses are at least 0. Infinite and NaN losses are allowed; readers handle them."""
     finite = [value for value in values if math.isfinite(value)]
     if finite:
         _number(name, min(finite), -_ROUNDING, most)

@@ -1,4 +1,4 @@
-"""What an audit is expected to take, and what there is."""
+"""The expected cost of an audit, and the resources of the machine."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds that an audit is expected to take, beside what there is."""
+    """Bytes and seconds that an audit is expected to take, and the bytes that are available."""
 
     checkpoint: Path
     num_layers: int
@@ -23,6 +23,6 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether memory and disk suffice."""
+        """Whether memory and disk are large enough."""
         memory = self.free_memory is None or self.memory_nbytes <= self.free_memory
         return memory and self.disk_nbytes <= self.free_disk

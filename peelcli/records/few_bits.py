@@ -1,4 +1,4 @@
-"""What a checkpoint runs in few bits."""
+"""How the matrices of a checkpoint are quantised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from peelcli.records.quant_spec import QuantSpec
 
 @dataclass(frozen=True)
 class QuantizedModule:
-    """One weight matrix that the checkpoint runs in few bits. Shares are of its weights or of its steps."""
+    """How one weight matrix is quantised. Shares are fractions of its weights or of its scales."""
 
     name: str  # of the module, such as model.layers.0.mlp.up_proj
     layer: int | None
@@ -32,7 +32,7 @@ class QuantizedModule:
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a checkpoint runs in few bits, and how that is known."""
+    """The quantised matrices of a checkpoint, and how their scheme is known."""
 
     method: str  # of quantization_config, or "trained_scheme" where the user says so
     modules: tuple[QuantizedModule, ...]

@@ -1,4 +1,4 @@
-"""Records from JSON values, checked: files that hold records are untrusted, and may be of another version."""
+"""Build records from JSON values and check them. The files are untrusted and may come from another version."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def from_json(kind: type[T], value: Any, where: str = "", *, unbounded: Collection[str] = ()) -> T:
-    """An instance of the record `kind` from what `dataclasses.asdict` and JSON have made of one.
+    """An instance of the record `kind` from JSON values that `dataclasses.asdict` produced.
 
     Keys that the record does not know are passed over, and those that it has a default for may be missing. unbounded:
     names of fields whose numbers may be infinite or NaN. Raises ValueError that says where which value was not what was
@@ -38,7 +38,7 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _value(hint: Any, value: Any, where: str, unbounded: Collection[str], name: str) -> Any:
-    """`value` as `hint` says; name: of the field that it belongs to."""
+    """`value` converted to the type `hint`. name: of the field, for messages."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in inner:

@@ -1,4 +1,4 @@
-"""One audit of a run, as its history keeps it."""
+"""The records of one line of a history: one audit of a training run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class HistoryLayer:
-    """What a history keeps of one layer; `reference_key` names the reference that decided."""
+    """One layer's figures in a history. reference_key: the reference that decided the verdict."""
 
     layer: int
     verdict: str
@@ -24,7 +24,7 @@ class HistoryLayer:
 
 @dataclass(frozen=True)
 class HistoryNetwork:
-    """What a history keeps of the network as a whole."""
+    """The whole network's figures in a history."""
 
     ce: float | None = None
     perplexity: float | None = None
@@ -34,7 +34,7 @@ class HistoryNetwork:
 
 @dataclass(frozen=True)
 class HistoryEntry:
-    """One audit as a line of a history: the summary of a run in the JSON report, under the same names."""
+    """One audit as a line of a history. Its fields have the same names as the summary in the JSON report."""
 
     time: str  # when it was added, in UTC, as ISO 8601 has it
     checkpoint: str

@@ -1,4 +1,4 @@
-"""Text that came from a file, as one line that neither a terminal nor a CI runner can take for a command."""
+"""Make text from a file safe to print: one line that neither a terminal nor a CI runner takes for a command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _INVISIBLE = frozenset(
 
 
 class _Spelling(dict[int, str]):
-    """For `str.translate`: each character as it is shown, worked out when it is first met."""
+    """Table for `str.translate`: a character and how it is shown, computed when it first occurs."""
 
     def __missing__(self, code: int) -> str:
         char = chr(code)
@@ -39,12 +39,12 @@ _SPELLING = _Spelling()
 
 
 def is_visible(char: str) -> bool:
-    """Whether a character can be shown as it is: no control, no direction mark, nothing that takes no space."""
+    """Whether a character can be printed unchanged: no control, no direction mark, no character without width."""
     return char.isprintable() and char not in _INVISIBLE
 
 
 def printable(text: str, longest: int = LONGEST, tail: int = 0) -> str:
-    r"""`text` in one line, without control characters, terminal escapes and direction marks, and not too long.
+    r"""`text` in one line of limited length, without control characters, terminal escapes and direction marks.
 
     What is not visible is written as Python writes it (`\x1b`, `\n`, `\u202e`, `\udc80`), and so is what a CI
     runner would read as a command (`:\x3aerror:\x3a`). Of text longer than `longest` the last `tail` characters are
@@ -62,7 +62,7 @@ def printable(text: str, longest: int = LONGEST, tail: int = 0) -> str:
 
 
 def harmless_json(text: str) -> str:
-    """A JSON document of the same values in which no CI runner finds a command; a line of it never begins with `::`."""
+    """The JSON document with equal values in which no line begins with `::`, which CI runners take for a command."""
     return _COMMAND.sub(lambda found: "#\\u0023" if found[0] == "##" else found[0], text)
 
 

@@ -1,4 +1,4 @@
-"""How far a stage has come: what the stages yield between their results, and the console shows."""
+"""The progress of a stage: stages yield it, and the console shows it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of `stage` are finished; `detail` names the last one, such as "layer 3".
+    """`done` of `total` units of `stage` are finished. detail: the last one, such as "layer 3".
 
     note: a sentence for the user, which stays where the rest is shown in passing.
     """

@@ -1,4 +1,4 @@
-"""What stands in for a part of the checkpoint, how its fit went, and what was measured of it."""
+"""References, the outcomes of their fits, and their measured losses."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LayerWeights = Trained | Stored | Other | Dropped
 
 @dataclass(frozen=True)
 class Reference:
-    """What stands in for a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
+    """A reference that replaces a part of the checkpoint: layers `layer`…`target`, or one sublayer of `layer`.
 
     `sublayer` is None for whole blocks; `scheme` is None where the reference has no weights of its own
     (`identity`) or keeps the checkpoint's precision (`challenge`, `rescale`, `exchange`,
@@ -112,7 +112,7 @@ class Reference:
 
     @property
     def key(self) -> str:
-        """A name that is unique within a run and safe as an HDF5 group name, such as `direct-003-attention-ternary`."""
+        """A name that is unique within a run and a valid HDF5 group name, such as `direct-003-attention-ternary`."""
         part = self.sublayer or "block"
         layers = f"{self.layer:03d}" if self.target == self.layer else f"{self.layer:03d}to{self.target:03d}"
         return "-".join(filter(None, (self.kind, layers, part, self.scheme, self.origin_id)))
@@ -120,7 +120,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """How the fit of one reference went. `fvu_*` is the share of the layers' update left unexplained."""
+    """The outcome of one fit. `fvu_*`: fraction of the variance of the layers' update that is left unexplained."""
 
     start: str  # "warm", "fresh", "trained" (end to end), "earlier" (rollback) or "none" (identity: nothing is fitted)
     steps: int
@@ -133,7 +133,7 @@ class FitOutcome:
 
 @dataclass(frozen=True)
 class Score:
-    """One reference, measured in place: per-sequence losses, paired with the run's own.
+    """A reference's losses per sequence with it in place, paired with the run's own losses.
 
     What decides nothing is measured on some sequences of `eval` alone, evenly spread: see `stride`.
     `kl_eval` is KL(trained ‖ with the reference), the mean over each sequence's positions, in nats per token.
@@ -146,18 +146,18 @@ class Score:
     kl_eval: tuple[float, ...]
 
     def beside(self, nll_eval: Sequence[float]) -> tuple[float, ...]:
-        """The run's own losses on the sequences of `eval` that this reference was measured on."""
+        """The run's own losses on the `eval` sequences that this reference was measured on."""
         return tuple(nll_eval[:: self.stride(len(nll_eval))])
 
     def stride(self, total: int) -> int:
-        """Of `total` sequences of `eval` the reference was measured on every so-manyth, from the first on."""
+        """The indices of the measured `eval` sequences, of `total`: every n-th from the first, n = `eval_stride`."""
         # They are ⌈total / stride⌉, and stride is at most total / 8.
         return max(1, -(-total // max(1, len(self.nll_eval))))
 
 
 @dataclass(frozen=True)
 class PathScore:
-    """A network of peeled blocks and a light head, measured; losses per sequence, paired with the run's own.
+    """A network of peeled blocks and a light head: its losses per sequence, paired with the run's own.
 
     `target_map` is empty for the head control: the trained blocks with a refitted head.
     """
@@ -171,7 +171,7 @@ class PathScore:
 
 @dataclass(frozen=True)
 class Paths:
-    """What was peeled on one checkpoint: its head control, and every map that was fitted."""
+    """The peeled paths of one checkpoint: the head control, and every fitted map."""
 
     control: PathScore
     scores: tuple[PathScore, ...]

@@ -1,4 +1,4 @@
-"""What is said about a checkpoint, its layers, and what changed since another."""
+"""Verdicts on a checkpoint and its layers, and changes since another audit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CHANGES = ("regressed", "missing", "better", "new", "same")
 
 @dataclass(frozen=True)
 class LayerVerdict:
-    """What is said about one layer. `gap` > 0: the deciding reference has the lower loss."""
+    """The verdict on one layer. `gap` > 0: the deciding reference has a lower loss than the trained layer."""
 
     layer: int
     verdict: str  # one of VERDICTS
@@ -33,7 +33,7 @@ class LayerVerdict:
 
 @dataclass(frozen=True)
 class Bound:
-    """The loss that one peeled path reaches on `eval`, and what it gains beyond the head control (> 0: better)."""
+    """The loss of one peeled path on `eval`, and its gain over the head control (> 0: better)."""
 
     target_map: tuple[int, ...]
     ce: float
@@ -43,7 +43,7 @@ class Bound:
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the peeled paths say of the network; losses on `eval`, each with its own refitted head."""
+    """The verdict on the peeled paths; losses on `eval`, each with its own refitted head."""
 
     control: float  # the trained blocks under a refitted head
     head_gap: float  # what that gains over the network as trained…
@@ -59,7 +59,7 @@ class Bounds:
 
 @dataclass(frozen=True)
 class NetworkVerdict:
-    """What is said about the network as a whole."""
+    """The verdict on the whole network."""
 
     ce: float | None
     perplexity: float | None
@@ -74,7 +74,7 @@ class NetworkVerdict:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """What became of one layer since an earlier audit, on the same tokens.
+    """The change of one layer since an earlier audit on the same tokens.
 
     `gap_change` is that of one reference, the same in both, paired by sequence; above 0 where it does better against
     the layer than it did.
@@ -92,7 +92,7 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed since an earlier audit of the same network."""
+    """The changes since an earlier audit of the same network."""
 
     checkpoint: str
     checkpoint_id: str
@@ -106,13 +106,13 @@ class Comparison:
 
     @property
     def regressed(self) -> tuple[int, ...]:
-        """The layers that `--fail-on regressed` flags: those that got worse, and those that are missing."""
+        """The layers that `--fail-on regressed` flags: layers that got worse, and layers that are missing."""
         return tuple(change.layer for change in self.layers if change.status in ("regressed", "missing"))
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """A run with its verdicts: what the reports render."""
+    """A run with its verdicts, which the reports render."""
 
     run: Run
     network: NetworkVerdict
@@ -125,21 +125,21 @@ class AuditResult:
     ] = ()  # layers that were then what they are now, byte for byte, while others moved
 
     def loss_with(self, reference: Reference) -> float:
-        """The mean loss on `eval` with a reference in place; KeyError where the run did not measure it."""
+        """The mean loss on `eval` with a reference in place. Raises KeyError if the run did not measure it."""
         losses = self.score_of(reference).nll_eval
         return sum(losses) / len(losses)
 
     def gap_of(self, reference: Reference) -> float:
-        """How much lower the loss on `eval` is with a reference in place; below 0 where it is higher."""
+        """The fall of the loss on `eval` with a reference in place, in nats per token; negative if the loss rises."""
         trained = self.score_of(reference).beside(self.run.nll_eval)
         return sum(trained) / len(trained) - self.loss_with(reference)
 
     def score_of(self, reference: Reference) -> Score:
-        """What was measured of a reference; KeyError where the run did not measure it."""
+        """The score of a reference. Raises KeyError if the run did not measure it."""
         return {score.reference: score for score in self.run.scores}[reference]
 
     def path_gaps(self) -> list[tuple[tuple[int, ...], float]]:
-        """The maps whose weights are kept, the head control's () first: how much lower the loss on `eval` is."""
+        """Target map → fall of the loss on `eval`, for the maps with kept weights; the head control's () is first."""
         bounds, paths = self.network.bounds, self.run.paths
         if bounds is None or paths is None:
             return []

@@ -1,4 +1,4 @@
-"""All that was measured on one checkpoint."""
+"""The measurements of one checkpoint."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peelcli.records.reference import Paths, Score
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found in the files of the checkpoint or of the text."""
+    """Something found in the files of the checkpoint or of the calibration text."""
 
     # "non-finite" and "duplicate-layer" make a layer broken. All others are notes: "constant", "surplus-layers",
     # "layers-unknown", "identical-checkpoint", "identical-layer"; of files that were not audited or not run
@@ -31,7 +31,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Run:
-    """All that was measured on one checkpoint; `verdict.judge` turns it into an AuditResult."""
+    """All measurements of one checkpoint; `verdict.judge` turns them into an AuditResult."""
 
     checkpoint: str
     checkpoint_id: str
@@ -78,12 +78,12 @@ class Run:
         return [s for s in self.scores if s.reference.kind == kind]
 
     def tried_on(self, layer: int) -> list[Score]:
-        """What stood in for a layer, alone or with others."""
+        """Every measured reference."""
         return [s for s in self.scores if s.reference.layer <= layer <= s.reference.target]
 
 
 def run_from(about: Mapping[str, Any], **measured: Any) -> Run:
-    """A Run from its description as JSON values (lists where the record has tuples) and what was measured."""
+    """A Run from its description as JSON values (with lists in place of tuples) and its measurements."""
     known = {f.name for f in fields(Run)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in about.items() if k in known}
     values["findings"] = tuple(Finding(**f) for f in about["findings"])

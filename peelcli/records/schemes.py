@@ -1,4 +1,4 @@
-"""The names of schemes, of what shares a scale, and of rules that choose one."""
+"""The names of quantisation schemes, granularities and scale rules."""
 
 from __future__ import annotations
 

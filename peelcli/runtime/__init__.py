@@ -1,1 +1,1 @@
-"""What the machine offers: memory, processors, batch sizes, threads."""
+"""The machine's resources: memory, processors, batch sizes, threads, locks and durable files."""

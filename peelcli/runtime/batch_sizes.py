@@ -1,4 +1,4 @@
-"""How much goes through a network at once: what a processor's cache holds, or what keeps an accelerator busy."""
+"""Batch sizes: what fits a processor's cache, or keeps an accelerator busy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import torch
 
 
 def is_accelerator(device: torch.device) -> bool:
-    """Whether tensors there have memory of their own, which copies to and from the processor's are slow beside."""
+    """Whether the device has memory of its own, so that copies to and from it are slow."""
     return device.type != "cpu"
 
 
 def block_batch(seq_len: int, device: torch.device) -> int:
-    """Sequences that go through a block at once.
+    """Number of sequences that go through a block at once.
 
     On a processor about a thousand tokens, whose activations stay in the cache; on an accelerator sixteen times as
     many: with fewer it waits to be told what to do next.
@@ -20,7 +20,7 @@ def block_batch(seq_len: int, device: torch.device) -> int:
 
 
 def head_batch(seq_len: int, vocab_size: int, device: torch.device) -> int:
-    """Sequences whose logits are held at once, in float32, and as much for each of a few steps over them.
+    """Number of sequences whose float32 logits are in memory at once, with as much for a few operations on them.
 
     On a processor about 8 MB. More is slower (64 MB take three times as long): the allocator asks the system for such
     tensors anew each time. On an accelerator 1 GB.
@@ -29,7 +29,7 @@ def head_batch(seq_len: int, vocab_size: int, device: torch.device) -> int:
 
 
 def fit_batch(device: torch.device, *, closely: bool = False) -> int:
-    """Sequences a step of a fit to states: a step on an accelerator is as long as its weights are many.
+    """Sequences per step of a fit to states. On an accelerator a step's time depends on the number of weights.
 
     closely: whether noise in the gradient is worth twice the time.
     """
@@ -37,7 +37,7 @@ def fit_batch(device: torch.device, *, closely: bool = False) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on an accelerator; 0 where it does not say."""
+    """Free bytes on an accelerator; 0 if it does not say."""
     if device.type != "cuda":
         return 0
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

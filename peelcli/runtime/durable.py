@@ -1,4 +1,4 @@
-"""Files that a power cut cannot spoil: what a name stands for is on the disk before the name is.
+"""Write files that survive a power cut: the content is on the disk before the file gets its name.
 
 A file is written under a temporary name, forced to the disk, renamed, and then its directory is forced to the disk too.
 Everything that peel keeps takes its name through here.
@@ -18,7 +18,7 @@ _PAUSE_SECONDS = 0.01
 
 
 def sync(file: int) -> None:
-    """Force what was written to an open file, or to an open directory, to the disk."""
+    """Flush an open file or directory to the disk."""
     try:
         os.fsync(file)
     except OSError as error:
@@ -27,7 +27,7 @@ def sync(file: int) -> None:
 
 
 def sync_directory(directory: Path) -> None:
-    """Force the names in a directory to the disk."""
+    """Flush the names in a directory to the disk."""
     if os.name == "nt":  # Windows opens no directories
         return
     file = os.open(directory, os.O_RDONLY)
@@ -38,7 +38,7 @@ def sync_directory(directory: Path) -> None:
 
 
 def sync_tree(directory: Path) -> None:
-    """Force all files below a directory to the disk, and their names."""
+    """Flush all files below a directory, and their names, to the disk."""
     for parent, _, names in os.walk(directory):
         for name in names:
             file = os.open(os.path.join(parent, name), os.O_RDONLY)
@@ -50,13 +50,13 @@ def sync_tree(directory: Path) -> None:
 
 
 def take_name(partial: Path, path: Path) -> None:
-    """Give what lies at `partial`, on the disk already, the name `path`."""
+    """Rename `partial`, which is already on the disk, to `path`."""
     partial.replace(path)
     sync_directory(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, over what is there; two writers take turns."""
+    """Write a file completely or not at all, replacing an existing one. Two writers take turns."""
     partial = path.with_name(path.name + ".partial")
     while (file := open_locked(partial)) is None:
         time.sleep(_PAUSE_SECONDS)  # another writes the same file, which takes it no longer than that

@@ -1,4 +1,4 @@
-"""Locks between processes: they end with the process that holds them, and a file system without locks goes without.
+"""Locks between processes. A lock ends with its process. Without file-system locks, peel runs unlocked.
 
 A lock is a file of its own beside what it protects, NAME.lock, and is deleted by who lets go of it. So whoever gets the
 lock of an open file looks whether the file still has its name: another may have deleted or replaced it meanwhile.
@@ -27,7 +27,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 
 def try_lock(file: int, *, shared: bool = False) -> bool:
-    """Lock an open file for this process; False where another holds it."""
+    """Lock an open file for this process; False if another process holds the lock."""
     if fcntl is None:
         return True
     try:
@@ -41,7 +41,7 @@ def try_lock(file: int, *, shared: bool = False) -> bool:
 
 
 def unlock(file: int) -> None:
-    """Let go of the lock of an open file that stays open."""
+    """Release the lock of an open file that stays open."""
     if fcntl is not None:
         with contextlib.suppress(OSError):  # where there are no locks
             fcntl.flock(file, fcntl.LOCK_UN)
@@ -56,7 +56,7 @@ def is_named(file: int, path: Path) -> bool:
 
 
 def open_locked(path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, shared: bool = False) -> int | None:
-    """The file `path`, open and locked, its content as it was; None where another process holds it."""
+    """The file `path`, opened and locked with its content unchanged; None if another process holds the lock."""
     while True:
         file = os.open(path, flags, 0o666)
         try:
@@ -72,14 +72,14 @@ def open_locked(path: Path, flags: int = os.O_RDWR | os.O_CREAT, *, shared: bool
 
 
 class Lock:
-    """The lock of one artefact; a context that lets go of it."""
+    """The lock of one artefact, as a context manager that releases it at the end."""
 
     def __init__(self, artefact: Path) -> None:
         self.path = artefact.with_name(artefact.name + ".lock")
         self._file: int | None = None
 
     def take(self) -> bool:
-        """Take the lock; False where another process holds it."""
+        """Take the lock; False if another process holds it."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open_locked(self.path)
         if self._file is None:
@@ -89,14 +89,14 @@ class Lock:
         return True
 
     def holder(self) -> str:
-        """Who holds the lock, as far as that can be read: " (process 123)" or nothing."""
+        """The process that holds the lock, such as " (process 123)"; "" if it is unknown."""
         with contextlib.suppress(OSError, UnicodeDecodeError):
             text = self.path.read_bytes()[:20].decode("ascii")
             return f" (process {text})" if text.isdigit() else ""
         return ""
 
     def release(self) -> None:
-        """Let go, and leave no file behind."""
+        """Release the lock and delete its file."""
         file, self._file = self._file, None
         if file is None:
             return
@@ -116,7 +116,7 @@ class Lock:
 
 
 def held(artefact: Path, *, wait: bool) -> Generator[Progress, None, Lock]:
-    """The lock of `artefact`, once no other process holds it. BusyError where `wait` is off and one does."""
+    """The lock of `artefact`. If it is taken, waits for it, or raises BusyError if `wait` is False."""
     lock = Lock(artefact)
     waits = False
     while not lock.take():

@@ -1,4 +1,4 @@
-"""What this machine lets a process use: memory and processors, the limits of its container included."""
+"""The memory and processors that this process may use, including the limits of its container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _number(path: Path) -> int | None:
 
 
 def available_memory() -> int | None:
-    """Bytes of memory that can still be had, or None where the system does not say."""
+    """Bytes of available memory; None if the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:
@@ -32,7 +32,7 @@ def available_memory() -> int | None:
 
 
 def cpu_quota() -> int:
-    """Processors this process may use at once: its affinity, and the quota of its control group; at least 1."""
+    """Processors that this process may use: by its affinity and its control group's quota, at least 1."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (_CGROUP / "cpu.max").read_text(encoding="ascii").split()

@@ -1,4 +1,4 @@
-"""Small text files that somebody else may have written: read in bounded memory, and their JSON without surprises."""
+"""Read small untrusted text files in bounded memory, and parse their JSON strictly."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def read_bounded(path: Path | str, limit: int) -> bytes:
 
 
 def require_regular(handle: int, path: Path | str, limit: int) -> None:
-    """OSError, with a `strerror` in words, unless the open file is a regular one of at most `limit` bytes."""
+    """Raise OSError, with a readable `strerror`, unless the open file is a regular one of at most `limit` bytes."""
     found = os.fstat(handle)
     if stat.S_ISDIR(found.st_mode):
         raise _refused(path, "it is a directory, expected a file", errno.EISDIR)
@@ -75,7 +75,7 @@ def _check_depth(value: Any) -> None:
 
 
 def _inner(value: Any) -> list[Any]:
-    """The lists and objects directly in a value."""
+    """The lists and objects directly inside a value."""
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     return [item for item in items if isinstance(item, (dict, list))]
 

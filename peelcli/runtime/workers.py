@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 
 def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool) -> Iterator[R]:
-    """`function` of each item, in order; several `at_once`, or each by all threads.
+    """`function` of each item, in order: several items at once on one thread each, or one item on all threads.
 
     `items` are drawn in the calling thread, and no more than twice as many as there are threads ahead of the results.
     Gradients are off in the function unless it turns them on.
@@ -53,7 +53,7 @@ def in_parallel(function: Callable[[T], R], items: Iterable[T], *, at_once: bool
 
 @contextmanager
 def one_thread(*, alone: bool = True) -> Iterator[None]:
-    """Operations inside run on one thread: to wake a second takes several times as long as a small product."""
+    """Within the context, operations run on one thread: waking a second takes longer than a small product."""
     threads = torch.get_num_threads()
     if not alone or threads == 1:
         yield

@@ -1,1 +1,1 @@
-"""Every byte in HDF5: states, parts of a fit, the fit's writer and reader, and the file that bears a full disk."""
+"""Read and write peel's HDF5 files: trained states, parts of a fit, and finished fits."""

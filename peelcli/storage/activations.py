@@ -50,12 +50,12 @@ _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 
 
 def states_nbytes(num_states: int, n_seq: int, seq_len: int, d_model: int, dtype: str) -> int:
-    """Bytes that `num_states` trained states take on disk."""
+    """Bytes on disk of `num_states` trained states (n_seq, seq_len, d_model), stored in `dtype`."""
     return num_states * n_seq * seq_len * d_model * np.dtype(_NUMPY[dtype]).itemsize
 
 
 def require_space(path: Path, nbytes: int, what: str) -> None:
-    """Refuse beforehand to write what will not fit on the disk that `path` is on."""
+    """Raise ResourceError if the disk of `path` has less than `nbytes` free. what: what will be written."""
     free = shutil.disk_usage(path).free
     if nbytes > free:
         raise ResourceError(
@@ -65,12 +65,12 @@ def require_space(path: Path, nbytes: int, what: str) -> None:
 
 
 def _check_of(key: str, layer: str, checksum: str) -> str:
-    """What closes a line of the journal: a damaged line has another."""
+    """The checksum at the end of a journal line, by which a damaged line is recognised."""
     return str(zlib.crc32(f"{key} {layer} {checksum}".encode()))
 
 
 def _plain(value: Any) -> Any:
-    """A value as h5py reads it, texts decoded."""
+    """A value read by h5py, with bytes decoded to text."""
     return value.decode("utf-8") if isinstance(value, bytes) else value
 
 
@@ -87,7 +87,7 @@ def _from_stored(values: np.ndarray, dtype: str) -> Tensor:
 
 
 class ActivationWriter:
-    """Writes the states layer by layer; `finish` gives the file its name."""
+    """Writes trained states layer by layer to a partial file; `finish` gives it its final name."""
 
     def __init__(
         self,
@@ -101,9 +101,9 @@ class ActivationWriter:
         dtype: str,
         resume: bool = True,
     ) -> None:
-        """Begin, or go on with what an interrupted run of the same `about` and `config` left.
+        """Start a new file, or resume the partial file of an interrupted run with the same `about` and `config`.
 
-        ids: (n_seq, seq_len). stored: which of O_0…O_K the file will hold. dtype: of the stored states.
+        ids: (n_seq, seq_len). stored: the layers l whose states O_l the file will hold. dtype: of the stored states.
         """
         self.path, self.dtype = path, dtype
         self._partial = path.with_name(path.name + ".partial")
@@ -160,11 +160,11 @@ class ActivationWriter:
 
     @property
     def finished(self) -> set[int]:
-        """The layers whose states are whole."""
+        """The layers whose states are completely written."""
         return set(self._checksums)
 
     def _goes_on(self, ids: np.ndarray, stored: Sequence[int], shape: tuple[int, ...]) -> bool:
-        """Whether an interrupted run of the same work left something whole; what is damaged is done again."""
+        """Whether an interrupted run of the same work left complete states; a damaged file is started again."""
         checksums = self._read_journal()
         if not (checksums and self._partial.exists()):
             return False
@@ -184,7 +184,7 @@ class ActivationWriter:
         return False
 
     def _is_as_made(self, ids: np.ndarray, stored: Sequence[int], shape: tuple[int, ...]) -> bool:
-        """Whether all that is not states is what this run would have written itself."""
+        """Whether everything in the partial file except the states equals what this run would write."""
         file, about = self._file, json.loads(self._about)
         root = {"schema": SCHEMA, "schema_version": SCHEMA_VERSION, "peel_version": __version__}
         root |= {"checkpoint_id": str(about["checkpoint_id"]), "seed": int(about["seed"])}
@@ -202,7 +202,7 @@ class ActivationWriter:
         )
 
     def _read_journal(self) -> dict[int, int]:
-        """The checksums of the states that are whole, by layer; a line that is damaged counts for nothing."""
+        """Layer → checksum of its completely written states. Damaged lines of the journal are ignored."""
         try:
             lines = self._journal.read_text(encoding="utf-8").splitlines()
         except (OSError, ValueError):
@@ -214,14 +214,14 @@ class ActivationWriter:
         return {int(layer): int(checksum) for layer, checksum, _ in whole}
 
     def _is_whole(self, checksums: Mapping[int, int]) -> bool:
-        """Whether the file holds the states that these checksums were taken of."""
+        """Whether the states in the file match these checksums."""
         try:
             return all(self._checksum_of(layer) == known for layer, known in checksums.items())
         except _DAMAGE:  # HDF5 keeps checksums of its own
             return False
 
     def _checksum_of(self, layer: int) -> int:
-        """Of the bytes of a state as the file holds them."""
+        """The CRC-32 of one layer's states in the file."""
         dataset, checksum = self._file[f"states/{layer:03d}"], 0
         for row in range(len(dataset)):
             checksum = zlib.crc32(dataset[row].data, checksum)
@@ -235,11 +235,11 @@ class ActivationWriter:
         self._sink.check()
 
     def read(self, layer: int, rows: slice) -> Tensor:
-        """States written before, as the next layer's input when a run is resumed."""
+        """States written earlier, (n_rows, seq_len, d_model): the next layer's input when a run is resumed."""
         return _from_stored(self._file[f"states/{layer:03d}"][rows], self.dtype)
 
     def finish_layer(self, layer: int) -> None:
-        """O_layer is whole, all its rows written in order: payload first, then the journal."""
+        """Mark O_layer as complete, after all its rows were written in order. Syncs the states before the journal."""
         self._file.flush()
         self._sink.sync()
         new = not self._journal.exists()
@@ -254,7 +254,7 @@ class ActivationWriter:
         self._checksums[layer] = self._running
 
     def finish(self, nll: np.ndarray, entropy: np.ndarray) -> None:
-        """Store the trained model's losses (n_seq,) and give the file its name."""
+        """Store the trained model's losses and entropies, both (n_seq,), and give the file its final name."""
         if self._resumed and not self._is_whole(self._checksums):
             self.discard()
             raise ArtefactError(
@@ -269,13 +269,13 @@ class ActivationWriter:
         self._journal.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Let go of the file, whatever state it is in; it can be gone on with."""
+        """Close the file in any state; a later run can resume it."""
         if self._file:
             self._file.close()
         self._sink.close()
 
     def discard(self) -> None:
-        """Delete what was written: nothing to go on with."""
+        """Delete the partial file and its journal, so that nothing can be resumed."""
         if self._file:
             self._file.close()
         self._sink.delete()
@@ -287,7 +287,7 @@ class ActivationFile:
     """Trained states, read a few rows at a time."""
 
     def __init__(self, path: Path) -> None:
-        """Open `path`; raises ArtefactError where it is not a whole file of this schema."""
+        """Open `path`. Raises ArtefactError if it is not a complete file of this schema."""
         self.path = path
         self._file = open_h5(path, SCHEMA, SCHEMA_VERSION)
         try:
@@ -327,7 +327,7 @@ class ActivationFile:
         }
 
     def states(self, layer: int, rows: slice) -> Tensor:
-        """O_layer of `rows`: (n_rows, seq_len, d_model), in the dtype it is stored in."""
+        """O_layer of `rows`, (n_rows, seq_len, d_model), in the stored dtype. Raises ArtefactError if it is missing."""
         if layer not in self._states:
             raise ArtefactError(
                 f"{self.path}: the states of layer {layer} are not in this file, which holds {self.stored}. "
@@ -355,7 +355,7 @@ def _layer(states: Group, name: str, num_layers: int) -> int:
 
 
 def _states(states: Group, name: str) -> tuple[Rows, str]:
-    """The states of a layer and the dtype that they are of."""
+    """The states of a layer and the name of their torch dtype."""
     rows = states.rows(name, ("float32", "float16", "uint16"), (None, None, None))
     dtype = rows.attributes.attribute("torch_dtype", str)
     with states.stored.reading(rows.name):

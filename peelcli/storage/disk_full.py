@@ -1,4 +1,4 @@
-"""A file for HDF5 to write to that bears a full disk."""
+"""A file object for HDF5 that survives a full disk and reports it afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PIECE_NBYTES = 2**22
 
 
 def is_sealed(path: Path) -> bool:
-    """Whether the file is as it was when `DiskFullWriter.seal` had been through with it."""
+    """Whether the file is unchanged since `DiskFullWriter.seal`."""
     try:
         with path.open("rb", buffering=0) as file:
             left = os.fstat(file.fileno()).st_size - _SEAL_NBYTES
@@ -33,17 +33,17 @@ def is_sealed(path: Path) -> bool:
 
 
 class DiskFullWriter:
-    """A file for HDF5 to write to, which hides from it that the disk is full until `check` says so.
+    """A file object for HDF5 that hides write errors from HDF5 until `check` raises the first one.
 
-    HDF5 cannot close a file after a write that failed: it fails anew, prints past us, and at times takes the process
-    with it. So it is let believe that all went well; what it writes after the first failure goes nowhere.
+    HDF5 cannot close a file after a failed write: closing fails again, prints to stderr, and sometimes crashes the
+    process. So every write appears to succeed, and writes after the first failure are discarded.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
-        """Open for reading and writing, emptied where `new`. ArtefactError where another process writes it."""
+        """Open for reading and writing. new: empty the file. Raises ArtefactError if another process writes it."""
         self.path = path
         self.error: OSError | None = None
-        handle = open_locked(path, os.O_RDWR | (os.O_CREAT if new else 0))  # not emptied before it is ours
+        handle = open_locked(path, os.O_RDWR | (os.O_CREAT if new else 0))  # emptied only once it is locked
         if handle is None:
             raise ArtefactError(
                 f"{path}: another process is writing this file. Wait for it to end, or name another place "
@@ -54,19 +54,19 @@ class DiskFullWriter:
             self._file.truncate(0)
 
     def sync(self) -> None:
-        """Force what was written to the disk. Raises the OSError of the first write that failed."""
+        """Flush all writes to the disk. Raises the OSError of the first failed write."""
         self.check()
         durable.sync(self._file.fileno())
 
     def take_name(self, path: Path) -> None:
-        """Give the file its final name, once all of it is on the disk; it is locked until then."""
+        """Sync the file, give it its final name, and release its lock."""
         self.sync()
         self.path.replace(path)
-        unlock(self._file.fileno())  # from now on it may be read
+        unlock(self._file.fileno())  # other processes may read it now
         durable.sync_directory(path.parent)
 
     def seal(self) -> None:
-        """Put a checksum of all that was written behind it. HDF5 does not look behind its own end."""
+        """Append a checksum of the whole file. HDF5 ignores bytes after its own end."""
         self.seek(0)
         digest = hashlib.sha256()
         while piece := self._file.read(_PIECE_NBYTES):
@@ -75,12 +75,12 @@ class DiskFullWriter:
         self.write(_SEAL + digest.hexdigest().encode())
 
     def delete(self) -> None:
-        """Delete the file, while it is locked, unless it has another name by now."""
+        """Delete the file while it is still locked, unless it already has its final name."""
         if not self._file.closed and is_named(self._file.fileno(), self.path):
             self.path.unlink()
 
     def check(self) -> None:
-        """Raise the OSError of the first write that failed."""
+        """Raise the OSError of the first failed write, if there was one."""
         if self.error is not None:
             raise self.error
 
@@ -93,7 +93,7 @@ class DiskFullWriter:
             self.error = error
 
     def write(self, data: Any) -> int:
-        """Write all of `data`, or note why not."""
+        """Write all of `data`; an error is stored for `check`."""
         left = memoryview(data).cast("B")
         size = len(left)
         with self._trying():
@@ -102,31 +102,31 @@ class DiskFullWriter:
         return size
 
     def truncate(self, size: int) -> int:
-        """Make the file `size` bytes long, or note why not."""
+        """Make the file `size` bytes long; an error is stored for `check`."""
         with self._trying():
             if self.error is None:
                 self._file.truncate(size)
         return size
 
     def read(self, size: int = -1) -> bytes:
-        """Up to `size` bytes from where the file stands."""
+        """Up to `size` bytes from the current position."""
         return self._file.read(size)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill `buffer` from where the file stands; returns how many bytes there were."""
+        """Fill `buffer` from the current position; returns the number of bytes read."""
         return self._file.readinto(buffer)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place in the file."""
+        """Move the current position."""
         return self._file.seek(offset, whence)
 
     def tell(self) -> int:
-        """Where the file stands."""
+        """The current position."""
         return self._file.tell()
 
     def flush(self) -> None:
-        """Nothing waits here: what was written is the system's."""
+        """Do nothing: writes are unbuffered."""
 
     def close(self) -> None:
-        """Let go of the file and of its lock."""
+        """Close the file, which releases its lock."""
         self._file.close()

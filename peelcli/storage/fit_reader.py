@@ -1,6 +1,7 @@
-"""A finished fit, read: the run with the losses of every reference and peeled path, and none of the weights. No torch.
+"""Read a finished fit without its weights: the run with the losses of every reference and peeled path.
 
-What a report needs, so that it starts at once. `storage` lays the file out, writes it, and reads its weights.
+A report needs no more, and without torch it starts quickly. `fit_writer` describes the layout of the file, and
+`replacement_weights` reads the weights.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ _SCORE_ARRAYS = ("nll_select", "nll_eval", "kl_eval")
 
 
 def key_of(path: Path) -> str | None:
-    """Which work a finished fit is the result of."""
+    """The key of the work that a finished fit is the result of; None if the file has none."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
         key = file.root.json("config").get("key")
     return key if isinstance(key, str) else None
 
 
 def read_fit(path: Path) -> Run:
-    """The run that `path` holds, with the losses of every reference and none of the weights."""
+    """The run in the finished fit `path`, with the losses of every reference. Raises ArtefactError if damaged."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
         about = file.root.json("about")
         references = file.root.group("references").groups()
@@ -51,7 +52,7 @@ def read_fit(path: Path) -> Run:
 
 
 def reference_of(group: Group) -> Reference:
-    """The reference that a group holds."""
+    """The reference whose results are in a group."""
     value = group.json("reference")
     with group.stored.reading(f"{group.name}/reference"):
         reference = from_json(Reference, value)
@@ -61,7 +62,7 @@ def reference_of(group: Group) -> Reference:
 
 
 def outcome_of(group: Group) -> FitOutcome:
-    """How its fit went."""
+    """The outcome of the fit of a group's reference."""
     value = group.json("fit")
     with group.stored.reading(f"{group.name}/fit"):
         outcome = from_json(FitOutcome, value, unbounded=UNBOUNDED)
@@ -70,12 +71,15 @@ def outcome_of(group: Group) -> FitOutcome:
 
 
 def name_of(target_map: Sequence[int]) -> str:
-    """The name of a map's group: its targets, or `control` for the empty one."""
+    """The HDF5 group name of a target map: its targets, or `control` for the empty map."""
     return "-".join(map(str, target_map)) or CONTROL
 
 
 def read_path_score(group: Group, name: str | None = None) -> PathScore:
-    """The losses of a peeled path, or of the head control. name: of the map that it must be of, as `name_of` has it."""
+    """The losses of a peeled path or of the head control.
+
+    name: the `name_of` the target map that the group must belong to; None accepts any.
+    """
     losses = {name: _losses(group, name) for name in ("nll_select", "nll_eval")}
     value = group.json("score")
     with group.stored.reading(f"{group.name}/score"):
@@ -94,7 +98,7 @@ def _read_score(group: Group) -> Score:
 
 
 def _read_paths(file: StoredFile, about: dict[str, Any]) -> Paths | None:
-    """What a finished fit holds of paths, without weights; None where none was peeled."""
+    """The peeled paths of a finished fit, without weights; None if no path was peeled."""
     found = file.root.group("paths") if "paths" in file.root else None
     names = [name for name in found.names() if name != "about"] if found else []
     _require_all(file, about, HOLDS_PATHS, names)
@@ -108,14 +112,14 @@ def _read_paths(file: StoredFile, about: dict[str, Any]) -> Paths | None:
 
 
 def _paths_about(value: dict[str, Any]) -> dict[str, Any]:
-    """What is said of all paths together."""
+    """The fields that all peeled paths share, checked."""
     nothing = asdict(PathScore((), (), (), (), ()))
     checked = from_json(Paths, {**value, "control": nothing, "scores": []})
     return {name: getattr(checked, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
 
 
 def _require_all(file: StoredFile, about: dict[str, Any], what: str, names: Sequence[str]) -> None:
-    """ArtefactError where something is there that was not written, or missing that was."""
+    """Raise ArtefactError if the file's groups are not exactly those that the writer listed in `about`."""
     with file.reading("about"):
         if file.is_checked and sorted(about[what]) != sorted(names):
             raise ValueError(

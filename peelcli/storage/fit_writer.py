@@ -33,7 +33,7 @@ from peelcli.storage.replacement_weights import copy_witness, replacing
 
 
 def read_eval_ids(path: Path) -> Tensor:
-    """The token ids (n_eval, seq_len) on which the figures of a fit were measured."""
+    """The token ids (n_eval, seq_len) of `eval`, on which the losses of a fit were measured."""
     with open_h5(path, SCHEMA, SCHEMA_VERSION) as file:
         about, (n_eval,) = (
             file.root.json("about"),
@@ -48,9 +48,10 @@ def read_eval_ids(path: Path) -> Tensor:
 def write_fit(
     path: Path, run: Run, ids: Tensor, parts: Mapping[str, Path], path_parts: PathParts | None = None
 ) -> None:
-    """The finished fit: all that a report needs, and what it takes to measure again.
+    """Write the finished fit: everything that a report needs, and the weights and ids to measure it again.
 
-    ids: (n_eval, seq_len) of `eval`. parts: the weights, reference key → part file. path_parts: those of `run.paths`.
+    ids: token ids of `eval`, (n_eval, seq_len). parts: reference key → part file with its weights. path_parts: the
+    part files of `run.paths`.
     """
     about = {f.name: getattr(run, f.name) for f in fields(run) if f.name not in _ARRAYS}
     about["findings"] = [asdict(f) for f in run.findings]

@@ -1,9 +1,9 @@
-"""What all HDF5 files of peel's have in common: a schema with a version, checksums, JSON about themselves. No torch.
+"""Common parts of all HDF5 files of peel: a schema with a version, checksums, and JSON attributes. No torch.
 
-Whatever is written carries a checksum. The format of HDF5 1.10 has one on all its structure and on short attributes;
-arrays are stored through HDF5's `fletcher32`, and texts with their SHA-256 in an attribute. What is written of peel's
-values that are not finite is counted in the attribute `non_finite`, so that none can arise unseen. Files that an older
-peel wrote have none of that (the root attribute `checked` is missing) and are read all the same.
+Everything written has a checksum. HDF5 1.10's format protects the file's structure and short attributes, arrays use
+HDF5's `fletcher32` filter, and texts have their SHA-256 in an attribute. The attribute `non_finite` counts an array's
+values that are not finite, so that damage cannot add one unnoticed. Files of older versions of peel have no checksums
+(the root attribute `checked` is missing) and are still read.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _COMMANDS = {"peel/activations": "peel extract"}
 
 
 def open_h5(path: Path, schema: str, version: int) -> StoredFile:
-    """Open one of peel's files for reading, or say in words why it cannot be."""
+    """Open one of peel's files for reading. Raises ArtefactError if it is missing, damaged, or of another schema."""
     if path.is_dir():
         raise ArtefactError(
             f"{path}: a directory. Name the file in it: `peel extract` and `peel fit` print its path, and an audit "
@@ -52,7 +52,7 @@ def open_h5(path: Path, schema: str, version: int) -> StoredFile:
 
 
 def open_plain(path: Path, command: str = "peel fit") -> StoredFile:
-    """Open any HDF5 file for reading, whatever its schema. command: what makes such a file, for messages."""
+    """Open an HDF5 file of any schema for reading. command: the command that makes such a file, for messages."""
     try:
         file = h5py.File(path, "r")
     except BlockingIOError as error:
@@ -91,7 +91,7 @@ def _require_schema(stored: StoredFile, schema: str, version: int) -> None:
 
 
 def create_h5(target: Any) -> h5py.File:
-    """A new file, empty, in the format whose structure carries checksums. target: what HDF5 is to write to."""
+    """A new, empty HDF5 file in the format with checksums. target: the path or file object to write to."""
     file = h5py.File(target, "w", libver=_LIBVER)
     file.attrs[CHECKED] = True
     return file
@@ -100,7 +100,7 @@ def create_h5(target: Any) -> h5py.File:
 def write_root(
     file: h5py.File, schema: str, version: int, about: Mapping[str, Any], config: Mapping[str, Any]
 ) -> None:
-    """What the root of every finished file of peel's carries."""
+    """Write the root attributes that every finished file of peel has."""
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     file.attrs["schema_version"], file.attrs["seed"] = version, int(about["seed"])
     put_attribute(file, "schema", schema)

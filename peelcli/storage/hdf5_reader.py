@@ -1,4 +1,4 @@
-"""The one door through which peel reads what lies in its HDF5 files. No torch.
+"""Read peel's HDF5 files as untrusted input. All reading of HDF5 in peel goes through this file. No torch.
 
 An HDF5 file can name other files (external links, external storage, virtual datasets), hold a dataset of terabytes in
 a kilobyte, and hang itself up in circles. peel writes nothing of that kind, and here it is refused: a file is read
@@ -42,10 +42,10 @@ _DAMAGE = (
 
 
 class StoredFile:
-    """An open file of peel's: what its groups share."""
+    """An open HDF5 file of peel: the path, size and checks that all its groups share."""
 
     def __init__(self, path: Path, file: h5py.File, command: str) -> None:
-        """`file` is open, and closed by `close`. command: what makes such a file, for messages."""
+        """file: open, and closed by `close`. command: the command that makes such a file, for messages."""
         self.path, self._file, self._command = path, file, command
         found = os.stat(path)
         room = getattr(found, "st_blocks", 0) * 512 or found.st_size
@@ -58,7 +58,7 @@ class StoredFile:
 
     @contextmanager
     def reading(self, what: str, *, thing: str = "it") -> Iterator[None]:
-        """Turn whatever a damaged file makes of `what` into an ArtefactError."""
+        """Within the context, an error that damage can cause becomes an ArtefactError that names `what`."""
         try:
             yield
         except _DAMAGE as error:
@@ -68,7 +68,7 @@ class StoredFile:
             ) from error
 
     def claim(self, address: int, nbytes: int) -> None:
-        """Count the bytes of a dataset. ValueError where all together have more than the file."""
+        """Count the bytes of a dataset. Raises ValueError if all datasets together have more bytes than the file."""
         self._claimed_nbytes += 0 if address in self._claimed else nbytes
         self._claimed.add(address)
         if self._claimed_nbytes > self._nbytes:
@@ -79,7 +79,7 @@ class StoredFile:
         self._file.close()
 
     def __enter__(self) -> StoredFile:
-        """The file itself."""
+        """This object, for use in a `with` statement."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,45 +88,45 @@ class StoredFile:
 
 
 class Group:
-    """A group, and the only way to what lies in it."""
+    """A group of the file. Its members can only be read through its methods, which check them."""
 
     def __init__(self, stored: StoredFile, group: Any, name: str) -> None:
-        """`group` was reached by a hard link, or is the root."""
+        """group: reached by a hard link, or the root."""
         self.stored, self._group, self.name = stored, group, name
 
     def names(self) -> list[str]:
-        """The names of its members, in the order in which the file has them."""
+        """The names of its members, in the file's order."""
         with self.stored.reading(self.name):
             if len(self._group) > _MOST_LINKS:
                 raise ValueError(f"has {len(self._group)} members")
             return list(self._group)
 
     def __contains__(self, name: str) -> bool:
-        """Whether it has a member of that name, of whatever kind."""
+        """Whether the group has a member of that name, of any kind."""
         with self.stored.reading(self._place(name)):
             return bool(self._group.id.links.exists(_raw(name)))
 
     def group(self, name: str) -> Group:
-        """The group of that name in it."""
+        """The subgroup of that name."""
         where = self._place(name)
         with self.stored.reading(where):
             return Group(self.stored, self._child(name, h5py.Group), where)
 
     def groups(self) -> list[tuple[str, Group]]:
-        """All groups in it, by name; anything else in it is damage."""
+        """All subgroups by name. Any other member means that the file is damaged."""
         return [(name, self.group(name)) for name in self.names()]
 
     def array(
         self, name: str, dtypes: Sequence[str], shape: Sequence[int | None] | None = None
     ) -> np.ndarray:
-        """The numbers of a dataset, all of them.
+        """All numbers of a dataset.
 
         dtypes: names of those that it may have. shape: what it must have, None for any length.
         """
         return self.rows(name, dtypes, shape).read(...)
 
     def rows(self, name: str, dtypes: Sequence[str], shape: Sequence[int | None] | None = None) -> Rows:
-        """A dataset of numbers to be read in pieces, checked as `array` does."""
+        """A dataset of numbers to be read in pieces, with the same checks as `array`."""
         where = self._place(name)
         with self.stored.reading(where):
             dataset = self._child(name, h5py.Dataset)
@@ -141,7 +141,7 @@ class Group:
             return Rows(self.stored, dataset, where)
 
     def text(self, name: str) -> str:
-        """The text of a dataset, or of an attribute where there is no such dataset."""
+        """The text of a dataset, or of an attribute if there is no such dataset."""
         where = self._place(name)
         with self.stored.reading(where, thing="the file"):
             if name not in self and name in self._group.attrs:
@@ -162,7 +162,7 @@ class Group:
             return raw.decode("utf-8")
 
     def json(self, name: str) -> dict[str, Any]:
-        """The JSON object of a text."""
+        """The JSON object stored as a text."""
         with self.stored.reading(self._place(name), thing="the file"):
             value = parse_json(self.text(name), constants=NOT_FINITE)
             if not isinstance(value, dict):
@@ -170,12 +170,12 @@ class Group:
             return value
 
     def has_attribute(self, name: str) -> bool:
-        """Whether it has an attribute of that name."""
+        """Whether the group has an attribute of that name."""
         with self.stored.reading(f"attribute {name} of {self.name or 'the root'}"):
             return name in self._group.attrs
 
     def attribute(self, name: str, kind: type) -> Any:
-        """An attribute of it: a `str`, `int` or `bool`, or for `tuple` a few whole numbers."""
+        """An attribute as a `str`, `int` or `bool`, or as a `tuple` of a few whole numbers."""
         with self.stored.reading(f"attribute {name} of {self.name or 'the root'}"):
             handle = h5py.h5a.open(self._group.id, _raw(name))
             dtype, shape = handle.dtype, handle.shape
@@ -213,17 +213,17 @@ class Group:
 
 
 class Rows:
-    """A dataset of numbers that was found sound, read in pieces."""
+    """A dataset of numbers that passed the checks, read in pieces."""
 
     def __init__(self, stored: StoredFile, dataset: h5py.Dataset, name: str) -> None:
-        """`dataset` has been checked."""
+        """dataset: already checked."""
         self._stored, self._dataset, self.name = stored, dataset, name
         self.shape: tuple[int, ...] = tuple(dataset.shape)
         self.dtype: np.dtype = dataset.dtype
         self.attributes = Group(stored, dataset, name)
 
     def read(self, rows: Any) -> np.ndarray:
-        """The numbers of some rows (a slice), or all of them (...). Checksums are compared as they are read."""
+        """Some rows (a slice) or all (...) as numbers. HDF5 compares checksums as it reads."""
         with self._stored.reading(self.name):
             values: np.ndarray = np.asarray(self._dataset[rows])
             values = values.astype(values.dtype.newbyteorder("="), copy=False)
@@ -232,7 +232,7 @@ class Rows:
             return values
 
     def _check_finite(self, values: np.ndarray) -> None:
-        """What is not finite was so when it was written, or else it is damage."""
+        """Raise ValueError if the number of values that are not finite differs from the number at writing."""
         found = int(values.size - np.isfinite(values).sum())
         written = self.attributes.attribute(NON_FINITE, int) if NON_FINITE in self._dataset.attrs else 0
         if found != written:
@@ -240,7 +240,7 @@ class Rows:
 
 
 def _check_storage(stored: StoredFile, dataset: h5py.Dataset) -> None:
-    """ValueError unless the bytes of a dataset lie in this file, all of them, as peel writes them."""
+    """Raise ValueError unless all bytes of a dataset are in this file, stored as peel writes them."""
     made = dataset.id.get_create_plist()
     layout = made.get_layout()
     if layout not in _LAYOUTS:
@@ -259,7 +259,7 @@ def _check_storage(stored: StoredFile, dataset: h5py.Dataset) -> None:
 
 
 def _check_chunks(dataset: h5py.Dataset, checksum_nbytes: int, file_nbytes: int) -> None:
-    """ValueError unless every chunk is there once, of the usual length and within the file: a gap reads as zeros."""
+    """Raise ValueError unless each chunk exists once, has the usual size and lies in the file: a gap reads as zeros."""
     chunk, shape = dataset.chunks, dataset.shape
     expected = math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True))
     if expected > _MOST_CHUNKS or dataset.id.get_num_chunks() != expected:

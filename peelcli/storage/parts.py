@@ -1,4 +1,4 @@
-"""Parts: a layer's fitted references, whole or not there, while a fit goes on."""
+"""Parts: one file for each layer's fitted references, written while a fit goes on, and either complete or absent."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from peelcli.storage.replacement_weights import key_digest, read_weights, replac
 
 
 def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Replacement, FitOutcome]]) -> None:
-    """One layer's fitted references, whole or not at all; `key` says which fit they belong to."""
+    """Write one layer's fitted references to a part. key: identifies the fit that the part belongs to."""
     with replacing(path, sealed=True) as file:
         put_attribute(file, "key", key_digest(key))
         group = file.create_group("references")
@@ -31,7 +31,7 @@ def write_part(path: Path, key: str, results: Mapping[Reference, tuple[Replaceme
 
 
 def part_is_whole(path: Path, key: str) -> bool:
-    """Whether `path` is an undamaged part of the fit that `key` names; what is not is fitted again."""
+    """Whether `path` is an undamaged part of the fit `key`. If not, the layer is fitted again."""
     if not is_sealed(path):
         return False
     try:
@@ -48,7 +48,7 @@ def read_part(path: Path) -> dict[Reference, FitOutcome]:
 
 
 def load_weights(path: Path, reference: Reference, device: torch.device | str = "cpu") -> Replacement:
-    """The weights of one reference, from a part or from a finished fit, on `device`."""
+    """The weights of one reference, from a part or a finished fit, on `device`. Raises ArtefactError if missing."""
     with open_plain(path) as file:
         references = file.root.group("references")
         if reference.key not in references:

@@ -1,4 +1,4 @@
-"""Peeled paths in HDF5: a part for each fitted block and each finished map, and a group of the finished fit.
+"""Peeled paths in HDF5: one part for each fitted block and each finished map, and a group of the finished fit.
 
 /paths                                attribute `about` (JSON): schemes, left_out, num_fits, seconds
 /paths/control, /paths/1-3-3-4        attribute `score` (JSON): target_map, fits, unexplained
@@ -31,19 +31,19 @@ from peelcli.storage.replacement_weights import copy_witness, key_digest, read_w
 
 
 def part_name(kind: str, target_map: Sequence[int]) -> str:
-    """The file name of a part; a hash, since the targets of many layers are longer than a name may be."""
+    """The file name of a part. It is a hash, because the targets of many layers exceed the length of a file name."""
     return f"{kind}-{hashlib.sha256(name_of(target_map).encode()).hexdigest()[:16]}.h5"
 
 
 def write_path_part(path: Path, key: str, score: PathScore, head: Tensor) -> None:
-    """A finished map, whole or not at all: its losses and its head. `key` says which fit it belongs to."""
+    """Write a finished map: its losses and its head. key: identifies the fit that the part belongs to."""
     with replacing(path, sealed=True) as file:
         put_attribute(file, "key", key_digest(key))
         _write_score(file.create_group("path"), score, head)
 
 
 def read_path_part(path: Path) -> tuple[PathScore, Tensor]:
-    """What `write_path_part` stored."""
+    """The losses and the head that `write_path_part` stored."""
     with open_plain(path) as file:
         group = file.root.group("path")
         return read_path_score(group), _read_head(group)
@@ -67,14 +67,14 @@ def _write_score(group: h5py.Group, score: PathScore, head: Tensor) -> None:
 
 @dataclass(frozen=True)
 class PathParts:
-    """The parts of what was peeled: of every map, the control's under (), and of every prefix whose blocks to keep."""
+    """The part files of the peeled paths: of each map, with () for the control, and of each prefix with kept blocks."""
 
     maps: Mapping[tuple[int, ...], Path]
     blocks: Mapping[tuple[int, ...], Path]
 
 
 def write_paths(file: h5py.File, paths: Paths, parts: PathParts) -> None:
-    """The group /paths of a finished fit, with the weights of the maps all of whose prefixes are in `parts`."""
+    """Write the group /paths of a finished fit, with the weights of maps whose prefixes are all in `parts`."""
     group = file.create_group("paths", track_order=True)
     about = {name: getattr(paths, name) for name in ("schemes", "left_out", "num_fits", "seconds")}
     put_text(group, "about", json.dumps(about))

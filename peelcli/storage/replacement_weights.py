@@ -1,4 +1,4 @@
-"""Weights of references in HDF5, packed at their true size, and files that take their name only when they are whole."""
+"""Replacement weights in HDF5, packed at their true size, in files that get their name once they are complete."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from peelcli.storage.hdf5_reader import Group
 
 @contextmanager
 def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
-    """A new HDF5 file that takes the name `path` only when the block ends well.
+    """A new HDF5 file that gets its final name `path` only if the context ends without an exception.
 
     sealed: with a checksum of the whole at its end, which `sink.is_sealed` looks at. ArtefactError where another
     process writes the file: what that one has written so far stays.
@@ -45,7 +45,7 @@ def replacing(path: Path, *, sealed: bool = False) -> Iterator[h5py.File]:
 
 
 def key_digest(key: str) -> str:
-    """What a part keeps of the key of its fit, which may be longer than an attribute."""
+    """A hash of a fit's key for a part, because the key may be longer than an attribute."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -98,7 +98,7 @@ _ATTRIBUTES = {
 
 
 def copy_witness(source: Group, target: h5py.Group) -> None:
-    """Store the weights of a reference once more, as they are, from `source`/weights."""
+    """Copy the stored weights of a reference from `source`/weights without unpacking them."""
     weights = target.create_group("weights")
     for number, one in source.group("weights").groups():
         copy = weights.create_group(number)
@@ -113,7 +113,7 @@ def copy_witness(source: Group, target: h5py.Group) -> None:
 
 
 def read_weights(group: Group, device: torch.device | str = "cpu") -> Replacement:
-    """The weights of a reference, as `write_weights` stored them, on `device`."""
+    """The weights of a reference that `write_weights` stored, on `device`."""
     quantized: dict[str, QuantizedMatrix] = {}
     plain: dict[str, Tensor] = {}
     scaled: dict[str, Scaling] = {}

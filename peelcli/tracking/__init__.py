@@ -1,1 +1,1 @@
-"""More than one checkpoint, more than one night: series, watching, baselines, histories and loggers."""
+"""Audits of several checkpoints over time: series, watching, baselines, histories and loggers."""

@@ -1,4 +1,4 @@
-"""Baselines: what is kept of an audit so that a later one can be compared with it, sequence by sequence.
+"""Baselines: an audit stored so that a later audit can be compared with it sequence by sequence.
 
 One JSON object: the run with the per-sequence losses of the network and of every reference that may decide on a layer,
 and the verdicts. It is written where the user asks for it, and nowhere else, so that a change for the worse cannot
@@ -29,7 +29,7 @@ _LARGEST = 2**27  # bytes: the losses of some thousand references on a thousand 
 
 
 def write_baseline(path: Path, result: AuditResult) -> None:
-    """Keep `result` as the baseline `path`, over what is there.
+    """Write `result` as the baseline `path`, replacing an existing one.
 
     Raises UsageError where nothing was measured that another audit could be held against, and ResourceError where the
     file cannot be written.
@@ -59,7 +59,7 @@ def write_baseline(path: Path, result: AuditResult) -> None:
 
 
 def read_baseline(path: Path) -> AuditResult:
-    """The audit that a baseline keeps. Raises ArtefactError where it is none, is damaged, or of a newer schema."""
+    """The audit in a baseline. Raises ArtefactError if the file is no baseline, damaged, or of a newer schema."""
     again = "write one with `peel report FIT --write-baseline FILE`"
     try:
         data = read_bounded(path, _LARGEST)
@@ -86,7 +86,7 @@ def read_baseline(path: Path) -> AuditResult:
 
 
 def _kept(result: AuditResult) -> AuditResult:
-    """The result without what no comparison needs: findings, the text of verdicts, losses on `select`, the ladder."""
+    """The result without what comparisons do not need: findings, texts, `select` losses, other bit widths."""
     run = result.run
     scores = tuple(
         replace(score, nll_select=(), nll_eval=_rounded(score.nll_eval), kl_eval=_rounded(score.kl_eval))

@@ -1,4 +1,4 @@
-"""The history of a run's audits: one JSON object a line, added to and never rewritten, by any number of writers.
+"""The history of a run's audits: one JSON object per line, only ever appended, by any number of writers.
 
 A line is written whole or not at all: with one call, under the file's lock, and taken back where the disk is full. What
 a crash has left of a line is closed off before the next, so that it spoils no other.
@@ -32,14 +32,14 @@ _LARGEST = 2**26  # bytes: some thousand audits
 
 @dataclass(frozen=True)
 class History:
-    """The audits in the order in which they were added, and what is wrong with the file."""
+    """The audits of a history in file order, and warnings about damaged lines."""
 
     entries: tuple[HistoryEntry, ...]
     warnings: tuple[str, ...] = ()
 
 
 def entry_of(result: AuditResult, time: str = "") -> HistoryEntry:
-    """What a history keeps of a result; what is not finite is left out."""
+    """The history entry of a result. Figures that are not finite are left out."""
     run, network = result.run, result.network
     layers = tuple(
         HistoryLayer(
@@ -80,7 +80,7 @@ def _finite(value: float | None) -> float | None:
 
 
 def append_history(path: Path, entries: Sequence[HistoryEntry]) -> int:
-    """Add the entries that the history does not hold yet, apart from their time; returns how many those were.
+    """Append the entries that the history lacks, not comparing their times; returns how many were appended.
 
     Raises ResourceError where the file cannot be written, and leaves it as it was.
     """
@@ -102,7 +102,7 @@ def append_history(path: Path, entries: Sequence[HistoryEntry]) -> int:
 
 
 def read_history(path: Path) -> History:
-    """The audits of a history, with a warning for each line that is none. ArtefactError where it cannot be read."""
+    """The audits of a history, with a warning for each bad line. Raises ArtefactError if the file is unreadable."""
     try:
         with _locked(path, os.O_RDONLY) as file:
             return _parse(_read(file), path)
@@ -114,7 +114,7 @@ def read_history(path: Path) -> History:
 
 @contextlib.contextmanager
 def _locked(path: Path, flags: int) -> Iterator[int]:
-    """The file's descriptor, locked for reading alone or for writing until it is closed."""
+    """The file's descriptor, locked for reading or for writing until the context ends."""
     # A pipe without a writer would block at its opening.
     flags |= getattr(os, "O_NONBLOCK", 0)
     while (file := open_locked(path, flags, shared=not flags & os.O_RDWR)) is None:
@@ -178,7 +178,7 @@ def _entry(value: Any) -> HistoryEntry:
 
 
 def _check(entry: HistoryEntry) -> None:
-    """ValueError unless the layers of an entry are those of a network."""
+    """Raise ValueError unless the layers of an entry are numbered like those of a network."""
     if entry.num_layers < 1 or (entry.step is not None and not 0 <= entry.step < 2**53):
         raise ValueError(f"expected counts, found {entry.num_layers} layers at step {entry.step}")
     for layer in entry.layers:

@@ -1,4 +1,4 @@
-"""The figures of an audit by name, for loggers that draw one figure a curve."""
+"""The figures of an audit by name, for loggers that draw one curve for each figure."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NETWORK_FIGURES = ("ce", "perplexity")
 
 
 def metrics_of(run: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a run of the JSON report, or of a line of a history: `peel/ce`, `peel/layer_003/score` and so on.
+    """The figures of a run in the JSON report, or of a history line: `peel/ce`, `peel/layer_003/score` and so on.
 
     What has no figure is left out; `peel/flagged` is the number of flagged layers.
     """

@@ -1,4 +1,4 @@
-"""Whether runs were measured on the same calibration tokens: losses on different ones cannot be compared."""
+"""Check that runs were measured on the same calibration tokens, since other losses cannot be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from peelcli.records import Run
 
 @dataclass(frozen=True)
 class Tokens:
-    """The calibration tokens of one checkpoint, by their hash ("" where none were read), and what they came from."""
+    """The calibration tokens of one checkpoint: their hash ("" if none were read), and their origin."""
 
     checkpoint: str
     data_hash: str
@@ -39,7 +39,7 @@ def tokens_of(run: Run) -> Tokens:
 
 
 def require_same_tokens(first: Tokens, other: Tokens) -> None:
-    """UsageError where two checkpoints of one series turn the same settings into different tokens."""
+    """Raise UsageError if the same settings give different tokens for two checkpoints of a series."""
     if "" in (first.data_hash, other.data_hash) or first.data_hash == other.data_hash:
         return
     raise UsageError(
@@ -50,7 +50,7 @@ def require_same_tokens(first: Tokens, other: Tokens) -> None:
 
 
 def require_comparable(runs: Sequence[tuple[PurePath, Run]]) -> None:
-    """UsageError where fits (file, run) were measured on different tokens; it says which belong together.
+    """Raise UsageError if fits (file, run) were measured on different tokens; the message groups those that match.
 
     A run on which nothing was measured goes with any.
     """
@@ -73,7 +73,7 @@ def require_comparable(runs: Sequence[tuple[PurePath, Run]]) -> None:
 
 
 def _what_differs(first: Tokens, other: Tokens) -> str:
-    """Each recorded trait in which two differ, with both values; where none does, it is the tokenizer."""
+    """The recorded properties in which two runs' tokens differ, with both values; if none differs, the tokenizer."""
     found = [
         f"{words} ({_value(mine)} and {_value(its)})"
         for name, words in _TRAITS.items()

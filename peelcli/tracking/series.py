@@ -1,4 +1,4 @@
-"""A run's series: the checkpoints that the arguments of a command name, in the order in which they were saved."""
+"""A series: the checkpoints that a command's arguments name, in the order in which they were saved."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from peelcli.errors import CheckpointError
 
 @dataclass(frozen=True)
 class Member:
-    """One checkpoint of a series, and its optimiser step where that is known; one on its own is not asked."""
+    """One checkpoint of a series. step: its optimiser step, if known; a single checkpoint's step is not read."""
 
     path: Path
     step: int | None = None
@@ -28,7 +28,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Series:
-    """Checkpoints, oldest first, each directory once; and what is to be said of how they were found."""
+    """Checkpoints, oldest first and each directory once, with notes and warnings about how they were found."""
 
     members: tuple[Member, ...]
     is_run: bool  # a directory was named that holds checkpoints: there may be more of them next time
@@ -37,7 +37,7 @@ class Series:
 
 
 def series_of(arguments: Sequence[Path]) -> Series:
-    """The checkpoints among `arguments`, and in those directories that are no checkpoint and hold some.
+    """The checkpoints among `arguments`, and those inside directories that are not checkpoints themselves.
 
     Ordered by step where all tell one, else as given, directories by name. CheckpointError for an argument that
     is neither. What a directory holds and is not whole is left out with a warning, for a trainer may be writing it;
@@ -76,13 +76,13 @@ def series_of(arguments: Sequence[Path]) -> Series:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts names as people do: step-9 before step-10."""
+    """A sort key that compares numbers in names by value: step-9 before step-10."""
     parts = re.split(r"(\d+)", name)
     return [int(part) if at % 2 else part.casefold() for at, part in enumerate(parts)], name
 
 
 def _listed(directory: Path, named: set[Path], warnings: list[str]) -> list[Path]:
-    """The checkpoints right below `directory`, by name; those that were `named` too are not looked into."""
+    """The checkpoints directly below `directory`, by name. Those in `named` are not opened again."""
     if not directory.is_dir():
         open_checkpoint(directory)  # says what it is instead
     children = [child for child in directory.iterdir() if child.name[0] != "." and os.path.isdir(child)]
@@ -113,7 +113,7 @@ def _listed(directory: Path, named: set[Path], warnings: list[str]) -> list[Path
 
 
 def _passed_over(argument: Path, taken: Collection[Path]) -> str | None:
-    """A note where a checkpoint that was named holds earlier ones of its run, as a Trainer's output directory does."""
+    """A note if a named checkpoint contains earlier ones of its run, as a Trainer's output directory does."""
     below = [child for child in argument.iterdir() if _has_config(child) and child.resolve() not in taken]
     names = sorted((child.name for child in below if _step(child, []) is not None), key=natural_key)
     if not names:

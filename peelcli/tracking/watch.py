@@ -1,4 +1,4 @@
-"""A directory to which a run saves its checkpoints: which of them are whole, and new since they were last asked for."""
+"""Watch a directory for checkpoints that are complete and new."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _Signature = tuple[tuple[str, int, int], ...]  # name, size and time of change o
 
 
 class Watch:
-    """Looks at a directory again and again, and names each checkpoint once, when it is whole and has come to rest.
+    """Looks at a directory repeatedly, and returns each checkpoint once, when it is complete and no longer changes.
 
     A checkpoint is at rest where two looks in a row found the same files: the weights may be whole before the rest is
     there. One that is written over is named again.
@@ -28,7 +28,7 @@ class Watch:
         self._settled: dict[Path, _Signature] = {}  # named, or told to be incomplete
 
     def look(self) -> list[Member]:
-        """The checkpoints that are new, by step where all tell one, else by name."""
+        """The new checkpoints, by step if all have one, else by name."""
         self.warnings = []
         seen = {path: _signature(path) for path in self._candidates()}
         found = []
@@ -44,11 +44,11 @@ class Watch:
 
     @property
     def restless(self) -> list[str]:
-        """What the last look was the first to see as it is: it may still be being written."""
+        """The names of checkpoints that changed since the look before; they may still be being written."""
         return [path.name for path, signature in self._last.items() if self._settled.get(path) != signature]
 
     def _candidates(self) -> Iterator[Path]:
-        """The directory itself, as a final model lies beside its run's checkpoints, and those right below it."""
+        """The directory itself, which may hold the run's final model, and the directories directly below it."""
         if (self.directory / "config.json").is_file():
             yield self.directory
         try:

@@ -1,1 +1,1 @@
-"""Checkpoints whose weights are packed in few bits: one file per format, and what turns them into plain weights."""
+"""Read checkpoints whose weights are packed in few bits. Each format has one file."""

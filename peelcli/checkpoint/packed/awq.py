@@ -1,4 +1,4 @@
-"""AWQ's layout `gemm`: 4-bit codes packed along the outputs, eight a word in an order of their own.
+"""Read AWQ's layout `gemm`: 4-bit codes packed along the outputs, eight to a word, interleaved.
 
 qweight (d_in, d_out / 8), qzeros (n_groups, d_out / 8), scales (n_groups, d_out)
 """
@@ -17,7 +17,7 @@ from peelcli.checkpoint.packed.codes import Codes, PackedWeight, Packing, Parts,
 from peelcli.errors import CheckpointError
 
 _BITS = 4
-_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # where in a word the codes of eight neighbouring outputs lie
+_PLACES = (0, 4, 1, 5, 2, 6, 3, 7)  # position in a word of the codes of eight neighbouring outputs
 
 
 def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:

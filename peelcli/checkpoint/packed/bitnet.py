@@ -1,8 +1,8 @@
-"""BitNet's ternary weights as transformers stores them: four codes a byte, or as they are beside one step.
+"""Read BitNet's ternary weights as transformers stores them: four codes to a byte, or unpacked, with one scale.
 
-`bitlinear` divides by the number that it stores, `autobitlinear` multiplies by it, and its bias with it. Both round
-what enters a linear map to 8 bits, per token. In the mode `online` the file holds the latent weights: those are no
-packed weights, and are quantised as they are read (`peelcli.stages.precision`).
+`bitlinear` divides by the stored scale. `autobitlinear` multiplies by it, its bias included. Both round the inputs of
+a linear map to 8 bits per token. In mode `online` the file holds latent weights, which are not packed. They are
+quantised when they are read (`peelcli.stages.precision`).
 """
 
 from __future__ import annotations

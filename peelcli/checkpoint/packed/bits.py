@@ -1,4 +1,4 @@
-"""Codes of 1 to 8 bits out of words of 32: packed densely, lowest bit first, as nearly every format does it."""
+"""Unpack codes of 1 to 8 bits from 32-bit words, packed without gaps and lowest bit first, as in most formats."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from peelcli.errors import CheckpointError
 
-_CHUNK = 2**22  # bits at a time: each takes a byte while it is moved
+_CHUNK = 2**22  # bits unpacked at a time; each takes a byte of memory meanwhile
 
 
 def words_needed(count: int, num_bits: int) -> int:
@@ -18,7 +18,7 @@ def words_needed(count: int, num_bits: int) -> int:
 def unpack_rows(words: Tensor, num_bits: int, count: int) -> Tensor:
     """Words int32 (n, n_words) → the first `count` codes of each row, uint8 (n, count), 0 … 2^num_bits − 1.
 
-    CheckpointError for words that are no int32, for a width that is not 1 to 8 bits, and for too few words.
+    Raises CheckpointError if the words are not int32, if num_bits is not 1 to 8, or if there are too few words.
     """
     if (
         words.dtype not in (torch.int32, torch.uint32)
@@ -35,7 +35,7 @@ def unpack_rows(words: Tensor, num_bits: int, count: int) -> Tensor:
             f"packed codes: {count} of {num_bits} bits need {words_needed(count, num_bits)} words a row, found "
             f"{words.shape[1]}; copy the checkpoint again"
         )
-    # Little-endian, as every machine that torch runs on; flat first, for one column keeps the strides it came with.
+    # Machines that torch runs on are little-endian. Flatten first, because a single column keeps its original strides.
     raw = words.flatten().view(torch.uint8).view(len(words), -1)
     if 8 % num_bits == 0:
         shifts = torch.arange(0, 8, num_bits, dtype=torch.uint8)

@@ -1,9 +1,9 @@
-"""What every packed format comes down to: integer codes, step sizes, and which of them belong together.
+"""The common form of all packed formats: integer codes, scales, zero points, and the weights that share a scale.
 
     weight[i, j] = (codes[i, j] − zero_point[b]) · scale[b]        b: the block of rows and columns that holds (i, j)
 
-A format only says where its codes lie; that they belong together, and what they stand for, is checked and worked out
-here. Everything is untrusted: no shape is believed before it is compared with the tensors that were read.
+A format's own file only locates the codes. This file checks that codes and scales match, and dequantises them.
+Everything is untrusted input: each declared shape is compared with the tensors that were read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from peelcli.errors import CheckpointError
 from peelcli.records import QuantizedModule
 
 Parts = Mapping[str, Tensor]  # role, such as "codes" or "scale" → the tensor as it is stored
-OUTLIER = 4.0  # a step so many times larger or smaller than the median one of its matrix stands out
+OUTLIER = 4.0  # a scale is an outlier if it differs by more than this factor from its matrix's median scale
 
 
 @dataclass(frozen=True)
@@ -27,16 +27,16 @@ class Codes:
 
     codes: Tensor  # (d_out, d_in), whole numbers, or floating numbers of 8 bits
     scale: Tensor  # (ceil(d_out / block[0]), ceil(d_in / block[1]))
-    block: tuple[int, int]  # rows and columns that share a step
+    block: tuple[int, int]  # rows and columns that share a scale
     zero_point: Tensor | None = None  # the code of weight 0, shaped as `scale`
     group_of: Tensor | None = (
-        None  # (d_in,), which column of `scale` each input has, where they are not in order
+        None  # (d_in,): the column of `scale` that each input uses; None if they are in order
     )
 
 
 @dataclass(frozen=True)
 class PackedWeight:
-    """Where one weight lies and how to read it. `parts` maps roles to names of tensors in the files."""
+    """The stored tensors of one packed weight and the function that decodes them. parts: role → tensor name."""
 
     name: str  # of the plain weight, such as model.layers.0.mlp.up_proj.weight
     scheme: str
@@ -47,36 +47,36 @@ class PackedWeight:
 
 @dataclass(frozen=True)
 class Activations:
-    """How the inputs of quantised linear maps are rounded: to num_bits, with a step of max|x| of the token / peak."""
+    """How the inputs x of quantised linear maps are rounded: to num_bits, with scale max|x| / peak for each token."""
 
     num_bits: int
     peak: float
     by_inverse: bool = (
-        False  # x is multiplied by the inverse of the step, not divided by it: ties break differently
+        False  # x is multiplied by the inverse of the scale, not divided by it, which rounds ties differently
     )
 
 
 @dataclass(frozen=True)
 class Packing:
-    """All that is packed in a checkpoint. Tensors that it does not name are plain already."""
+    """The packed weights of a checkpoint. Tensors that it does not name are plain."""
 
     method: str  # as quantization_config calls it
     weights: tuple[PackedWeight, ...]
-    dropped: frozenset[str] = frozenset()  # tensors that only the quantised program has a use for
+    dropped: frozenset[str] = frozenset()  # tensors that only the quantised kernels use
     activations: Activations | None = None
-    notes: tuple[str, ...] = ()  # what is run otherwise than the file asks, in words
-    scaled: Mapping[str, str] = field(
-        default_factory=dict
-    )  # a tensor that is kept → the one that multiplies it
+    notes: tuple[
+        str, ...
+    ] = ()  # sentences that say where peel runs the weights differently from what the file says
+    scaled: Mapping[str, str] = field(default_factory=dict)  # plain tensor → tensor that it is multiplied by
 
     @property
     def consumed(self) -> frozenset[str]:
-        """Names of the tensors that are not in the plain checkpoint as they are."""
+        """Names of the stored tensors that the plain checkpoint does not contain."""
         return self.dropped | {name for weight in self.weights for name in weight.parts.values()}
 
 
 def dequantize(name: str, found: Codes) -> Tensor:
-    """The weight (d_out, d_in), float32. CheckpointError where codes, steps and blocks do not belong together."""
+    """The weight (d_out, d_in), float32. Raises CheckpointError if the shapes of codes, scales and blocks disagree."""
     codes = found.codes
     if codes.ndim != 2 or codes.numel() == 0:
         raise damaged(name, f"has codes of shape {list(codes.shape)}, expected (d_out, d_in)")
@@ -94,7 +94,7 @@ def dequantize(name: str, found: Codes) -> Tensor:
 
 
 def _spread(name: str, value: Tensor, found: Codes) -> Tensor:
-    """Per block → per weight, or what broadcasts to it."""
+    """Expand values per block to values per weight, or to a shape that broadcasts to (d_out, d_in)."""
     d_out, d_in = found.codes.shape
     if value.shape[0] not in (1, d_out):
         value = value.repeat_interleave(found.block[0], dim=0)[:d_out]
@@ -110,7 +110,7 @@ def _spread(name: str, value: Tensor, found: Codes) -> Tensor:
 
 
 def describe(weight: PackedWeight, found: Codes, value: Tensor, layer: int | None) -> QuantizedModule:
-    """What a report says of one weight, `value` (d_out, d_in) being what `found` stands for."""
+    """The record of how one weight is quantised. value: the dequantised `found`, (d_out, d_in)."""
     d_out, d_in = value.shape
     rows, columns = found.block
     granularity = "group" if columns < d_in else "channel" if rows < d_out else "tensor"
@@ -129,7 +129,7 @@ def describe(weight: PackedWeight, found: Codes, value: Tensor, layer: int | Non
 
 
 def step_figures(scale: Tensor) -> tuple[float, float]:
-    """The median step, and the share of steps that are zero, or more than `OUTLIER` times it or its inverse."""
+    """The median scale, and the share of scales that differ from it by more than the factor `OUTLIER`, or are zero."""
     steps = scale.detach().float().abs().flatten()
     median = float(steps.median())
     ratio = steps / max(median, 1e-30)
@@ -137,7 +137,7 @@ def step_figures(scale: Tensor) -> tuple[float, float]:
 
 
 def qweights(files: CheckpointFiles) -> Iterator[tuple[str, dict[str, str]]]:
-    """Every module that has a `qweight`, as GPTQ and AWQ call it, and the names of its codes, zero points and steps."""
+    """Every module with a `qweight` (GPTQ and AWQ), and the names of its codes, zero points and scales."""
     for qweight in sorted(name for name in files.tensors if name.endswith(".qweight")):
         module = qweight.removesuffix(".qweight")
         parts = {"codes": qweight, "zeros": f"{module}.qzeros", "scale": f"{module}.scales"}
@@ -148,10 +148,10 @@ def qweights(files: CheckpointFiles) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def share(name: str, size: int, num_steps: int, declared: object) -> int:
-    """How many of `size` neighbouring rows or columns share each of `num_steps` steps.
+    """The number of neighbouring rows or columns, of `size`, that share one of `num_steps` scales.
 
-    declared: what the config says of it, if anything. CheckpointError where the two contradict each other, or nothing
-    is declared and the shares would be uneven.
+    declared: the number in the config, if any. Raises CheckpointError if it contradicts `num_steps`, or if nothing is
+    declared and `size` is not a multiple of `num_steps`.
     """
     if not 1 <= num_steps <= size:
         raise damaged(name, f"has {num_steps} steps for {size} rows or columns")

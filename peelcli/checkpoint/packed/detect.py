@@ -62,10 +62,10 @@ def quantization_settings(config: Mapping[str, Any]) -> Mapping[str, Any] | None
 
 
 def find_packing(files: CheckpointFiles) -> Packing | None:
-    """What is packed in a checkpoint, and how to read it; None where its weights are plain.
+    """The packed weights of a checkpoint; None if its weights are plain.
 
-    Raises CheckpointError where the checkpoint says that it is quantised, in whatever way, and cannot be opened as
-    that: it is never read as if its weights were plain.
+    Raises CheckpointError if the checkpoint says that it is quantised but cannot be read as such. Quantised weights are
+    never read as if they were plain.
     """
     settings = quantization_settings(files.config)
     if settings is None:
@@ -108,7 +108,7 @@ def find_packing(files: CheckpointFiles) -> Packing | None:
 
 
 def _sign(files: CheckpointFiles, consumed: frozenset[str]) -> str | None:
-    """A tensor that is part of a packed weight, other than those `consumed`."""
+    """The name of a tensor that looks like part of a packed weight and is not in `consumed`; None if there is none."""
     for name, info in files.tensors.items():
         if name in consumed:
             continue

@@ -1,4 +1,4 @@
-"""Weights in 8-bit floats with a step for each square of them, as DeepSeek's and transformers' `fp8` checkpoints are.
+"""Read weights in 8-bit floats with one scale per block, as in DeepSeek's and transformers' `fp8` checkpoints.
 
 weight (d_out, d_in) float8, weight_scale_inv (ceil(d_out / rows), ceil(d_in / columns)), which multiplies
 """

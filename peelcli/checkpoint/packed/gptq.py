@@ -1,8 +1,8 @@
-"""GPTQ's layout: codes packed along the inputs, a step and a zero point per group of inputs, groups in any order.
+"""Read GPTQ's layout: codes packed along the inputs, a scale and a zero point per group of inputs, in any order.
 
     qweight (d_in · bits / 32, d_out), qzeros (n_groups, d_out · bits / 32), scales (n_groups, d_out), g_idx (d_in,)
 
-The first version of the format stores zero points less one; `checkpoint_format: gptq_v2` stores them as they are.
+The first version of the format stores each zero point minus one; `checkpoint_format: gptq_v2` stores the zero point.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""torchao's tensors as transformers writes them into safetensors: one stored tensor for each part of a weight.
+"""Read torchao's tensors as transformers writes them into safetensors: one stored tensor for each part of a weight.
 
     …._weight_qdata (d_out, d_in) int8 or float8, …._weight_scale, …._weight_zero_point
 
-The header of the file says of each weight which class of torchao's it was. Of those, the ones that keep a code a byte
-are read; the others are laid out for one kernel each. The package itself is not needed, and no class of it is built.
+The file's header names the torchao class of each weight. Classes that store one code per byte are read. The others
+have a layout for one particular kernel and are refused. torchao itself is not needed, and none of its classes is built.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def packing(settings: Mapping[str, Any], files: CheckpointFiles) -> Packing:
 
 
 def _entries(files: CheckpointFiles) -> dict[str, Mapping[str, Any]]:
-    """Weight → what the header of its file says of it."""
+    """Weight name → its entry in the header of its file."""
     found: dict[str, Mapping[str, Any]] = {}
     for file in files.files:
         for name, text in read_metadata(file).items():
