@@ -70,7 +70,7 @@ def read_from_source(model: nn.Module, files: CheckpointFiles, view: Path) -> No
 
 
 def _offload_index(module: nn.Module) -> dict[str, dict[str, Any]] | None:
-    """accelerate's table of weight files for a module, which all modules of a model share; None if there is none."""
+    """Accelerate's table of weight files for a module, which all modules of a model share; None if there is none."""
     weights = getattr(getattr(module, "_hf_hook", None), "weights_map", None)
     index = getattr(getattr(weights, "dataset", None), "index", None)
     return index if isinstance(index, dict) else None
