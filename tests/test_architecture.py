@@ -89,9 +89,7 @@ NUMERICAL_STAGES = {
     "stages.precision",
 }
 LONG_FUNCTIONS = {
-    "quant.solver.solve",
     "references.challenge.fit_challenge",
-    "references.regression.fit_regression",
     "stages.estimate.run_estimate",
 }
 MOST_ENTRIES, LONGEST_FILE, LONGEST_FUNCTION = 22, 400, 60

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peelcli.quant.fake_quantize import quantize
-from peelcli.quant.qparams import StepRule, start_steps
+from peelcli.quant.qparams import initial_qparams
 from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import QuantizedMatrix, Replacement, Scaling
 from peelcli.storage.hdf5 import open_plain
 from peelcli.storage.replacement_weights import read_weights, replacing, write_weights
@@ -41,10 +42,10 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     scheme, path = SCHEMES[name], Path(tmp_path_factory.mktemp("w")) / "witness.h5"
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     group_size, granularity = shared
-    rule = StepRule(granularity, symmetric=symmetric or not name.startswith("int"))
-    scale, zero = start_steps(weight, scheme, group_size, rule)
-    codes = quantize(weight, scale, scheme, group_size, zero)
-    matrix = QuantizedMatrix(codes, scale, name, group_size, transposed, zero)
+    spec = QuantSpec(name, group_size, granularity, symmetric=symmetric or not name.startswith("int"))
+    scale, zero = initial_qparams(weight, spec)
+    codes = quantize(weight, scale, spec, zero)
+    matrix = QuantizedMatrix(codes, scale, spec, transposed, zero)
     with replacing(path) as file:
         scaling = Scaling(weight.flatten()[:4], 1)
         replacement = Replacement({"m": matrix}, {"norm": weight[..., 0].bfloat16()}, {"own": scaling})
@@ -54,7 +55,7 @@ def test_a_witness_comes_back_bit_for_bit_at_its_true_size(
     with h5py.File(path) as file:
         nbytes = file["one/weights/0/packed"].nbytes
     like = torch.empty(0)
-    assert found.quantized["m"].granularity == granularity
+    assert found.quantized["m"].spec.granularity == granularity
     assert torch.equal(found.quantized["m"].codes, codes)
     own = {"own": torch.randn(3, 8)}
     assert torch.equal(found.weights(like, own)["m"], matrix.weight(like))

@@ -22,8 +22,8 @@ from peelcli.fitting.target_maps import NAMED, count_fits, map_of_subset, named_
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import recognise_grid
 from peelcli.quant.initial_scale import initial_scale
-from peelcli.quant.schemes import SCHEMES
 from peelcli.records import Paths
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.scoring.replay import path_mean_nll
 from peelcli.stages.fitter import FitTask, Fitter
 from peelcli.storage.activations import ActivationFile
@@ -31,7 +31,7 @@ from peelcli.storage.fit_reader import read_fit
 from peelcli.storage.fit_writer import read_eval_ids
 from peelcli.storage.path_parts import load_path
 
-FREE = (SCHEMES["fp"], None)
+FREE = QuantSpec("fp")
 
 
 def task_for(parts: Path, num_layers: int = 3, *, start: str = "warm", key: str = "k") -> PeelTask:
@@ -105,8 +105,8 @@ def test_blocks_of_a_low_bit_model_stay_in_its_scheme(opened, save_model, tmp_pa
     with torch.no_grad():
         for name, p in low.model.layers.named_parameters():
             if p.ndim == 2:
-                scale = initial_scale(p, SCHEMES["ternary"])
-                p.copy_(fake_quantize(p, scale, SCHEMES["ternary"], None)), name  # noqa: B018
+                scale = initial_scale(p, QuantSpec("ternary"))
+                p.copy_(fake_quantize(p, scale, QuantSpec("ternary"))), name  # noqa: B018
     low.save_pretrained(tmp_path / "low")
     model, path = extracted(tmp_path / "low", tmp_path)
     acts = ActivationFile(path)

@@ -21,6 +21,7 @@ from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import KINDS, WITHOUT_WEIGHTS, Reference, Run
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Replacement
 from peelcli.scoring import sweep as scoring
 from peelcli.scoring.replay import mean_nll
@@ -323,7 +324,9 @@ def test_weights_on_a_grid_are_recognised_and_fitted_from_fresh_ones(tmp_path: P
     scheme = scheme_named("ternary")
     for name, weight in plain.named_parameters():
         if "proj" in name:
-            weight.data = fake_quantize(weight.data, initial_scale(weight.data, scheme), scheme)
+            weight.data = fake_quantize(
+                weight.data, initial_scale(weight.data, QuantSpec(scheme.name)), QuantSpec(scheme.name)
+            )
     plain.save_pretrained(tmp_path / "ckpt")
     model, path = extracted(tmp_path / "ckpt", tmp_path)
     acts = ActivationFile(path)

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.block import ModelBlock
 from peelcli.fitting.cached_states import CachedStates, StateData
-from peelcli.quant.qparams import StepRule
-from peelcli.quant.schemes import SCHEMES
 from peelcli.records import FitOutcome, Reference
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.challenge import Loss, fit_challenge, mean_loss
 from peelcli.references.interface import Batch, Budget, Replacement
 from peelcli.references.micro_batches import MICRO_BATCH
@@ -65,13 +64,14 @@ class LossFitter:
     """The network from the first audited layer to its loss, its blocks held in memory while one is within `open`."""
 
     def __init__(
-        self, model: BlockwiseModel, acts: ActivationFile, first: int, seed: int, steps: StepRule
+        self, model: BlockwiseModel, acts: ActivationFile, first: int, seed: int, granularity: str
     ) -> None:
         """`acts` must have been extracted from `model`, with the states that enter layer `first`.
 
-        steps: which weights of the matrices that run in few bits share one.
+        granularity: what shares a scale in the matrices that run in few bits, where they are not in groups.
         """
-        self.model, self.acts, self.first, self.seed, self.steps = model, acts, first, seed, steps
+        self.model, self.acts, self.first, self.seed = model, acts, first, seed
+        self.granularity = granularity
         self.modules: dict[int, nn.Module] = {}
         self._held = CachedStates(acts, model.device, model.dtype)
 
@@ -129,10 +129,8 @@ class LossFitter:
         trained = {name: p.data for name, p in self.modules[layer].named_parameters()}
         fit, select = (self._data(p, layer) for p in ("fit", "select"))
         grids = self.acts.about["matrix_grids"][layer - 1]
-        on_grid = {name: (SCHEMES[g[0]], g[1]) if g else None for name, g in grids.items()}
-        return fit_challenge(
-            loss, trained, block.maps, on_grid, fit, select, budget(self._at_once), self.steps
-        )
+        on_grid = {name: QuantSpec(g[0], g[1], self.granularity) if g else None for name, g in grids.items()}
+        return fit_challenge(loss, trained, block.maps, on_grid, fit, select, budget(self._at_once))
 
     def rescale(self, references: Sequence[Reference]) -> dict[Reference, Fit]:
         """The matrices of each layer at other lengths."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,8 @@ class LayerGrids:
     """In how many bits one layer runs, and the grids that references in its own class keep to."""
 
     bits: float  # per weight, the mean over its matrices
-    own: tuple[str, int | None] | None  # the scheme (and group size) of all its matrices, if they share one
-    matrices: dict[str, tuple[str, int | None] | None]
+    own: QuantSpec | None  # of all its matrices, if they share one
+    matrices: dict[str, QuantSpec | None]
     """Of every matrix on a grid: the scheme whose members its values are; None where no scheme of ours has them all."""
 
 
@@ -60,40 +61,40 @@ def layer_grid(
     """What is known of the grids of one layer, by its files or else by its values. weights: those of the block."""
     known = model.quantized(layer)
     found: list[tuple[int, Grid | None]] = []
-    matrices: dict[str, tuple[str, int | None] | None] = {}
+    matrices: dict[str, QuantSpec | None] = {}
     for matrix in model.matrices(layer):
         value: Tensor = weights[matrix.name]
         value = value.transpose(-1, -2) if matrix.transposed else value
         grid: Grid | None
         if matrix.name in known:
             said = known[matrix.name]
-            grid = Grid(said.scheme, said.group_size, said.num_bits)
+            grid = Grid(QuantSpec(*said.spec.grid), said.num_bits)
         else:
             grid = recognise_grid(value.reshape(-1, value.shape[-1]))
         found.append((value.numel(), grid))
         if grid is not None:
-            matrices[matrix.name] = (grid.scheme, grid.group_size) if _holds(grid, value) else None
+            matrices[matrix.name] = grid.spec if _holds(grid, value) else None
     total = sum(n for n, _ in found) or 1
     bits = sum(n * (grid.num_bits if grid else stored_bits) for n, grid in found) / total
-    grids = {(_in_class(g), g.group_size, g.num_bits) if g else None for _, g in found}
+    grids = {replace(g, spec=_in_class(g)) if g else None for _, g in found}
     only = grids.pop() if len(grids) == 1 else None
     # The mean of equal bits may miss them by a rounding, and they are compared with those of schemes.
-    return LayerGrids(only[2], only[:2], matrices) if only else LayerGrids(bits, None, matrices)
+    return LayerGrids(only.num_bits, only.spec, matrices) if only else LayerGrids(bits, None, matrices)
 
 
-def _in_class(grid: Grid) -> str:
-    """The scheme that a fit in the layer's own class lies in: its own, or the richest of no more bits."""
-    if grid.scheme in SCHEMES:
-        return grid.scheme
+def _in_class(grid: Grid) -> QuantSpec:
+    """The spec that a fit in the layer's own class has: its own, or the richest scheme of no more bits."""
+    if grid.spec.scheme in SCHEMES:
+        return grid.spec
     lighter = [s for s in SCHEMES.values() if s.num_bits <= grid.num_bits]
-    return max(lighter, key=lambda scheme: scheme.num_bits).name
+    return replace(grid.spec, scheme=max(lighter, key=lambda scheme: scheme.num_bits).name)
 
 
 def _holds(grid: Grid, weight: Tensor) -> bool:
     """Whether the scheme, with one step a channel or group, has every value: zero points and codebooks are not ours."""
-    if grid.scheme not in SCHEMES or SCHEMES[grid.scheme].is_free:
+    spec, rows = grid.spec, weight.float()
+    if spec.scheme not in SCHEMES or SCHEMES[spec.scheme].is_free:
         return False
-    scheme, rows = SCHEMES[grid.scheme], weight.float()
-    scale = initial_scale(rows, scheme, grid.group_size)
-    error = dequantize(quantize(rows, scale, scheme, grid.group_size), scale, scheme, grid.group_size) - rows
+    scale = initial_scale(rows, spec)
+    error = dequantize(quantize(rows, scale, spec), scale, spec) - rows
     return float(error.abs().max()) <= 0.01 * float(scale.max())

@@ -14,7 +14,8 @@ from peelcli.quant.groups import check_finite, check_weight, expand_scale
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.kernels.choice import triton_serves
 from peelcli.quant.levels import codes_of, levels_of, nearest_levels
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import Scheme, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 __all__ = ["dequantize", "fake_quantize", "initial_scale", "quantize"]
 
@@ -22,8 +23,7 @@ __all__ = ["dequantize", "fake_quantize", "initial_scale", "quantize"]
 def quantize(
     weight: Tensor,
     scale: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
+    spec: QuantSpec,
     zero_point: Tensor | None = None,
 ) -> Tensor:
     """Codes (int8, the shape of `weight`) of the nearest scheme members; `weight` itself for `fp`.
@@ -31,38 +31,38 @@ def quantize(
     Where a scale is 0 so are the codes (+1 with `binary`, which has no zero; times that scale it is still 0).
     CheckpointError for weights that are not linear or not finite, ArtefactError for a scale of another shape.
     """
+    scheme = scheme_named(spec.scheme)
     if scheme.is_free:
         return weight
     check_finite(weight)
     check_finite(scale, "scale")
-    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, group_size)
-    levels = _levels(weight, _ratio(weight, scale, group_size), scheme, zero)
+    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, spec)
+    levels = _levels(weight, _ratio(weight, scale, spec), scheme, zero)
     return codes_of(levels if zero is None else levels + zero, scheme)
 
 
 def dequantize(
     codes: Tensor,
     scale: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
+    spec: QuantSpec,
     dtype: torch.dtype = torch.float32,
     zero_point: Tensor | None = None,
 ) -> Tensor:
     """Weights, level times scale, of `dtype`; for `fp` the codes are the weights already."""
+    scheme = scheme_named(spec.scheme)
     if scheme.is_free:
         return codes.to(dtype)
-    expanded = expand_scale(scale, codes.shape, group_size)
+    expanded = expand_scale(scale, codes.shape, spec)
     levels = levels_of(codes, scheme, torch.promote_types(scale.dtype, torch.float32))
     if zero_point is not None:
-        levels = levels - expand_scale(zero_point, codes.shape, group_size)
+        levels = levels - expand_scale(zero_point, codes.shape, spec)
     return _product(levels, expanded, dtype)
 
 
 def fake_quantize(
     weight: Tensor,
     scale: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
+    spec: QuantSpec,
     zero_point: Tensor | None = None,
 ) -> Tensor:
     """`dequantize(quantize(weight))`, exactly, in the dtype of `weight`, with gradients to weight and scale.
@@ -79,32 +79,34 @@ def fake_quantize(
     slope. A scale may be trained to any value; below 0 it mirrors the levels. At 0 its group is 0 and, but
     for `binary`, stays so: the scale gets no gradient. NaN and infinity come out as NaN.
     """
+    scheme = scheme_named(spec.scheme)
     if scheme.is_free:
         return weight
     if zero_point is None and triton_serves(weight, scale):  # the kernel knows none
         check_weight(weight)
-        expand_scale(scale, weight.shape, group_size)  # raises where the two do not belong together
+        expand_scale(scale, weight.shape, spec)  # raises where the two do not belong together
         scale = scale.expand(
             *weight.shape[:-1], scale.shape[-1]
         )  # one step for the matrix is one for each row
         from peelcli.quant.kernels import triton_fake_quantize
 
-        return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, group_size)
-    return eager_fake_quantize(weight, scale, scheme, group_size, zero_point)
+        width = spec.group_width(weight.shape[-1])
+        return triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach, width)
+    return eager_fake_quantize(weight, scale, spec, zero_point)
 
 
 def eager_fake_quantize(
     weight: Tensor,
     scale: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
+    spec: QuantSpec,
     zero_point: Tensor | None = None,
 ) -> Tensor:
     """As `fake_quantize`, in plain torch: what a kernel must equal."""
-    ratio = _ratio(weight, scale, group_size).detach()
-    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, group_size)
+    scheme = scheme_named(spec.scheme)
+    ratio = _ratio(weight, scale, spec).detach()
+    zero = None if zero_point is None else expand_scale(zero_point, weight.shape, spec)
     levels = _levels(weight.detach(), ratio, scheme, zero)
-    expanded = expand_scale(scale, weight.shape, group_size)
+    expanded = expand_scale(scale, weight.shape, spec)
     value = _product(levels, expanded.detach(), weight.dtype)
     if scheme.name == "binary":
         slope, surrogate = levels, weight
@@ -119,9 +121,9 @@ def eager_fake_quantize(
     return value + (surrogate - surrogate.detach()).to(weight.dtype)
 
 
-def _ratio(weight: Tensor, scale: Tensor, group_size: int | None) -> Tensor:
+def _ratio(weight: Tensor, scale: Tensor, spec: QuantSpec) -> Tensor:
     check_weight(weight)
-    expanded = expand_scale(scale, weight.shape, group_size)
+    expanded = expand_scale(scale, weight.shape, spec)
     dtype = torch.promote_types(torch.promote_types(weight.dtype, scale.dtype), torch.float32)
     expanded = expanded.to(dtype)
     return weight.to(dtype) / torch.where(expanded == 0, torch.inf, expanded)  # scale 0: w / inf = 0, no NaN

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from peelcli.quant.groups import check_weight, num_groups
 from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 
 # How far a value may be from its multiple, in steps: a hundredth, and what bfloat16 rounds off:
 _TOLERANCE = 0.01
@@ -34,16 +35,13 @@ _CHUNK = 2**20  # values at a time
 class Grid:
     """The grid that weights lie on: the smallest scheme with as many levels, per channel or per group."""
 
-    scheme: str
-    group_size: int | None
+    spec: QuantSpec
     num_bits: float
     """Bits per weight of the scheme, the scales not counted."""
 
 
 @torch.no_grad()
-def recognise_grid(
-    weight: Tensor, group_sizes: Sequence[int | None] = (None, 256, 128, 64, 32, 16)
-) -> Grid | None:
+def recognise_grid(weight: Tensor, sizes: Sequence[int | None] = (None, 256, 128, 64, 32, 16)) -> Grid | None:
     """The grid that `weight` (d_out, d_in) or (n_experts, d_out, d_in) lies on, or None.
 
     Values must be multiples of a step that each channel (None) or group has for itself, to within a hundredth
@@ -58,7 +56,7 @@ def recognise_grid(
     rows = weight.detach().reshape(-1, weight.shape[-1])
     found = []
     # A single group is the whole channel, and reported as such.
-    for size in dict.fromkeys(size if num_groups(rows.shape[1], size) > 1 else None for size in group_sizes):
+    for size in dict.fromkeys(None if _is_whole(rows.shape[1], size) else size for size in sizes):
         levels = _levels_of_rows(_spread(rows, _SAMPLE_ROWS), size)
         if levels is not None:
             bits = SCHEMES[_scheme_of(levels)].num_bits
@@ -67,7 +65,7 @@ def recognise_grid(
         levels = _levels_of_rows(rows, size)
         if levels is not None:
             name = _scheme_of(levels)
-            return Grid(name, size, SCHEMES[name].num_bits)
+            return Grid(QuantSpec(name, size), SCHEMES[name].num_bits)
     return None
 
 
@@ -80,10 +78,15 @@ def _spread(rows: Tensor, count: int) -> Tensor:
     return rows[:: max(1, rows.shape[0] // count)]
 
 
-def _groups(rows: Tensor, group_size: int | None) -> Iterator[Tensor]:
+def _is_whole(d_in: int, size: int | None) -> bool:
+    """Whether a group of `size` holds a whole channel."""
+    return num_groups(d_in, QuantSpec("fp", size)) == 1
+
+
+def _groups(rows: Tensor, width: int | None) -> Iterator[Tensor]:
     """All groups of rows (n_rows, d_in) in parts (n, width), float32; short last groups come apart."""
     d_in = rows.shape[1]
-    size = d_in if group_size is None else group_size
+    size = d_in if width is None else width
     whole = d_in // size * size
     for part in rows.split(max(1, _CHUNK // d_in)):
         yield part[:, :whole].reshape(-1, size).float()
@@ -91,13 +94,13 @@ def _groups(rows: Tensor, group_size: int | None) -> Iterator[Tensor]:
             yield part[:, whole:].float()
 
 
-def _levels_of_rows(rows: Tensor, group_size: int | None) -> int | None:
+def _levels_of_rows(rows: Tensor, width: int | None) -> int | None:
     """The most levels that any group of rows (n_rows, d_in) needs, or None where they lie on no grid."""
-    first = next(_groups(_spread(rows, 8), group_size))
+    first = next(_groups(_spread(rows, 8), width))
     if not _could_fit(_spread(first, 8)):
         return None
     num_levels, chance, informative = 2, 0.0, 0
-    for groups in _groups(rows, group_size):
+    for groups in _groups(rows, width):
         fits = _fit(groups)
         if fits is None:
             return None

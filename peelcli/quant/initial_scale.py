@@ -9,7 +9,8 @@ from peelcli.errors import UsageError
 from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
 from peelcli.quant.kernels.eager import rounding
 from peelcli.quant.levels import level_table
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import Scheme, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 SCALE_RULES = ("absmean", "absmax", "mse")
 _CHUNK = 2**18  # elements at a time: the search makes many passes, which should stay in the cache…
@@ -20,7 +21,7 @@ _FEW_LEVELS = 32  # with no more, every level is tried as the one that the large
 
 
 @torch.no_grad()
-def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None) -> Tensor:
+def initial_scale(weight: Tensor, spec: QuantSpec) -> Tensor:
     """Scales (…, d_out, n_groups) for `weight` (…, d_out, d_in), float32 (float64 for float64 weights).
 
     `binary`: mean |w|, the optimum. `ternary`: the optimum, by sorting. All others: the best of many
@@ -30,11 +31,12 @@ def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None)
     """
     check_weight(weight)
     check_finite(weight)
+    scheme = scheme_named(spec.scheme)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    shape = scale_shape(weight.shape, group_size)
+    shape = scale_shape(weight.shape, spec)
     if scheme.is_free:
         return torch.ones(shape, dtype=dtype, device=weight.device)
-    groups, widths = split_groups(weight.detach(), group_size)
+    groups, widths = split_groups(weight.detach(), spec)
     rows = max(1, (_LARGE_CHUNK if weight.is_cuda else _CHUNK) // groups.shape[1])
     steps = [
         _step(part.to(dtype), width, scheme)
@@ -43,26 +45,21 @@ def initial_scale(weight: Tensor, scheme: Scheme, group_size: int | None = None)
     return torch.cat(steps).reshape(shape)
 
 
-def start_scale(
-    weight: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
-    granularity: str = "channel",
-    rule: str = "mse",
-) -> Tensor:
-    """Scales (…, d_out, n_groups) for `weight` by `rule`, or (…, 1, 1) where the granularity is `tensor`.
+def start_scale(weight: Tensor, spec: QuantSpec) -> Tensor:
+    """Scales (…, d_out, n_groups) for `weight` by the spec's scale rule, or (…, 1, 1) for granularity `tensor`.
 
     absmean: mean |w|. absmax: max |w| / the highest level. mse: `initial_scale`, whose dtypes and errors these have.
     UsageError for an unknown rule, and for absmean with `nf4`, whose levels end at 1: it would clip half the weights.
     """
-    if granularity == "tensor":
+    scheme, rule = scheme_named(spec.scheme), spec.scale
+    if spec.is_per_tensor:
         weight = weight.reshape(*weight.shape[:-2], 1, -1)
     if rule == "mse" or scheme.is_free:
-        return initial_scale(weight, scheme, group_size)
+        return initial_scale(weight, spec)
     check_weight(weight)
     check_finite(weight)
     size = weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
-    groups, widths = split_groups(size, group_size)
+    groups, widths = split_groups(size, spec)
     if rule == "absmean" and scheme.name != "nf4":
         steps = groups.sum(-1) / widths
     elif rule == "absmax":
@@ -72,7 +69,7 @@ def start_scale(
         raise UsageError(
             f"scale rule for {scheme.name}: expected one of {', '.join(rules)}, found {rule!r}; choose one of these"
         )
-    return steps.reshape(scale_shape(weight.shape, group_size))
+    return steps.reshape(scale_shape(weight.shape, spec))
 
 
 def _step(groups: Tensor, widths: Tensor, scheme: Scheme) -> Tensor:

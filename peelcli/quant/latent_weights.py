@@ -13,19 +13,10 @@ from torch import Tensor
 from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.groups import check_finite, check_weight, expand_scale
 from peelcli.quant.initial_scale import start_scale
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 _LEAST_STEP = 1e-5  # below it BitNet and others stop dividing
-
-
-@dataclass(frozen=True)
-class TrainedScheme:
-    """The rule of a training. group_size is None for granularity `tensor` and `channel`."""
-
-    scheme: Scheme
-    granularity: str  # "tensor", "channel" or "group"
-    group_size: int | None = None
-    scale_rule: str = "absmean"
 
 
 @dataclass(frozen=True)
@@ -38,26 +29,26 @@ class Rounding:
 
 
 @torch.no_grad()
-def round_latent(weight: Tensor, rule: TrainedScheme) -> Rounding:
+def round_latent(weight: Tensor, spec: QuantSpec) -> Rounding:
     """`weight` (…, d_out, d_in) as the forward pass of the training rounded it.
 
-    CheckpointError for weights that are not linear or not finite, UsageError for an unknown rule.
+    CheckpointError for weights that are not linear or not finite, UsageError for an unknown scale rule.
     """
     check_weight(weight)
     check_finite(weight)
     value = weight.float()
-    scale = start_scale(value, rule.scheme, rule.group_size, rule.granularity, rule.scale_rule)
-    if rule.scale_rule == "absmean":
+    scale = start_scale(value, spec)
+    if spec.scale == "absmean":
         scale = scale.clamp_min(_LEAST_STEP)
-    codes = quantize(value, scale, rule.scheme, rule.group_size)
+    codes = quantize(value, scale, spec)
     clipped = None
-    if rule.scheme.name != "binary":
-        steps = expand_scale(scale, value.shape, rule.group_size)
+    if spec.scheme != "binary":
+        steps = expand_scale(scale, value.shape, spec)
         ratio = value / torch.where(steps == 0, torch.inf, steps)
-        low, high = rule.scheme.reach
+        low, high = scheme_named(spec.scheme).reach
         outside = (ratio < low) | (ratio > high)
         clipped = float(outside.float().mean())
-    rounded = dequantize(codes, scale, rule.scheme, rule.group_size)
+    rounded = dequantize(codes, scale, spec)
     return Rounding(rounded, scale, clipped)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -11,52 +9,42 @@ from peelcli.errors import UsageError
 from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.groups import check_finite, check_weight, scale_shape, split_groups
 from peelcli.quant.initial_scale import start_scale
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import Scheme, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 _CLIP_RATIOS = torch.linspace(0.35, 1.0, 20).tolist()
 
 
-@dataclass(frozen=True)
-class StepRule:
-    """Which weights share a step, how it is found at first, and whether the levels lie evenly about zero."""
-
-    granularity: str = "channel"  # "tensor", "channel" or "group"
-    scale: str = "mse"  # "absmean", "absmax" or "mse"
-    symmetric: bool = True  # False: integers alone, with a whole zero point for each step
-
-
 @torch.no_grad()
-def start_steps(
-    weight: Tensor, scheme: Scheme, group_size: int | None = None, rule: StepRule | None = None
-) -> tuple[Tensor, Tensor | None]:
+def initial_qparams(weight: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor | None]:
     """Scales (…, d_out, n_groups), or (…, 1, 1) for granularity `tensor`, and zero points of that shape, if any.
 
     Symmetric: `start_scale`, and None. Else absmax: the least and the largest weight, and 0, lie within the outermost
     levels. mse: the best of many such ranges and of no zero point, so never worse than either.
-    CheckpointError for weights that are not linear or not finite, UsageError where the rule does not fit the scheme.
+    CheckpointError for weights that are not linear or not finite.
+    UsageError where the scale rule does not fit the scheme.
     """
-    rule = rule or StepRule()
-    if rule.symmetric or scheme.is_free:
-        return start_scale(weight, scheme, group_size, rule.granularity, rule.scale), None
-    if not scheme.name.startswith("int") or rule.scale == "absmean":
+    scheme = scheme_named(spec.scheme)
+    if spec.symmetric or scheme.is_free:
+        return start_scale(weight, spec), None
+    if not scheme.name.startswith("int") or spec.scale == "absmean":
         raise UsageError(
             f"zero points: expected an integer scheme and the scale rule absmax or mse, found {scheme.name} and "
-            f"{rule.scale}; choose such or leave the scheme symmetric"
+            f"{spec.scale}; choose such or leave the scheme symmetric"
         )
     check_weight(weight)
     check_finite(weight)
     value = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
-    if rule.granularity == "tensor":
+    if spec.is_per_tensor:
         value = value.reshape(*value.shape[:-2], 1, -1)
-    shape = scale_shape(value.shape, group_size)
-    groups, _ = split_groups(
-        value, group_size
-    )  # (n, width); what fills up a short one is 0, which is in any range
+    shape = scale_shape(value.shape, spec)
+    # (n, width). A short group is filled up with 0, which lies in any range.
+    groups, _ = split_groups(value, spec)
     low, high = groups.amin(-1, keepdim=True).clamp_max(0), groups.amax(-1, keepdim=True).clamp_min(0)
     scale, zero = _range_steps(low, high, scheme)  # (n, 1)
-    if rule.scale == "mse":
+    if spec.scale == "mse":
         error = _error(groups, scale, zero, scheme)
-        symmetric = start_scale(groups, scheme)
+        symmetric = start_scale(groups, QuantSpec(spec.scheme))
         others = [(symmetric, torch.zeros_like(zero))]
         others += [_range_steps(low * clip, high * clip, scheme) for clip in _CLIP_RATIOS]
         for other_scale, other_zero in others:
@@ -74,6 +62,7 @@ def _range_steps(low: Tensor, high: Tensor, scheme: Scheme) -> tuple[Tensor, Ten
 
 
 def _error(groups: Tensor, scale: Tensor, zero: Tensor, scheme: Scheme) -> Tensor:
-    codes = quantize(groups, scale, scheme, None, zero)
-    rounded = dequantize(codes, scale, scheme, None, groups.dtype, zero)
+    whole = QuantSpec(scheme.name)
+    codes = quantize(groups, scale, whole, zero)
+    rounded = dequantize(codes, scale, whole, groups.dtype, zero)
     return (rounded - groups).square().sum(-1, keepdim=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ from peelcli.quant.kernels.descent import round_with_feedback
 from peelcli.quant.kernels.eager import gradient_of, rounding, spread, upper_factor, weight_of
 from peelcli.quant.levels import codes_of, level_table, levels_of
 from peelcli.quant.rows import Rows
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import Scheme, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 DAMPING = 0.01  # of the mean of the diagonal: what GPTQ adds to it
 MAX_SWEEPS = 20
@@ -67,44 +69,34 @@ def quadratic_loss(weight: Tensor, target: Tensor, hessian: Tensor) -> Tensor:
 def solve(
     target: Tensor,
     hessian: Tensor,
-    scheme: Scheme,
-    group_size: int | None = None,
+    spec: QuantSpec,
     *,
     starts: tuple[float, ...] = STARTS,
     known: tuple[Tensor, Tensor] | None = None,
     max_sweeps: int = MAX_SWEEPS,
-    granularity: str = "channel",
-    steps: tuple[Tensor, Tensor] | None = None,
+    qparams: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in `scheme` next to `target`.
+    """Codes (d_out, d_in) int8 and scales (d_out, n_groups) float32 of the weight in the scheme closest to `target`.
 
     target: (d_out, d_in). hessian: (d_in, d_in), of `damped`. known: codes and scales to start from as well. Of all
     starts each row keeps its best, so that no row ends worse than known. With granularity `tensor` the scale is (1, 1),
-    and the rows keep the start that is best for all of them together. steps: scales to start from and zero points (both
-    d_out, n_groups, or 1, 1), which stay, where the scheme is not symmetric.
+    and the rows keep the start that is best for all of them together. qparams: where the spec is not
+    symmetric, scales to start from and zero points (both d_out, n_groups, or 1, 1); the zero points stay.
     UsageError for a free scheme, and where the hessian is not that of such a weight or not finite.
     """
-    if scheme.is_free:
-        raise UsageError(f"solver: expected a scheme with codes, found {scheme.name}; its weights are free")
-    d_in = target.shape[1]
-    # Both ends are NaN where any value is; that is cheaper than to look at every value.
-    if hessian.shape != (d_in, d_in) or not all(map(math.isfinite, map(float, hessian.aminmax()))):
-        raise UsageError(
-            f"solver: expected a finite hessian ({d_in}, {d_in}) for a weight {tuple(target.shape)}, found "
-            f"{tuple(hessian.shape)}; the inputs are those of another map, or hold NaN or infinity"
-        )
+    scheme = scheme_named(spec.scheme)
+    _require_solvable(target, hessian, scheme)
     target, hessian = target.float(), hessian.float()
-    whole = granularity == "tensor"
-    nearest = start_scale(target, scheme, group_size, granularity) if steps is None else steps[0].to(target)
+    whole = spec.is_per_tensor
+    nearest = start_scale(target, replace(spec, scale="mse")) if qparams is None else qparams[0].to(target)
     nearest = nearest.expand(len(target), -1)
-    zero = None if steps is None else steps[1].to(nearest).expand(nearest.shape)
+    zero = None if qparams is None else qparams[1].to(nearest).expand(nearest.shape)
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    group_of = _groups(d_in, group_size, target.device)[order]
+    group_of = _groups(target.shape[1], spec, target.device)[order]
     # `index_select`: indexing with a tensor takes three times as long.
     goal = target.index_select(1, order)
     hessian = hessian.index_select(0, order).index_select(1, order)
     levels = level_table(scheme, goal)
-
     # Rows are independent: all starts go side by side.
     wider = _WIDER if zero is None and len(scheme.levels) <= _FEW_LEVELS else 1.0
     factor = upper_factor(hessian)
@@ -120,7 +112,6 @@ def solve(
     pull = None if scale.shape[1] > 1 else (goal @ hessian).repeat(len(many) // len(goal), 1)
     rows = Rows(codes, scale, zeros, gradient_of(codes, scale, zeros, many, hessian, group_of), pull)
     rows.descend_(hessian, levels, group_of, max_sweeps, together=len(goal) if whole else 1)
-
     # Rounding to nearest is the last candidate: of equals the solved one is kept.
     found = [
         *zip(rows.codes.split(len(goal)), rows.scale.split(len(goal)), strict=True),
@@ -132,11 +123,21 @@ def solve(
     limit = loss.amin(0) * _DOUBT
     rounded = _loss_up_to(errors[-1], factor, limit)
     best = _least(torch.cat([loss, rounded[None]]), errors, hessian, whole)
-    codes, scale = codes_of(found[0][0], scheme), found[0][1].clone()
-    for n, (others, steps_of_others) in enumerate(found[1:], 1):
-        if bool((taken := best == n).any()):
-            codes[taken], scale[taken] = codes_of(others[taken], scheme), steps_of_others[taken]
+    codes, scale = _taken(found, best, scheme)
     return codes.index_select(1, order.argsort()), scale[:1] if whole else scale
+
+
+def _require_solvable(target: Tensor, hessian: Tensor, scheme: Scheme) -> None:
+    """UsageError for a free scheme, and where the hessian is not that of such a weight or not finite."""
+    if scheme.is_free:
+        raise UsageError(f"solver: expected a scheme with codes, found {scheme.name}; its weights are free")
+    d_in = target.shape[1]
+    # Both ends are NaN where any value is; that is cheaper than to look at every value.
+    if hessian.shape != (d_in, d_in) or not all(map(math.isfinite, map(float, hessian.aminmax()))):
+        raise UsageError(
+            f"solver: expected a finite hessian ({d_in}, {d_in}) for a weight {tuple(target.shape)}, found "
+            f"{tuple(hessian.shape)}; the inputs are those of another map, or hold NaN or infinity"
+        )
 
 
 def _loss_up_to(error: Tensor, factor: Tensor, limit: Tensor) -> Tensor:
@@ -169,6 +170,17 @@ def _least(loss: Tensor, errors: Sequence[Tensor], hessian: Tensor, whole: bool)
     return loss.sum(1).argmin().expand(loss.shape[1]) if whole else loss.argmin(0)
 
 
+def _taken(
+    candidates: Sequence[tuple[Tensor, Tensor]], best: Tensor, scheme: Scheme
+) -> tuple[Tensor, Tensor]:
+    """Codes and scales of the candidate (levels, scales) that is `best` (d_out,) for each row."""
+    codes, scale = codes_of(candidates[0][0], scheme), candidates[0][1].clone()
+    for n, (other_levels, other_scale) in enumerate(candidates[1:], 1):
+        if bool((taken := best == n).any()):
+            codes[taken], scale[taken] = codes_of(other_levels[taken], scheme), other_scale[taken]
+    return codes, scale
+
+
 def _rounded(
     target: Tensor, scale: Tensor, zero_point: Tensor | None, levels: Tensor, group_of: Tensor
 ) -> Tensor:
@@ -177,10 +189,10 @@ def _rounded(
     return rounding(levels)(ratio if zero_point is None else ratio.add_(spread(zero_point, group_of)))
 
 
-def _groups(d_in: int, group_size: int | None, device: torch.device) -> Tensor:
-    count = num_groups(d_in, group_size)
+def _groups(d_in: int, spec: QuantSpec, device: torch.device) -> Tensor:
+    count = num_groups(d_in, spec)
     return (
-        torch.arange(d_in, device=device) // (group_size or d_in)
+        torch.arange(d_in, device=device) // spec.group_width(d_in)
         if count > 1
         else torch.zeros(d_in, dtype=torch.int64, device=device)
     )

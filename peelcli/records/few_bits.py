@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from peelcli.records.quant_spec import QuantSpec
+
 
 @dataclass(frozen=True)
 class QuantizedModule:
@@ -21,6 +23,11 @@ class QuantizedModule:
     clipped: float | None = (
         None  # share of latent weights outside the clip range; None where no latents are kept
     )
+
+    @property
+    def spec(self) -> QuantSpec:
+        """Its scheme, whether we have one of that name or not, and what shares a step."""
+        return QuantSpec(self.scheme, self.group_size, self.granularity)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class Reference:
     origin_step: int | None = None
 
     @property
+    def grid(self) -> tuple[str | None, int | None]:
+        """The scheme of its weights and the group size."""
+        return (self.scheme, self.group_size)
+
+    @property
     def dropped(self) -> tuple[str, ...]:
         """The sublayers that contribute nothing with it in place: of `identity` alone."""
         if self.kind != "identity":

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from peelcli.quant.qparams import StepRule
-from peelcli.quant.schemes import Scheme
 from peelcli.records import FitOutcome, Reference
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Replacement
 from peelcli.references.micro_batches import add_gradients
 from peelcli.references.plan import Plan
@@ -55,23 +54,21 @@ def fit_challenge(
     loss: Loss,
     trained: Mapping[str, Tensor],
     maps: Sequence[LinearMap],
-    grids: Mapping[str, tuple[Scheme, int | None] | None],
+    grids: Mapping[str, QuantSpec | None],
     fit: Data,
     select: Data,
     budget: Budget,
-    steps: StepRule | None = None,
 ) -> tuple[Replacement, FitOutcome]:
     """Train one layer on; `loss(weights, batch)` is the mean next-token CE with those weights in place.
 
-    trained: the layer's parameters. grids: of the matrices that run in few bits, the scheme (and group size) that they
-    lie in, and stay in, through the straight-through estimator; None for one that lies on a grid of another kind (with
-    zero points, or a codebook): it stays as it is. All else is trained in full precision. steps: which weights share
-    one; of a group, where there is a group size, else of a channel.
+    trained: the layer's parameters. grids: of the matrices that run in few bits, the spec that they lie in, and
+    stay in, through the straight-through estimator; None for one that lies on a grid of another kind (with
+    zero points, or a codebook): it stays as it is. All else is trained in full precision.
     """
     began = time.perf_counter()
     on_grids = [
-        start_parameters([m for m in maps if grids.get(m.name) == grid], *grid, "warm", budget.seed, steps)
-        for grid in dict.fromkeys(g for g in grids.values() if g is not None)
+        start_parameters([m for m in maps if grids.get(m.name) == spec], spec, "warm", budget.seed)
+        for spec in dict.fromkeys(s for s in grids.values() if s is not None)
     ]
     # In half precision most steps would round to none.
     free = {k: v.detach() for k, v in trained.items() if k not in grids}

@@ -6,6 +6,7 @@ The ladder of further schemes is fitted for the whole block only: it serves `eff
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from peelcli.quant.schemes import scheme_named
 from peelcli.records import SUBLAYERS, Reference
@@ -17,7 +18,7 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
     bits = scheme_named(plan.scheme).num_bits
     parts = (None, *SUBLAYERS) if plan.has_sublayers(layer) else (None,)
     for part in parts:
-        yield Reference("direct", layer, layer, part, plan.scheme, plan.group_size, bits)
+        yield Reference("direct", layer, layer, part, *plan.spec.grid, bits)
 
 
 def ladder(layer: int, plan: Plan) -> Iterator[Reference]:
@@ -25,4 +26,4 @@ def ladder(layer: int, plan: Plan) -> Iterator[Reference]:
     for name in plan.ladder:
         bits = scheme_named(name).num_bits
         if name != plan.scheme and bits < plan.layer_bits[layer]:
-            yield Reference("direct", layer, layer, None, name, plan.group_size, bits)
+            yield Reference("direct", layer, layer, None, *replace(plan.spec, scheme=name).grid, bits)

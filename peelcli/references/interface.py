@@ -10,7 +10,7 @@ from torch import Tensor
 
 from peelcli.errors import ArtefactError
 from peelcli.quant.fake_quantize import dequantize
-from peelcli.quant.schemes import scheme_named
+from peelcli.records.quant_spec import QuantSpec
 
 
 class Forward(Protocol):
@@ -64,25 +64,16 @@ class QuantizedMatrix:
 
     codes: Tensor
     scale: Tensor
-    scheme: str
-    group_size: int | None
+    spec: QuantSpec
     transposed: bool
     zero_point: Tensor | None = None
-
-    @property
-    def granularity(self) -> str:
-        """What shares a scale: `tensor`, `channel` or `group`."""
-        if self.group_size is not None:
-            return "group"
-        return "tensor" if self.scale.shape[-2] < self.codes.shape[-2] else "channel"
 
     def weight(self, like: Tensor) -> Tensor:
         """The weight as the block stores it, in `like`'s dtype and on its device."""
         value = dequantize(
             self.codes.to(like.device),
             self.scale.to(like.device),
-            scheme_named(self.scheme),
-            self.group_size,
+            self.spec,
             like.dtype,
             None if self.zero_point is None else self.zero_point.to(like.device),
         )

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize
-from peelcli.quant.qparams import StepRule, start_steps
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.qparams import initial_qparams
+from peelcli.quant.schemes import scheme_named
 from peelcli.records import FitOutcome
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, Data, LinearMap, Replacement
 from peelcli.references.regression import CHECKED, batches, fit_regression, fvu
 from peelcli.runtime.workers import in_parallel
@@ -170,20 +171,15 @@ class BlockStarts:
 def fit_block(
     block: Block,
     starts: BlockStarts,
-    scheme: Scheme,
-    group_size: int | None,
+    spec: QuantSpec,
     fit: Data,
     select: Data,
     budget: Budget,
-    steps: StepRule | None = None,
 ) -> tuple[Replacement, FitOutcome]:
-    """The block of the scheme that comes closest to the targets on `select`, and how its fit went.
-
-    steps: which weights share one; as `fit_regression` has it.
-    """
+    """The block of the scheme that comes closest to the targets on `select`, and how its fit went."""
 
     def left(weights: Mapping[str, Tensor]) -> float:
-        in_scheme = {m.name: _in_scheme(m, weights[m.name], scheme, group_size, steps) for m in block.maps}
+        in_scheme = {m.name: _in_scheme(m, weights[m.name], spec) for m in block.maps}
         return fvu(block, in_scheme, select, budget.batch_size, CHECKED, at_once=budget.at_once)
 
     error, weights = math.inf, starts.weights
@@ -197,15 +193,13 @@ def fit_block(
     maps = [replace(m, weight=weights[m.name]) for m in block.maps]
     budget = replace(budget, steps=0 if error < EXACT else budget.steps, start="warm")
     with torch.enable_grad():
-        return fit_regression(block, maps, scheme, group_size, fit, select, budget, steps=steps)
+        return fit_regression(block, maps, spec, fit, select, budget)
 
 
-def _in_scheme(
-    m: LinearMap, weight: Tensor, scheme: Scheme, group_size: int | None, steps: StepRule | None = None
-) -> Tensor:
-    if scheme.is_free:
+def _in_scheme(m: LinearMap, weight: Tensor, spec: QuantSpec) -> Tensor:
+    if scheme_named(spec.scheme).is_free:
         return weight
     oriented = replace(m, weight=weight).oriented().float()
-    scale, zero_point = start_steps(oriented, scheme, group_size, steps)
-    value = fake_quantize(oriented, scale, scheme, group_size, zero_point)
+    scale, zero_point = initial_qparams(oriented, spec)
+    value = fake_quantize(oriented, scale, spec, zero_point)
     return (value.transpose(-1, -2) if m.transposed else value).to(weight.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 
 BIT_WIDTH_SWEEP = ("binary", "ternary", "int2", "int3", "int4", "int8")
 ALL_PAIRS = 8  # layers up to which any two are exchanged: in deeper networks neighbours alone
@@ -28,8 +29,7 @@ class Plan:
     num_layers: int
     layers: tuple[int, ...]
     kinds: tuple[str, ...]
-    scheme: str
-    group_size: int | None
+    spec: QuantSpec  # of all references that have weights of their own
     sublayers: frozenset[int]  # the layers whose attention and MLP can be told apart
     layer_bits: Mapping[int, float]  # bits per weight that each layer itself has
     exchangeable: frozenset[tuple[int, int]] = frozenset()  # pairs of layers to exchange, the first one first
@@ -39,6 +39,11 @@ class Plan:
     layer_hashes: Mapping[int, str] = field(
         default_factory=dict
     )  # the network's own, comparable to those of origins
+
+    @property
+    def scheme(self) -> str:
+        """The scheme of the run's references, by name."""
+        return self.spec.scheme
 
     def has_sublayers(self, layer: int) -> bool:
         """Whether attention and MLP of `layer` can be told apart."""

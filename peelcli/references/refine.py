@@ -14,7 +14,6 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from peelcli.quant.schemes import scheme_named
 from peelcli.quant.solver import damped, least_squares_target, solve
 from peelcli.references.interface import Data, LinearMap, Replacement
 
@@ -112,13 +111,11 @@ class Refinement:
         codes, scale = solve(
             target,
             hessian,
-            scheme_named(old.scheme),
-            old.group_size,
+            old.spec,
             starts=(1.0,),
             known=(old.codes.to(hessian.device), old.scale.to(hessian.device)),
             max_sweeps=SWEEPS,
-            granularity=old.granularity,
-            steps=None if old.zero_point is None else (old.scale, old.zero_point),
+            qparams=None if old.zero_point is None else (old.scale, old.zero_point),
         )
         solved = replace(old, codes=codes, scale=scale)
         return Replacement({**replacement.quantized, m.name: solved}, replacement.plain)

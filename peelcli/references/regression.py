@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize, quantize
-from peelcli.quant.qparams import StepRule, start_steps
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.qparams import initial_qparams
+from peelcli.quant.schemes import Scheme, scheme_named
 from peelcli.records import FitOutcome
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, Data, Forward, LinearMap, QuantizedMatrix, Replacement
 from peelcli.references.micro_batches import add_gradients
 from peelcli.references.muon import Muon
@@ -59,8 +60,7 @@ class _Parameters:
     latent: dict[str, Tensor]
     scale: dict[str, Tensor]
     zero_point: dict[str, Tensor | None]
-    scheme: Scheme
-    group_size: int | None
+    spec: QuantSpec
 
     def weights(self) -> dict[str, Tensor]:
         out = {}
@@ -68,8 +68,7 @@ class _Parameters:
             value = fake_quantize(
                 self.latent[m.name],
                 self.scale[m.name],
-                self.scheme,
-                self.group_size,
+                self.spec,
                 self.zero_point[m.name],
             )
             out[m.name] = (value.transpose(-1, -2) if m.transposed else value).to(m.weight.dtype)
@@ -77,18 +76,17 @@ class _Parameters:
 
     @torch.no_grad()
     def replacement(self) -> Replacement:
-        if self.scheme.name == "fp":
+        if self.spec.scheme == "fp":
             return Replacement(plain={k: v.detach().clone() for k, v in self.weights().items()})
         return Replacement({m.name: self._matrix(m) for m in self.maps})
 
     def _matrix(self, m: LinearMap) -> QuantizedMatrix:
         scale, zero_point = self.scale[m.name].detach(), self.zero_point[m.name]
-        codes = quantize(self.latent[m.name], scale, self.scheme, self.group_size, zero_point)
+        codes = quantize(self.latent[m.name], scale, self.spec, zero_point)
         return QuantizedMatrix(
             codes,
             scale.clone(),
-            self.scheme.name,
-            self.group_size,
+            self.spec,
             m.transposed,
             zero_point,
         )
@@ -96,13 +94,11 @@ class _Parameters:
 
 def start_parameters(
     maps: Sequence[LinearMap],
-    scheme: Scheme,
-    group_size: int | None,
+    spec: QuantSpec,
     start: str,
     seed: int,
-    steps: StepRule | None = None,
 ) -> _Parameters:
-    """Latent weights from the trained ones, or random of the same spread; scales by the rule."""
+    """Latent weights from the trained ones, or random of the same spread; scales by the spec's rule."""
     generator = torch.Generator().manual_seed(seed)
     latent, scale, zero_point = {}, {}, {}
     for m in maps:
@@ -111,9 +107,9 @@ def start_parameters(
             spread = weight.std()
             weight = torch.randn(weight.shape, generator=generator).to(weight.device) * spread
         latent[m.name] = weight.requires_grad_()
-        found, zero_point[m.name] = start_steps(weight.detach(), scheme, group_size, steps)
-        scale[m.name] = found.requires_grad_(not scheme.is_free)
-    return _Parameters(maps, latent, scale, zero_point, scheme, group_size)
+        found, zero_point[m.name] = initial_qparams(weight.detach(), spec)
+        scale[m.name] = found.requires_grad_(not scheme_named(spec.scheme).is_free)
+    return _Parameters(maps, latent, scale, zero_point, spec)
 
 
 def fvu(
@@ -149,21 +145,18 @@ def batches(data: Data, batch_size: int, limit: int | None = None) -> Iterator[B
 def fit_regression(
     forward: Forward,
     maps: Sequence[LinearMap],
-    scheme: Scheme,
-    group_size: int | None,
+    spec: QuantSpec,
     fit: Data,
     select: Data,
     budget: Budget,
     finish: Finish | None = None,
-    steps: StepRule | None = None,
 ) -> tuple[Replacement, FitOutcome]:
-    """Fit `maps` in `scheme` so that the block reproduces `fit`'s targets; returns the best state on `select`.
+    """Fit `maps` as `spec` says so that the block reproduces `fit`'s targets; returns the best state on `select`.
 
-    finish: improves the best state of the steps, where the scheme is not free. steps: what the scales start from, those
-    of each channel or group by least squared error where it is None.
+    finish: improves the best state of the steps, where the scheme is not free.
     """
     began = time.perf_counter()
-    parameters = start_parameters(maps, scheme, group_size, budget.start, budget.seed, steps)
+    parameters = start_parameters(maps, spec, budget.start, budget.seed)
     optimizers = _optimizers(parameters, budget)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     rates = [group["lr"] for group in groups]
@@ -198,7 +191,7 @@ def fit_regression(
             if curve[-1] < best:
                 best, best_witness = curve[-1], parameters.replacement()
     converged, reason = _verdict_on(curve)
-    if finish is not None and not scheme.is_free:
+    if finish is not None and not scheme_named(spec.scheme).is_free:
 
         def on_select(replacement: Replacement) -> float:
             return error_of(replacement.weights(maps[0].weight))

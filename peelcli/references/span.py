@@ -17,4 +17,4 @@ def references(layer: int, plan: Plan) -> Iterator[Reference]:
     for length in LENGTHS:
         target = layer + length - 1
         if target <= plan.num_layers:
-            yield Reference("span", layer, target, None, plan.scheme, plan.group_size, bits / length)
+            yield Reference("span", layer, target, None, *plan.spec.grid, bits / length)

@@ -42,7 +42,7 @@ def peers_gap(result: AuditResult, reference: Reference) -> float | None:
 def _sort(reference: Reference) -> tuple[object, ...]:
     """What the same reference in another layer has in common with it."""
     return (
-        *(reference.kind, reference.sublayer, reference.scheme, reference.group_size),
+        *(reference.kind, reference.sublayer, *reference.grid),
         *(reference.target - reference.layer, reference.origin_id),
     )
 

@@ -62,8 +62,10 @@ def describe(
         "weight_rms": sizes,
         "vector_travel": travel,
         "layer_bits": [g.bits for g in grids],
-        "layer_grids": [list(g.own) if g.own else None for g in grids],
-        "matrix_grids": [{n: list(g) if g else None for n, g in grid.matrices.items()} for grid in grids],
+        "layer_grids": [list(g.own.grid) if g.own else None for g in grids],
+        "matrix_grids": [
+            {n: list(g.grid) if g else None for n, g in grid.matrices.items()} for grid in grids
+        ],
         "quantized": _quantized(model, precision),
         "layer_hashes": {str(n): h for n, h in scan.layer_hashes.items()},
         "findings": [asdict(f) for f in (*scan.findings, *calibration.findings, *_unused(model))],

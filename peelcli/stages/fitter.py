@@ -29,10 +29,10 @@ from peelcli.fitting.cached_states import CachedStates, StateData
 from peelcli.fitting.fit_to_loss import CHALLENGE_BATCH, CHALLENGE_RATE, LossFitter, is_damaged
 from peelcli.fitting.fit_to_loss import KINDS as END_TO_END
 from peelcli.fitting.paths import PeelTask, WantedMaps, run_peeling, wanted_maps
-from peelcli.quant.qparams import StepRule
-from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.quant.schemes import scheme_named
 from peelcli.records import WITHOUT_WEIGHTS, FitOutcome, Paths, Reference, Run, Score, run_from
 from peelcli.records.progress import Progress
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.catalogue import references_of
 from peelcli.references.exchange import exchanged
 from peelcli.references.interface import Budget, Replacement
@@ -58,13 +58,24 @@ ROUNDED_BITS = 4  # …and none from so many bits on, where rounding with the be
 NOT_FITTED = FitOutcome("none", 0, True, "nothing to fit")
 
 
-def own_steps(quantized: Mapping[str, Any] | None) -> StepRule:
-    """One step a matrix where each that the checkpoint runs in few bits has one, else one a channel.
+def own_granularity(quantized: Mapping[str, Any] | None) -> str:
+    """`tensor` where each matrix that the checkpoint runs in few bits has one scale, else `channel`.
 
-    quantized: what its extraction says of them. With a step a channel a reference would be richer than the layer.
+    quantized: what its extraction says of them. With a scale a channel a reference would be richer than the layer.
     """
     modules = quantized["modules"] if quantized else ()
-    return StepRule("tensor" if modules and all(m["granularity"] == "tensor" for m in modules) else "channel")
+    return "tensor" if modules and all(m["granularity"] == "tensor" for m in modules) else "channel"
+
+
+def _spec_of(s: FitConfig, scheme: str, least_bits: float, own: str) -> QuantSpec:
+    """How references are quantised, as the settings say.
+
+    own: the granularity of the checkpoint itself. It holds where nothing is said and a layer has no more bits.
+    """
+    asked = s.granularity
+    if s.group_size is None and least_bits <= scheme_named(scheme).num_bits:
+        asked = asked or own
+    return QuantSpec(scheme, s.group_size, granularity_of(asked, s.group_size), s.scale, s.symmetric)
 
 
 def _pairs(model: BlockwiseModel) -> frozenset[tuple[int, int]]:
@@ -110,12 +121,16 @@ class Fitter:
         layers = parse_layers(self.settings.layers, model.num_layers)
         if self.settings.layers is None:
             layers = tuple(about["layers"])
+        bits = [about["layer_bits"][n - 1] for n in layers]
+        self.own_granularity = own_granularity(about["quantized"])
+        spec = _spec_of(
+            s, s.scheme or default_scheme(bits), min(bits, default=math.inf), self.own_granularity
+        )
         self.plan = Plan(
             num_layers=model.num_layers,
             layers=layers,
             kinds=tuple(self.settings.references),
-            scheme=self.settings.scheme or default_scheme([about["layer_bits"][n - 1] for n in layers]),
-            group_size=self.settings.group_size,
+            spec=spec,
             sublayers=frozenset(n for n in layers if model.sublayers(n)),
             layer_bits=dict(enumerate(about["layer_bits"], start=1)),
             exchangeable=_pairs(model),
@@ -124,11 +139,6 @@ class Fitter:
             origins=tuple(earlier.origin for earlier in task.earlier),
             layer_hashes={int(layer): digest for layer, digest in about["layer_hashes"].items()},
         )
-        self.own_steps = own_steps(about["quantized"])
-        asked, bits = s.granularity, scheme_named(self.plan.scheme).num_bits
-        if s.group_size is None and any(self.plan.layer_bits[n] <= bits for n in layers):
-            asked = asked or self.own_steps.granularity
-        self.granularity = granularity_of(asked, s.group_size)
         self.skipped: list[str] = list(about["skipped"])
         self.parts_dir = task.output.with_name(task.output.name + ".parts")
         self._key = json.dumps([about, task.config], sort_keys=True)
@@ -273,11 +283,10 @@ class Fitter:
         residual = [m for m in block.maps if m.name in self._residual[layer]] if steps else []
         rounds = 0 if steps < BRIEF_STEPS else 1 + closely
         finish = Refinement(block, residual, fit, budget.batch_size, rounds=rounds)
-        size = reference.group_size
-        rule = StepRule(self.granularity)
-        if scheme.name == self.plan.scheme:  # the ladder only orders schemes
-            rule = StepRule(self.granularity, self.settings.scale, self.settings.symmetric)
-        return fit_regression(block, block.maps, scheme, size, fit, select, budget, finish, rule)
+        spec = self.plan.spec
+        if scheme.name != spec.scheme:  # the ladder only orders schemes
+            spec = QuantSpec(scheme.name, spec.group_size, spec.granularity)
+        return fit_regression(block, block.maps, spec, fit, select, budget, finish)
 
     def _data(self, part: str, layer: int, target: int) -> StateData:
         return StateData(self._held, part, layer - 1, target)
@@ -289,7 +298,7 @@ class Fitter:
         if not wanted:
             return
         first = min(self.plan.layers)
-        fits = LossFitter(self.model, self.acts, first, self.settings.seed, self.own_steps)
+        fits = LossFitter(self.model, self.acts, first, self.settings.seed, self.own_granularity)
         reason = fits.why_not(is_damaged=self.plan.is_damaged)
         if reason:
             kinds = " and ".join(dict.fromkeys(r.kind for r in wanted))
@@ -335,17 +344,16 @@ class Fitter:
                 "peeled paths: they need the states of every layer, and --layers leaves some out"
             )
             return None
-        grids = self.acts.about["layer_grids"]
+        grids = [g or ("fp", None) for g in self.acts.about["layer_grids"]]
         task = PeelTask(
             parts_dir=self.parts_dir,
             key=self._key,
             start="fresh" if self.settings.start == "fresh" else "warm",
-            schemes=tuple((SCHEMES[g[0]], g[1]) if g else (SCHEMES["fp"], None) for g in grids),
+            specs=tuple(QuantSpec(scheme, size, self.own_granularity) for scheme, size in grids),
             block_steps=self.settings.path_steps,
             head_steps=self.settings.head_steps,
             seed=self.settings.seed,
             resume=self.task.resume,
-            steps=self.own_steps,
         )
         return (yield from run_peeling(self.model, self.acts, task, self.asked))
 
@@ -374,9 +382,9 @@ class Fitter:
             config=self.task.config,
             layers=self.plan.layers,
             scheme=self.plan.scheme,
-            group_size=self.plan.group_size,
-            granularity=self.granularity,
-            symmetric=self.settings.symmetric,
+            group_size=self.plan.spec.group_size,
+            granularity=self.plan.spec.granularity,
+            symmetric=self.plan.spec.symmetric,
             skipped=tuple(self.skipped),
             nll_select=tuple(self.acts.nll[rows["select"]].tolist()),
             nll_eval=tuple(self.acts.nll[rows["eval"]].tolist()),

@@ -24,9 +24,10 @@ from peelcli.config import TrainedSchemeConfig, resolve
 from peelcli.config.schemes import granularity_of
 from peelcli.config.setting import settings_of
 from peelcli.errors import CheckpointError, UsageError
-from peelcli.quant.latent_weights import TrainedScheme, round_latent, round_tokens
-from peelcli.quant.schemes import SCHEMES
+from peelcli.quant.latent_weights import round_latent, round_tokens
+from peelcli.quant.schemes import scheme_named
 from peelcli.records import QuantizedModule
+from peelcli.records.quant_spec import QuantSpec
 
 Selects = Callable[[str, bool], bool]  # the module's full name, and whether it lies in a block
 _PLAIN_PATTERN = re.compile(
@@ -80,7 +81,7 @@ def precision_of(files: CheckpointFiles, trained: TrainedSchemeConfig | None = N
         return Precision(packing.method, running, rounding, packing.notes)
     if settings is not None:  # and is not packed: BitNet's latent weights
         selects = partial(_converts, _patterns(settings.get("modules_to_not_convert")))
-        return _latent("bitnet", TrainedScheme(SCHEMES["ternary"], "tensor"), selects, bitnet.INT8)
+        return _latent("bitnet", QuantSpec("ternary", None, "tensor", "absmean"), selects, bitnet.INT8)
     return PLAIN
 
 
@@ -101,8 +102,8 @@ def to_settings(trained: TrainedSchemeConfig | None) -> dict[str, Any] | None:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 
-def _latent(method: str, rule: TrainedScheme, selects: Selects, rounding: Activations | None) -> Precision:
-    latent = Latent(selects, partial(_rounded, rule))
+def _latent(method: str, spec: QuantSpec, selects: Selects, rounding: Activations | None) -> Precision:
+    latent = Latent(selects, partial(_rounded, spec))
     return Precision(method, Running(latent=latent, activation=_round(rounding)), rounding)
 
 
@@ -118,18 +119,18 @@ def _round(activations: Activations | None) -> Callable[[Tensor], Tensor] | None
 
 
 def _rounded(
-    rule: TrainedScheme, module: str, layer: int | None, weight: Tensor
+    spec: QuantSpec, module: str, layer: int | None, weight: Tensor
 ) -> tuple[Tensor, QuantizedModule]:
     """One latent weight (…, d_out, d_in) as it runs, and what a report says of it."""
-    found = round_latent(weight, rule)
+    found = round_latent(weight, spec)
     median, outliers = step_figures(found.scale)
     return found.weight, QuantizedModule(
         name=module,
         layer=layer,
-        scheme=rule.scheme.name,
-        num_bits=rule.scheme.num_bits,
-        granularity=rule.granularity,
-        group_size=rule.group_size,
+        scheme=spec.scheme,
+        num_bits=scheme_named(spec.scheme).num_bits,
+        granularity=spec.granularity,
+        group_size=spec.group_size,
         zeros=float((found.weight == 0).float().mean()),
         scale=median,
         scale_outliers=outliers,
@@ -137,11 +138,10 @@ def _rounded(
     )
 
 
-def _rule(trained: TrainedSchemeConfig) -> TrainedScheme:
+def _rule(trained: TrainedSchemeConfig) -> QuantSpec:
     size = trained.trained_group_size
     granularity = granularity_of(trained.trained_granularity, size, "--trained-")
-    scheme = SCHEMES[str(trained.trained_scheme)]
-    return TrainedScheme(scheme, granularity, size, trained.trained_scale)
+    return QuantSpec(str(trained.trained_scheme), size, granularity, trained.trained_scale)
 
 
 def _require_whole(trained: TrainedSchemeConfig | None) -> None:

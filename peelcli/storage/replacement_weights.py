@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,6 +17,7 @@ from torch import Tensor
 from peelcli.quant.groups import scale_shape
 from peelcli.quant.packing import pack, packed_nbytes, unpack
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import QuantizedMatrix, Replacement, Scaling
 from peelcli.storage.disk_full import DiskFullWriter
 from peelcli.storage.hdf5 import create_h5, put_array, put_attribute
@@ -53,13 +55,13 @@ def write_weights(group: h5py.Group, replacement: Replacement) -> None:
     for name, matrix in replacement.quantized.items():
         one = weights.create_group(str(len(weights)))
         put_attribute(one, "name", name)
-        put_attribute(one, "scheme", matrix.scheme)
+        put_attribute(one, "scheme", matrix.spec.scheme)
         one.attrs.update(
             shape=np.array(matrix.codes.shape),
-            group_size=matrix.group_size or 0,
+            group_size=matrix.spec.group_size or 0,
             transposed=matrix.transposed,
         )
-        put_array(one, "packed", pack(matrix.codes, scheme_named(matrix.scheme)).cpu().numpy())
+        put_array(one, "packed", pack(matrix.codes, scheme_named(matrix.spec.scheme)).cpu().numpy())
         put_array(one, "scale", matrix.scale.float().cpu().numpy())
         if matrix.zero_point is not None:
             put_array(one, "zero_point", matrix.zero_point.to(torch.int8).cpu().numpy())
@@ -159,7 +161,10 @@ def _read_quantized(group: Group, device: torch.device | str) -> QuantizedMatrix
     codes = unpack(packed, scheme, shape)
     scale, zero_point = _values(group, "scale", device), None
     size = group.attribute("group_size", int) or None
-    if tuple(scale.shape) not in (scale_shape(codes.shape, size), () if size else (*shape[:-2], 1, 1)):
+    spec, whole = QuantSpec(name, size), (*shape[:-2], 1, 1)
+    if size is None and tuple(scale.shape) == whole and shape[-2] > 1:
+        spec = replace(spec, granularity="tensor")
+    if tuple(scale.shape) not in (scale_shape(codes.shape, spec), () if size else whole):
         raise ValueError(f"scales of shape {tuple(scale.shape)} are not those of a matrix of shape {shape}")
     if "zero_point" in group:
         zero_point = _values(group, "zero_point", device).float()
@@ -167,4 +172,4 @@ def _read_quantized(group: Group, device: torch.device | str) -> QuantizedMatrix
             raise ValueError(
                 f"expected zero points of shape {tuple(scale.shape)}, found {tuple(zero_point.shape)}"
             )
-    return QuantizedMatrix(codes, scale, name, size, group.attribute("transposed", bool), zero_point)
+    return QuantizedMatrix(codes, scale, spec, group.attribute("transposed", bool), zero_point)

@@ -75,7 +75,7 @@ def distance(e: Evidence) -> float:
 def group_of(score: Score) -> tuple[object, ...]:
     """References that are peers across layers: of one kind, length, part, scheme."""
     r = score.reference
-    return (r.kind, r.target - r.layer, r.sublayer, r.scheme, r.group_size)
+    return (r.kind, r.target - r.layer, r.sublayer, *r.grid)
 
 
 def is_usable(score: Score) -> bool:

@@ -67,6 +67,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
     from peelcli.fitting.block import ModelBlock
     from peelcli.fitting.cached_states import CachedStates, StateData
     from peelcli.quant.schemes import SCHEMES
+    from peelcli.records.quant_spec import QuantSpec
     from peelcli.references.interface import Budget
     from peelcli.references.regression import fit_regression, step_sizes
     from peelcli.runtime.batch_sizes import fit_batch
@@ -98,7 +99,7 @@ def fit_rate(directory: Path, activations: Path, device: str) -> dict[str, float
                 batch, sizes = fit_batch(model.device), step_sizes(SCHEMES["ternary"], "warm", closely=True)
                 budget = Budget(steps, batch_size=batch, seed=0, start="warm", **sizes)
                 began = clock()
-                fit_regression(block, block.maps, SCHEMES["ternary"], None, fit, select, budget)
+                fit_regression(block, block.maps, QuantSpec("ternary"), fit, select, budget)
                 seconds.append(clock() - began)
             numel = sum(m.weight.numel() for m in block.maps)
     tokens = fit_batch(model.device) * acts.ids.shape[1]

@@ -50,6 +50,7 @@ def measure(rows: int, columns: int) -> str:
     from peelcli.quant.kernels import eager, triton_descent, triton_fake_quantize
     from peelcli.quant.levels import level_table, nearest_levels
     from peelcli.quant.schemes import SCHEMES
+    from peelcli.records.quant_spec import QuantSpec
 
     def seconds(work: Callable[[], object], repeats: int = 5) -> float:
         """The least time of several, after one that compiles."""
@@ -78,7 +79,7 @@ def measure(rows: int, columns: int) -> str:
         scheme = SCHEMES[name]
         levels = level_table(scheme, weight)
         group_of = torch.arange(columns, device="cuda") // 128
-        scale = initial_scale(weight, scheme, 128)
+        scale = initial_scale(weight, QuantSpec(scheme.name, 128))
         codes = nearest_levels(weight / scale[:, group_of], scheme)
         gradient = eager.gradient_of(codes, scale, None, weight, hessian, group_of)
         times = [
@@ -100,12 +101,12 @@ def measure(rows: int, columns: int) -> str:
         row(f"rounding with feedback, {name}", *times)
     # Any upper triangle will do: its values cost nothing.
     factor = torch.eye(columns, device="cuda") + 0.001 * hessian.triu(1)
-    step = initial_scale(weight, SCHEMES["int4"])
+    step = initial_scale(weight, QuantSpec("int4"))
     loop = seconds(lambda: gptq_loop(weight, step, factor), repeats=2)
     found.append(("GPTQ's loop, int4, one scale a row", f"{loop * 1e3:.2f}", "", ""))
     for dtype in (torch.float32, torch.bfloat16):
         value, ternary = weight.to(dtype), SCHEMES["ternary"]
-        scale = initial_scale(weight, ternary, 128)
+        scale = initial_scale(weight, QuantSpec(ternary.name, 128))
 
         def both(function: Callable[..., torch.Tensor], v: torch.Tensor, s: torch.Tensor) -> None:
             latent, steps = v.detach().requires_grad_(), s.detach().requires_grad_()
@@ -114,7 +115,7 @@ def measure(rows: int, columns: int) -> str:
         times = [
             seconds(lambda f=f, v=value, s=scale: both(f, v, s))
             for f in (
-                lambda w, s, q=ternary: eager_fake_quantize(w, s, q, 128),
+                lambda w, s, q=ternary: eager_fake_quantize(w, s, QuantSpec(q.name, 128)),
                 lambda w, s, q=ternary: triton_fake_quantize.fake_quantize(w, s, q.levels, q.reach, 128),
             )
         ]

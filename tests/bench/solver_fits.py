@@ -36,6 +36,7 @@ from peelcli.storage.activations import ActivationFile
 from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.block import ModelBlock
 from peelcli.quant.schemes import scheme_named
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references import regression
 from peelcli.references.peeled_block import residual_maps
 from peelcli.references.interface import Budget
@@ -60,7 +61,7 @@ for layer in {layers}:
             finish = Finish(block, residual, data[0], about["batch_size"], rounds=2) if solver else None
             budget = Budget(**about, seed=0, start="warm")
             witness, _ = regression.fit_regression(
-                block, block.maps, scheme, None, data[0], data[1], budget, finish
+                block, block.maps, QuantSpec(scheme.name), data[0], data[1], budget, finish
             )
             seconds = time.process_time() - began
             print(layer, regression.fvu(block, witness.weights(block.maps[0].weight), data[2], 8), seconds, flush=True)

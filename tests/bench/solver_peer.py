@@ -16,6 +16,7 @@ from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import scheme_named
 from peelcli.quant.solver import damped, solve
+from peelcli.records.quant_spec import QuantSpec
 
 HELD_OUT = 16  # sequences
 # weight (d_out, d_in), Σ x xᵀ (d_in, d_in), bits, group size → weight
@@ -30,14 +31,18 @@ def scheme_of(bits: str) -> str:
 def nearest(weight: Tensor, hessian: Tensor, bits: str, group: int | None) -> Tensor:
     """Round to nearest."""
     scheme = scheme_named(scheme_of(bits))
-    scale = initial_scale(weight, scheme, group)
-    return dequantize(quantize(weight, scale, scheme, group), scale, scheme, group)
+    scale = initial_scale(weight, QuantSpec(scheme.name, group))
+    return dequantize(
+        quantize(weight, scale, QuantSpec(scheme.name, group)), scale, QuantSpec(scheme.name, group)
+    )
 
 
 def solver(weight: Tensor, hessian: Tensor, bits: str, group: int | None, **how: object) -> Tensor:
     """The direct solver."""
     scheme = scheme_named(scheme_of(bits))
-    return dequantize(*solve(weight, damped(hessian), scheme, group, **how), scheme, group)  # type: ignore[arg-type]
+    return dequantize(
+        *solve(weight, damped(hessian), QuantSpec(scheme.name, group), **how), QuantSpec(scheme.name, group)
+    )  # type: ignore[arg-type]
 
 
 def gptq(weight: Tensor, hessian: Tensor, bits: str, group: int | None, *, mse: bool = False) -> Tensor:
@@ -55,7 +60,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: str, group: int | None, *, mse: 
     groups = weight.reshape(len(weight), -1, group or weight.shape[1])
     scale, zero = calculate_qparams(groups.amin(-1), groups.amax(-1), how)
     if mse:
-        scale = initial_scale(weight, scheme_named(f"int{bits}"), group)
+        scale = initial_scale(weight, QuantSpec(f"int{bits}", group))
     found, _, _ = quantize_weight(
         weight.clone()[None], hessian.clone()[None], scale[None], zero[None], None, how
     )

@@ -164,7 +164,7 @@ def test_references_have_no_more_steps_than_the_checkpoint(tmp_path: Path, share
     fitted = [s.reference for s in run.scores if s.reference.kind in ("direct", "challenge")]
     witnesses = [load_weights(fit, reference) for reference in fitted]
     witnesses += load_path(fit, range(1, run.num_layers + 1))[0]
-    assert {m.granularity for w in witnesses for m in w.quantized.values()} == {shared}
+    assert {m.spec.granularity for w in witnesses for m in w.quantized.values()} == {shared}
     assert {reference.kind for reference in fitted} == {"direct", "challenge"}
 
 

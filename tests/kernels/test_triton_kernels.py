@@ -16,6 +16,7 @@ from peelcli.quant.schemes import SCHEMES
 
 pytest.importorskip("triton", reason="needs Triton, which the test extra brings on Linux x86-64")
 from peelcli.quant.kernels import triton_descent, triton_fake_quantize  # noqa: E402
+from peelcli.records.quant_spec import QuantSpec
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOW_BIT = [name for name, scheme in SCHEMES.items() if scheme.levels]
@@ -125,13 +126,15 @@ def test_fake_quantisation_and_its_gradients(
     torch.manual_seed(len(shape))
     scheme = SCHEMES[name]
     weight = torch.randn(shape).to(DEVICE, dtype)
-    scale = 0.8 * initial_scale(weight.float(), scheme, size)  # so that some weights are clipped
+    scale = 0.8 * initial_scale(
+        weight.float(), QuantSpec(scheme.name, size)
+    )  # so that some weights are clipped
     if scale.numel() > 1:
         scale.view(-1)[0] = 0
     above = torch.randn(shape).to(DEVICE, dtype)
     results = []
     for function in (
-        lambda w, s: eager_fake_quantize(w, s, scheme, size),
+        lambda w, s: eager_fake_quantize(w, s, QuantSpec(scheme.name, size)),
         lambda w, s: triton_fake_quantize.fake_quantize(w, s, scheme.levels, scheme.reach, size),
     ):
         w, s = weight.clone().requires_grad_(), scale.clone().requires_grad_()
@@ -151,7 +154,7 @@ def test_a_channel_longer_than_a_piece_and_what_is_not_a_number(name: str) -> No
     weight = torch.randn(1, triton_fake_quantize.PIECE + 5).to(DEVICE)
     weight[0, 7], weight[0, 9] = torch.nan, 1e30
     scale = torch.full((1, 1), 0.3, device=DEVICE)
-    expected = eager_fake_quantize(weight, scale, scheme)
+    expected = eager_fake_quantize(weight, scale, QuantSpec(scheme.name))
     found = triton_fake_quantize.fake_quantize(weight, scale, scheme.levels, scheme.reach)
     torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
     assert bool(found[0, 7].isnan())
@@ -183,15 +186,18 @@ def test_dispatch_hands_a_call_to_the_kernel_unchanged(monkeypatch: pytest.Monke
     for room in (descent, quantiser):
         monkeypatch.setattr(room, "triton_serves", lambda *tensors, **rest: True)
     scheme, weight = SCHEMES["ternary"], torch.randn(3, 10).to(DEVICE)
-    scale = initial_scale(weight, scheme, 5)
-    assert torch.equal(fake_quantize(weight, scale, scheme, 5), eager_fake_quantize(weight, scale, scheme, 5))
+    scale = initial_scale(weight, QuantSpec(scheme.name, 5))
+    assert torch.equal(
+        fake_quantize(weight, scale, QuantSpec(scheme.name, 5)),
+        eager_fake_quantize(weight, scale, QuantSpec(scheme.name, 5)),
+    )
     with pytest.raises(ArtefactError, match="scale: expected"):
-        fake_quantize(weight, scale, scheme, 4)
+        fake_quantize(weight, scale, QuantSpec(scheme.name, 4))
     slopes = []
     for function in (fake_quantize, eager_fake_quantize):  # one step for the whole matrix
         step = scale[:1, :1].clone().requires_grad_()
         out = function(weight, step, scheme)
-        assert torch.equal(out, eager_fake_quantize(weight, step, scheme))
+        assert torch.equal(out, eager_fake_quantize(weight, step, QuantSpec(scheme.name)))
         (out * weight).sum().backward()
         slopes.append(step.grad)
     torch.testing.assert_close(*slopes, rtol=1e-4, atol=1e-4)

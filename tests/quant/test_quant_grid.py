@@ -12,6 +12,7 @@ from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.grid import Grid, recognise_grid
 from peelcli.quant.initial_scale import initial_scale
 from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not (scheme.is_free or scheme.is_codebook)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -24,8 +25,8 @@ def _seed():
 
 def quantised(name: str, shape: tuple[int, ...], group_size: int | None = None) -> torch.Tensor:
     weight = torch.randn(shape) * 0.02 * (0.5 + torch.rand(*shape[:-1], 1))
-    scale = initial_scale(weight, SCHEMES[name], group_size)
-    return fake_quantize(weight, scale, SCHEMES[name], group_size)
+    scale = initial_scale(weight, QuantSpec(name, group_size))
+    return fake_quantize(weight, scale, QuantSpec(name, group_size))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -33,21 +34,21 @@ def quantised(name: str, shape: tuple[int, ...], group_size: int | None = None) 
 @pytest.mark.parametrize("name", LOW_BIT)
 def test_every_scheme_is_recognised(name, group_size, dtype):
     weight = quantised(name, (300, 384), group_size).to(dtype)
-    assert recognise_grid(weight) == Grid(name, group_size, SCHEMES[name].num_bits)
+    assert recognise_grid(weight) == Grid(QuantSpec(name, group_size), SCHEMES[name].num_bits)
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
 def test_short_last_groups_and_stacked_experts(name):
-    assert recognise_grid(quantised(name, (64, 150), 64)) == Grid(name, 64, SCHEMES[name].num_bits)
-    assert recognise_grid(quantised(name, (3, 32, 96))) == Grid(name, None, SCHEMES[name].num_bits)
+    assert recognise_grid(quantised(name, (64, 150), 64)) == Grid(QuantSpec(name, 64), SCHEMES[name].num_bits)
+    assert recognise_grid(quantised(name, (3, 32, 96))) == Grid(QuantSpec(name), SCHEMES[name].num_bits)
 
 
 @pytest.mark.parametrize("name", LOW_BIT)
 def test_one_step_for_the_whole_tensor_is_a_case_of_channels(name):
     weight = torch.randn(64, 256)
-    step = initial_scale(weight.reshape(1, -1), SCHEMES[name])
-    weight = fake_quantize(weight, step.expand(64, 1), SCHEMES[name])
-    assert recognise_grid(weight) == Grid(name, None, SCHEMES[name].num_bits)
+    step = initial_scale(weight.reshape(1, -1), QuantSpec(name))
+    weight = fake_quantize(weight, step.expand(64, 1), QuantSpec(name))
+    assert recognise_grid(weight) == Grid(QuantSpec(name), SCHEMES[name].num_bits)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_one_step_for_the_whole_tensor_is_a_case_of_channels(name):
 def test_other_equally_spaced_levels(levels, name, dtype):
     codes = torch.tensor(levels, dtype=torch.float32)[torch.randint(len(levels), (64, 256))]
     weight = codes * torch.rand(64, 1).add(0.1)
-    assert recognise_grid(weight.to(dtype)) == Grid(name, None, SCHEMES[name].num_bits)
+    assert recognise_grid(weight.to(dtype)) == Grid(QuantSpec(name), SCHEMES[name].num_bits)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -87,7 +88,7 @@ def test_a_codebook_that_is_not_equally_spaced_is_no_grid(num_values, group_size
 def test_a_little_noise_is_forgiven_and_more_is_not():
     codes = torch.randint(-8, 8, (64, 256)).float()
     noise = torch.where(codes == 0, 0.0, torch.rand(64, 256) * 2 - 1)
-    assert recognise_grid((codes + 0.008 * noise) * 0.3) == Grid("int4", None, 4.0)
+    assert recognise_grid((codes + 0.008 * noise) * 0.3) == Grid(QuantSpec("int4"), 4.0)
     assert recognise_grid((codes + 0.1 * noise) * 0.3) is None
 
 
@@ -165,14 +166,16 @@ def test_one_nan_among_ternary_weights_is_not_recognised():
 def test_zero_rows_do_not_hide_a_grid():
     weight = quantised("ternary", (64, 256))
     weight[::2] = 0.0
-    assert recognise_grid(weight) == Grid("ternary", None, SCHEMES["ternary"].num_bits)
+    assert recognise_grid(weight) == Grid(QuantSpec("ternary"), SCHEMES["ternary"].num_bits)
 
 
 def test_only_the_groupings_asked_for_are_tried():
     weight = quantised("int4", (64, 256), 64)
     assert recognise_grid(weight, (None, 128)) is None
-    assert recognise_grid(weight, (64,)) == Grid("int4", 64, 4.0)
-    assert recognise_grid(weight[:, :64], (64,)) == Grid("int4", None, 4.0)  # one group: the whole channel
+    assert recognise_grid(weight, (64,)) == Grid(QuantSpec("int4", 64), 4.0)
+    assert recognise_grid(weight[:, :64], (64,)) == Grid(
+        QuantSpec("int4"), 4.0
+    )  # one group: the whole channel
 
 
 def test_what_is_no_linear_weight_is_refused():

@@ -13,6 +13,7 @@ from peelcli.quant.fake_quantize import dequantize, quantize
 from peelcli.quant.initial_scale import initial_scale, start_scale
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.solver import damped, least_squares_target, quadratic_loss, solve
+from peelcli.records.quant_spec import QuantSpec
 
 LOW_BIT = [name for name, scheme in SCHEMES.items() if not scheme.is_free]
 
@@ -37,12 +38,16 @@ def problem(d_out: int, d_in: int, seed: int, spread: float = 1.0) -> tuple[Tens
 def test_never_worse_than_round_to_nearest_in_any_row(name, d_out, d_in, group_size, spread, seed):
     scheme = SCHEMES[name]
     target, hessian = problem(d_out, d_in, seed, spread)
-    codes, scale = solve(target, hessian, scheme, group_size)
+    codes, scale = solve(target, hessian, QuantSpec(scheme.name, group_size))
     assert codes.dtype == torch.int8
     assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
-    nearest = initial_scale(target, scheme, group_size)
-    rounded = dequantize(quantize(target, nearest, scheme, group_size), nearest, scheme, group_size)
-    own = quadratic_loss(dequantize(codes, scale, scheme, group_size), target, hessian)
+    nearest = initial_scale(target, QuantSpec(scheme.name, group_size))
+    rounded = dequantize(
+        quantize(target, nearest, QuantSpec(scheme.name, group_size)),
+        nearest,
+        QuantSpec(scheme.name, group_size),
+    )
+    own = quadratic_loss(dequantize(codes, scale, QuantSpec(scheme.name, group_size)), target, hessian)
     assert (own <= quadratic_loss(rounded, target, hessian) * (1 + 1e-4)).all()
 
 
@@ -53,12 +58,16 @@ def test_it_gains_much_over_rounding_and_more_than_feedback_alone(name, group_si
     target, hessian = problem(48, 96, 7)
 
     def left(codes: Tensor, scale: Tensor) -> float:
-        return float(quadratic_loss(dequantize(codes, scale, scheme, group_size), target, hessian).sum())
+        return float(
+            quadratic_loss(
+                dequantize(codes, scale, QuantSpec(scheme.name, group_size)), target, hessian
+            ).sum()
+        )
 
-    nearest = initial_scale(target, scheme, group_size)
-    rounded = left(quantize(target, nearest, scheme, group_size), nearest)
-    fed_back = left(*solve(target, hessian, scheme, group_size, starts=(1.0,), max_sweeps=0))
-    solved = left(*solve(target, hessian, scheme, group_size))
+    nearest = initial_scale(target, QuantSpec(scheme.name, group_size))
+    rounded = left(quantize(target, nearest, QuantSpec(scheme.name, group_size)), nearest)
+    fed_back = left(*solve(target, hessian, QuantSpec(scheme.name, group_size), starts=(1.0,), max_sweeps=0))
+    solved = left(*solve(target, hessian, QuantSpec(scheme.name, group_size)))
     assert fed_back < 0.9 * rounded
     assert solved < 0.9 * fed_back
 
@@ -68,20 +77,22 @@ def test_it_gains_much_over_rounding_and_more_than_feedback_alone(name, group_si
 def test_with_one_step_for_the_matrix_the_whole_is_never_worse(name, d_out, d_in, seed):
     scheme = SCHEMES[name]
     target, hessian = problem(d_out, d_in, seed)
-    nearest = start_scale(target, scheme, None, "tensor")
+    nearest = start_scale(target, QuantSpec(scheme.name, granularity="tensor"))
 
     def left(codes: Tensor, scale: Tensor) -> float:
         assert scale.shape == (1, 1)
-        return float(quadratic_loss(dequantize(codes, scale, scheme), target, hessian).sum())
+        return float(quadratic_loss(dequantize(codes, scale, QuantSpec(scheme.name)), target, hessian).sum())
 
-    rounded = quantize(target, nearest, scheme)
+    rounded = quantize(target, nearest, QuantSpec(scheme.name))
     losses = [left(rounded, nearest)]
     for sweeps in (0, 1, 2, 8):
-        solved = solve(target, hessian, scheme, starts=(1.0,), max_sweeps=sweeps, granularity="tensor")
+        solved = solve(
+            target, hessian, QuantSpec(scheme.name, granularity="tensor"), starts=(1.0,), max_sweeps=sweeps
+        )
         losses.append(left(*solved))
     for earlier, later in zip(losses, losses[1:], strict=False):
         assert later <= earlier * (1 + 1e-4) + 1e-9
-    known = solve(target, hessian, scheme, known=(rounded, nearest), granularity="tensor")
+    known = solve(target, hessian, QuantSpec(scheme.name, granularity="tensor"), known=(rounded, nearest))
     assert left(*known) <= losses[-1] * (1 + 1e-4) + 1e-9
 
 
@@ -89,11 +100,11 @@ def test_more_sweeps_and_more_starts_never_hurt():
     target, hessian = problem(16, 64, 3)
     losses = []
     for sweeps in (0, 1, 2, 4, 8, 16):
-        codes, scale = solve(target, hessian, SCHEMES["ternary"], starts=(1.0,), max_sweeps=sweeps)
+        codes, scale = solve(target, hessian, QuantSpec("ternary"), starts=(1.0,), max_sweeps=sweeps)
         losses.append(quadratic_loss(codes * scale, target, hessian))
     for earlier, later in zip(losses, losses[1:], strict=False):
         assert (later <= earlier * (1 + 1e-5)).all()
-    codes, scale = solve(target, hessian, SCHEMES["ternary"], starts=(1.0, 0.7, 1.4), max_sweeps=16)
+    codes, scale = solve(target, hessian, QuantSpec("ternary"), starts=(1.0, 0.7, 1.4), max_sweeps=16)
     assert (quadratic_loss(codes * scale, target, hessian) <= losses[-1] * (1 + 1e-5)).all()
     assert losses[-1].sum() < losses[0].sum()
 
@@ -106,7 +117,9 @@ def test_a_weight_that_lies_in_the_scheme_is_found_again(name):
     levels = torch.tensor(scheme.levels, dtype=torch.float32)
     codes = levels[torch.randint(len(levels), (8, 40), generator=generator)]
     target = codes * (torch.rand(8, 1, generator=generator) + 0.1)
-    torch.testing.assert_close(dequantize(*solve(target, hessian, scheme), scheme), target)
+    torch.testing.assert_close(
+        dequantize(*solve(target, hessian, QuantSpec(scheme.name)), QuantSpec(scheme.name)), target
+    )
 
 
 def test_the_target_is_the_least_squares_solution():
@@ -123,11 +136,11 @@ def test_the_target_is_the_least_squares_solution():
 
 
 def test_no_input_no_harm_and_what_cannot_be_solved_is_refused():
-    codes, scale = solve(torch.eye(4), damped(torch.zeros(4, 4)), SCHEMES["ternary"])
+    codes, scale = solve(torch.eye(4), damped(torch.zeros(4, 4)), QuantSpec("ternary"))
     torch.testing.assert_close(codes * scale, torch.eye(4))
     with pytest.raises(UsageError, match="free"):
-        solve(torch.eye(4), torch.eye(4), SCHEMES["fp"])
+        solve(torch.eye(4), torch.eye(4), QuantSpec("fp"))
     with pytest.raises(UsageError, match=r"\(4, 4\).*found \(3, 3\)"):
-        solve(torch.eye(4), torch.eye(3), SCHEMES["ternary"])
+        solve(torch.eye(4), torch.eye(3), QuantSpec("ternary"))
     with pytest.raises(UsageError, match="finite"):
-        solve(torch.eye(4), torch.full((4, 4), torch.nan), SCHEMES["ternary"])
+        solve(torch.eye(4), torch.full((4, 4), torch.nan), QuantSpec("ternary"))

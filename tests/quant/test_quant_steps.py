@@ -12,9 +12,10 @@ from peelcli.errors import UsageError
 from peelcli.quant.fake_quantize import dequantize, fake_quantize, quantize
 from peelcli.quant.groups import expand_scale
 from peelcli.quant.initial_scale import start_scale
-from peelcli.quant.qparams import StepRule, start_steps
+from peelcli.quant.qparams import initial_qparams
 from peelcli.quant.schemes import SCHEMES
 from peelcli.quant.solver import damped, quadratic_loss, solve
+from peelcli.records.quant_spec import QuantSpec
 
 INTEGERS = [name for name in SCHEMES if name.startswith("int")]
 shared = st.sampled_from([(None, "tensor"), (None, "channel"), (5, "group")])
@@ -25,8 +26,8 @@ def skewed(shape: tuple[int, ...], seed: int, shift: float = 1.0) -> Tensor:
 
 
 def squared(weight: Tensor, scale: Tensor, zero: Tensor | None, name: str, size: int | None) -> float:
-    codes = quantize(weight, scale, SCHEMES[name], size, zero)
-    return float((dequantize(codes, scale, SCHEMES[name], size, zero_point=zero) - weight).square().sum())
+    codes = quantize(weight, scale, QuantSpec(name, size), zero)
+    return float((dequantize(codes, scale, QuantSpec(name, size), zero_point=zero) - weight).square().sum())
 
 
 @settings(max_examples=60, deadline=None)
@@ -41,18 +42,20 @@ def squared(weight: Tensor, scale: Tensor, zero: Tensor | None, name: str, size:
 def test_what_is_rounded_is_a_member_and_stays_what_it_is(name, how, rule, shape, shift, seed):
     scheme, (size, granularity) = SCHEMES[name], how
     weight = skewed(shape, seed, shift)
-    scale, zero = start_steps(weight, scheme, size, StepRule(granularity, rule, symmetric=False))
+    scale, zero = initial_qparams(
+        weight, QuantSpec(scheme.name, size, granularity=granularity, scale=rule, symmetric=False)
+    )
     assert zero is not None
     assert torch.equal(zero, zero.round().clamp(scheme.qmin, scheme.qmax))
-    codes = quantize(weight, scale, scheme, size, zero)
+    codes = quantize(weight, scale, QuantSpec(scheme.name, size), zero)
     assert codes.dtype == torch.int8
     assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
-    once = dequantize(codes, scale, scheme, size, zero_point=zero)
-    assert torch.equal(fake_quantize(weight, scale, scheme, size, zero), once)
-    assert torch.equal(quantize(once, scale, scheme, size, zero), codes)
-    step = expand_scale(scale, weight.shape, size)
+    once = dequantize(codes, scale, QuantSpec(scheme.name, size), zero_point=zero)
+    assert torch.equal(fake_quantize(weight, scale, QuantSpec(scheme.name, size), zero), once)
+    assert torch.equal(quantize(once, scale, QuantSpec(scheme.name, size), zero), codes)
+    step = expand_scale(scale, weight.shape, QuantSpec(name, size))
     members = (
-        torch.tensor(scheme.levels) - expand_scale(zero, weight.shape, size).unsqueeze(-1)
+        torch.tensor(scheme.levels) - expand_scale(zero, weight.shape, QuantSpec(name, size)).unsqueeze(-1)
     ) * step.unsqueeze(-1)
     nearest = (weight.unsqueeze(-1) - members).abs().amin(-1)
     torch.testing.assert_close((weight - once).abs(), nearest, rtol=1e-4, atol=1e-5)
@@ -63,27 +66,43 @@ def test_what_is_rounded_is_a_member_and_stays_what_it_is(name, how, rule, shape
 def test_the_least_squared_error_is_no_worse_than_without_zero_points_or_by_the_range(name, how, shift, seed):
     scheme, (size, granularity) = SCHEMES[name], how
     weight = skewed((4, 12), seed, shift)
-    own = squared(weight, *start_steps(weight, scheme, size, StepRule(granularity, "mse", False)), name, size)
-    ranged = start_steps(weight, scheme, size, StepRule(granularity, "absmax", False))
+    own = squared(
+        weight,
+        *initial_qparams(
+            weight, QuantSpec(scheme.name, size, granularity=granularity, scale="mse", symmetric=False)
+        ),
+        name,
+        size,
+    )
+    ranged = initial_qparams(
+        weight, QuantSpec(scheme.name, size, granularity=granularity, scale="absmax", symmetric=False)
+    )
     assert own <= squared(weight, *ranged, name, size) * (1 + 1e-5) + 1e-9
     assert (
         own
-        <= squared(weight, start_scale(weight, scheme, size, granularity), None, name, size) * (1 + 1e-5)
+        <= squared(
+            weight,
+            start_scale(weight, QuantSpec(scheme.name, size, granularity=granularity)),
+            None,
+            name,
+            size,
+        )
+        * (1 + 1e-5)
         + 1e-9
     )
 
 
 def test_weights_to_one_side_of_zero_take_half_the_step():
     weight = skewed((16, 200), 0).abs()
-    scale, zero = start_steps(weight, SCHEMES["int4"], None, StepRule(symmetric=False))
+    scale, zero = initial_qparams(weight, QuantSpec("int4", symmetric=False))
     own = squared(weight, scale, zero, "int4", None)
-    assert own < 0.5 * squared(weight, start_scale(weight, SCHEMES["int4"]), None, "int4", None)
+    assert own < 0.5 * squared(weight, start_scale(weight, QuantSpec("int4")), None, "int4", None)
 
 
 def test_slopes_are_those_of_the_shifted_levels():
     weight = torch.tensor([[-0.4, 0.9, 3.3, 3.7, -1.0]], requires_grad=True)
     scale = torch.tensor([[1.0]], requires_grad=True)
-    out = fake_quantize(weight, scale, SCHEMES["int2"], None, torch.tensor([[-2.0]]))  # 0, 1, 2, 3
+    out = fake_quantize(weight, scale, QuantSpec("int2"), torch.tensor([[-2.0]]))  # 0, 1, 2, 3
     assert out.tolist() == [[0, 1, 3, 3, 0]]
     out.sum().backward()
     assert weight.grad.tolist() == [[1, 1, 1, 0, 0]]
@@ -97,21 +116,20 @@ def test_the_solver_keeps_zero_points_and_is_never_worse(name, how, d_in, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(2 * d_in + 3, d_in, generator=generator) @ torch.randn(d_in, d_in, generator=generator)
     hessian, target = damped(x.T @ x), skewed((5, d_in), seed)
-    scale, zero = start_steps(target, scheme, size, StepRule(granularity, "absmax", False))
+    spec = QuantSpec(scheme.name, size, granularity, "absmax", symmetric=False)
+    scale, zero = initial_qparams(target, spec)
     assert zero is not None
 
     def left(codes: Tensor, steps: Tensor) -> Tensor:
-        value = dequantize(codes, steps, scheme, size, zero_point=zero)
+        value = dequantize(codes, steps, QuantSpec(scheme.name, size), zero_point=zero)
         loss = quadratic_loss(value, target, hessian)
         return loss.sum() if granularity == "tensor" else loss
 
-    rounded = quantize(target, scale, scheme, size, zero)
+    rounded = quantize(target, scale, QuantSpec(scheme.name, size), zero)
     losses = [left(rounded, scale)]
     for sweeps in (0, 2, 8):
-        how_far = {"starts": (1.0,), "max_sweeps": sweeps, "granularity": granularity}
-        codes, found = solve(
-            target, hessian, scheme, size, known=(rounded, scale), steps=(scale, zero), **how_far
-        )
+        how_far = {"starts": (1.0,), "max_sweeps": sweeps}
+        codes, found = solve(target, hessian, spec, known=(rounded, scale), qparams=(scale, zero), **how_far)
         assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
         assert found.shape == scale.shape
         losses.append(left(codes, found))
@@ -122,4 +140,4 @@ def test_the_solver_keeps_zero_points_and_is_never_worse(name, how, d_in, seed):
 @pytest.mark.parametrize(("name", "rule"), [("ternary", "mse"), ("nf4", "mse"), ("int4", "absmean")])
 def test_zero_points_belong_to_integers(name, rule):
     with pytest.raises(UsageError, match=f"{name} and {rule}"):
-        start_steps(torch.randn(3, 4), SCHEMES[name], None, StepRule(scale=rule, symmetric=False))
+        initial_qparams(torch.randn(3, 4), QuantSpec(name, scale=rule, symmetric=False))

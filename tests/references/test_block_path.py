@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from peelcli.quant.grid import recognise_grid
-from peelcli.quant.schemes import SCHEMES
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.peeled_block import BlockStarts, fit_block, residual_maps, start_weights
 
@@ -143,13 +143,13 @@ def test_starts_shared_by_two_targets_are_those_computed_alone():
 def test_a_fit_is_in_its_scheme_and_no_worse_than_the_weights_as_they_are(scheme):
     block, rows = Toy(5), data(5)
     budget = Budget(8, 0.03, 4, 0, "warm")
-    replacement, outcome = fit_block(block, starts(block), SCHEMES[scheme], None, rows, rows, budget)
+    replacement, outcome = fit_block(block, starts(block), QuantSpec(scheme), rows, rows, budget)
     weights = replacement.weights(torch.empty(0))
     plain = {m.name: m.weight for m in block.maps}
     if scheme != "fp":
         from peelcli.references.peeled_block import _in_scheme
 
-        plain = {m.name: _in_scheme(m, m.weight, SCHEMES[scheme], None) for m in block.maps}
+        plain = {m.name: _in_scheme(m, m.weight, QuantSpec(scheme)) for m in block.maps}
         assert all(recognise_grid(w) is not None for w in weights.values())
     assert error(block, weights, rows) <= error(block, plain, rows) * (1 + 1e-6)
     assert outcome.steps == 8
@@ -159,7 +159,7 @@ def test_a_target_that_is_reached_already_is_left_alone():
     block, rows = Toy(6), data(6)
     rows.targets = block(rows.inputs, torch.zeros(N, LEN, dtype=torch.long), {})
     replacement, outcome = fit_block(
-        block, starts(block), SCHEMES["fp"], None, rows, rows, Budget(8, 0.03, 4, 0, "warm")
+        block, starts(block), QuantSpec("fp"), rows, rows, Budget(8, 0.03, 4, 0, "warm")
     )
     assert outcome.steps == 0
     assert all(torch.equal(replacement.plain[m.name], m.weight) for m in block.maps)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
-from peelcli.quant.schemes import scheme_named
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.challenge import fit_challenge
 from peelcli.references.interface import Batch, Budget, LinearMap
 
@@ -58,12 +58,12 @@ def test_driven_too_hard_it_keeps_the_trained_weights() -> None:
 
 
 def test_a_layer_on_a_grid_stays_on_it() -> None:
-    scheme = scheme_named("ternary")
-    weight = fake_quantize(SHIFT, initial_scale(SHIFT, scheme), scheme)
+    spec = QuantSpec("ternary")
+    weight = fake_quantize(SHIFT, initial_scale(SHIFT, spec), spec)
     trained = {"w": weight, "b": torch.ones(6)}
     maps = [LinearMap("w", weight, False)]
     replacement, _ = fit_challenge(
-        loss, trained, maps, {"w": (scheme, None)}, Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
+        loss, trained, maps, {"w": spec}, Noise(1), Noise(2), Budget(60, 0.02, 4, 0, "warm")
     )
     fitted = replacement.weights(weight)
     assert on_select(fitted) < on_select(trained)

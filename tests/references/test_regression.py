@@ -11,8 +11,9 @@ from torch import Tensor
 
 from peelcli.quant.fake_quantize import fake_quantize
 from peelcli.quant.initial_scale import initial_scale
-from peelcli.quant.qparams import StepRule, start_steps
+from peelcli.quant.qparams import initial_qparams
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.regression import fit_regression, fvu, sequence_order, step_sizes
 
@@ -52,10 +53,12 @@ def test_never_worse_than_rounding_and_exactly_in_the_scheme(
     scheme = scheme_named(name)
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
     fit, select = Toy(weight, 5), Toy(weight, 6)
-    rounded = fake_quantize(weight, initial_scale(weight, scheme, group_size), scheme, group_size)
+    rounded = fake_quantize(
+        weight, initial_scale(weight, QuantSpec(scheme.name, group_size)), QuantSpec(scheme.name, group_size)
+    )
     about = replace(budget(), orthogonal=orthogonal)
     replacement, outcome = fit_regression(
-        forward, [LinearMap("w", weight, False)], scheme, group_size, fit, select, about
+        forward, [LinearMap("w", weight, False)], QuantSpec(scheme.name, group_size), fit, select, about
     )
     fitted = replacement.weights(weight)["w"]
     assert fvu(forward, {"w": fitted}, select, 4, 8) <= fvu(forward, {"w": rounded}, select, 4, 8) + 1e-7
@@ -76,9 +79,9 @@ def test_fitting_gains_much_over_rounding_where_inputs_are_correlated() -> None:
         data.inputs = data.inputs @ mixing
         data.targets = data.inputs + data.inputs @ weight.T
     scheme = scheme_named("ternary")
-    rounded = fake_quantize(weight, initial_scale(weight, scheme), scheme)
+    rounded = fake_quantize(weight, initial_scale(weight, QuantSpec(scheme.name)), QuantSpec(scheme.name))
     replacement, _ = fit_regression(
-        forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget(120)
+        forward, [LinearMap("w", weight, False)], QuantSpec(scheme.name), fit, select, budget(120)
     )
     assert fvu(forward, replacement.weights(weight), select, 4) < 0.8 * fvu(
         forward, {"w": rounded}, select, 4
@@ -100,7 +103,7 @@ def test_a_few_orthogonal_steps_come_closer_where_all_inputs_have_much_in_common
             ("orthogonal", replace(adam, **step_sizes(scheme, "warm", closely=True))),
         ):
             replacement, _ = fit_regression(
-                forward, [LinearMap("w", weight, False)], scheme, None, fit, select, about
+                forward, [LinearMap("w", weight, False)], QuantSpec(scheme.name), fit, select, about
             )
             errors[name] = errors.get(name, 0) + fvu(forward, replacement.weights(weight), select, 4)
     assert errors["orthogonal"] < errors["adam"], errors
@@ -113,10 +116,12 @@ def test_transposed_storage_is_the_same_fit() -> None:
     def forward_transposed(hidden: Tensor, ids: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
         return hidden + hidden @ weights["w"]
 
-    plain, _ = fit_regression(forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget())
+    plain, _ = fit_regression(
+        forward, [LinearMap("w", weight, False)], QuantSpec(scheme.name), fit, select, budget()
+    )
     stored = weight.T.contiguous()
     turned, _ = fit_regression(
-        forward_transposed, [LinearMap("w", stored, True)], scheme, None, fit, select, budget()
+        forward_transposed, [LinearMap("w", stored, True)], QuantSpec(scheme.name), fit, select, budget()
     )
     torch.testing.assert_close(turned.weights(stored)["w"].T, plain.weights(weight)["w"])
 
@@ -124,10 +129,10 @@ def test_transposed_storage_is_the_same_fit() -> None:
 def test_a_block_already_in_the_scheme_is_reproduced() -> None:
     scheme = scheme_named("ternary")
     raw = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
-    weight = fake_quantize(raw, initial_scale(raw, scheme), scheme)
+    weight = fake_quantize(raw, initial_scale(raw, QuantSpec(scheme.name)), QuantSpec(scheme.name))
     fit, select = Toy(weight, 5), Toy(weight, 6)
     replacement, outcome = fit_regression(
-        forward, [LinearMap("w", weight, False)], scheme, None, fit, select, budget()
+        forward, [LinearMap("w", weight, False)], QuantSpec(scheme.name), fit, select, budget()
     )
     assert fvu(forward, replacement.weights(weight), select, 4) < 1e-8
     assert outcome.converged
@@ -137,8 +142,8 @@ def test_fresh_start_forgets_the_trained_weights() -> None:
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
     fit, select, scheme = Toy(weight, 5), Toy(weight, 6), scheme_named("int8")
     maps = [LinearMap("w", weight, False)]
-    warm, _ = fit_regression(forward, maps, scheme, None, fit, select, budget(0, "warm"))
-    fresh, _ = fit_regression(forward, maps, scheme, None, fit, select, budget(0, "fresh"))
+    warm, _ = fit_regression(forward, maps, QuantSpec(scheme.name), fit, select, budget(0, "warm"))
+    fresh, _ = fit_regression(forward, maps, QuantSpec(scheme.name), fit, select, budget(0, "fresh"))
     assert fvu(forward, warm.weights(weight), select, 4) < 1e-3
     assert fvu(forward, fresh.weights(weight), select, 4) > 0.5
 
@@ -149,8 +154,7 @@ def test_same_seed_same_witness() -> None:
         fit_regression(
             forward,
             [LinearMap("w", weight, False)],
-            scheme_named("int2"),
-            None,
+            QuantSpec("int2"),
             Toy(weight, 5),
             Toy(weight, 6),
             budget(),
@@ -165,7 +169,7 @@ def test_too_few_steps_are_called_unconverged() -> None:
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(4))
     fit, select = Toy(weight, 5), Toy(weight, 6)
     maps = [LinearMap("w", weight, False)]
-    _, outcome = fit_regression(forward, maps, scheme_named("fp"), None, fit, select, budget(8, "fresh"))
+    _, outcome = fit_regression(forward, maps, QuantSpec("fp"), fit, select, budget(8, "fresh"))
     assert not outcome.converged
     assert "still gaining" in outcome.reason
 
@@ -177,30 +181,29 @@ def test_every_sequence_is_used_before_any_is_used_again() -> None:
     assert sorted(flat[N_SEQ : 2 * N_SEQ]) == list(range(N_SEQ))
 
 
-RULES = [
+SPECS = [
     *(
-        StepRule(granularity, scale)
+        QuantSpec("int4", None, granularity, scale)
         for granularity in ("tensor", "channel")
         for scale in ("absmean", "absmax", "mse")
     ),
     *(
-        StepRule(granularity, scale, symmetric=False)
+        QuantSpec("int4", None, granularity, scale, symmetric=False)
         for granularity in ("tensor", "channel")
         for scale in ("absmax", "mse")
     ),
 ]
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
-def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(rule: StepRule) -> None:
-    scheme = SCHEMES["int4"]
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_without_steps_a_fit_is_the_rounding_that_was_asked_for(spec: QuantSpec) -> None:
     weight = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1)) + 0.5
     fit, maps = Toy(weight, 5), [LinearMap("w", weight, False)]
-    replacement, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(0), steps=rule)
-    scale, zero = start_steps(weight, scheme, None, rule)
-    assert torch.equal(replacement.weights(weight)["w"], fake_quantize(weight, scale, scheme, None, zero))
-    assert replacement.quantized["w"].granularity == rule.granularity
-    trained, _ = fit_regression(forward, maps, scheme, None, fit, fit, budget(24), steps=rule)
+    replacement, _ = fit_regression(forward, maps, spec, fit, fit, budget(0))
+    scale, zero = initial_qparams(weight, spec)
+    assert torch.equal(replacement.weights(weight)["w"], fake_quantize(weight, scale, spec, zero))
+    assert replacement.quantized["w"].spec.granularity == spec.granularity
+    trained, _ = fit_regression(forward, maps, spec, fit, fit, budget(24))
     assert trained.quantized["w"].scale.shape == scale.shape
     errors = [fvu(forward, w.weights(weight), fit, 4, 8) for w in (trained, replacement)]
-    assert errors[0] < errors[1] or (rule.scale != "absmean" and errors[0] == errors[1])
+    assert errors[0] < errors[1] or (spec.scale != "absmean" and errors[0] == errors[1])

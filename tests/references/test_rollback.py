@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 import torch
 
 from peelcli.records import KINDS, Reference
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.catalogue import references_of
 from peelcli.references.plan import Origin, Plan
 from peelcli.references.rollback import roll_back
@@ -15,8 +16,7 @@ PLAN = Plan(
     num_layers=3,
     layers=(1, 2, 3),
     kinds=("rollback",),
-    scheme="ternary",
-    group_size=None,
+    spec=QuantSpec("ternary"),
     sublayers=frozenset({1, 2, 3}),
     layer_bits={1: 32.0, 2: 1.58, 3: 16.0},
     layer_hashes={1: "a-now", 2: "b-now", 3: "c-now"},

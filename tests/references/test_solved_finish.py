@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from peelcli.fitting.block import ModelBlock
-from peelcli.quant.qparams import StepRule
 from peelcli.quant.schemes import SCHEMES, scheme_named
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.interface import Batch, Budget, LinearMap
 from peelcli.references.peeled_block import residual_maps
 from peelcli.references.refine import Refinement
@@ -79,12 +79,10 @@ def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, symmetric, group_
     budget = Budget(4, 0.06, 4, 0, "warm")
     errors = []
     for end in (None, finish):
-        rule = StepRule(granularity, symmetric=symmetric)
-        replacement, _ = fit_regression(
-            block, block.maps, scheme, group_size, block, select, budget, end, rule
-        )
+        spec = QuantSpec(name, group_size, granularity, symmetric=symmetric)
+        replacement, _ = fit_regression(block, block.maps, spec, block, select, budget, end)
         assert (replacement.quantized["w"].zero_point is None) == symmetric
-        assert replacement.quantized["w"].granularity == granularity
+        assert replacement.quantized["w"].spec.granularity == granularity
         codes = replacement.quantized["w"].codes
         assert torch.isin(codes, torch.tensor(scheme.codes, dtype=torch.int8)).all()
         errors.append(fvu(block, replacement.weights(block.weight), select, 4, 8))
@@ -96,7 +94,7 @@ def test_a_finished_fit_is_in_the_scheme_and_never_worse(name, symmetric, group_
 def test_what_measures_worse_is_refused():
     block = Linear(1)
     replacement, _ = fit_regression(
-        block, block.maps, SCHEMES["ternary"], None, block, block, Budget(0, 0.06, 4, 0, "warm")
+        block, block.maps, QuantSpec("ternary"), block, block, Budget(0, 0.06, 4, 0, "warm")
     )
     kept, error = Refinement(block, block.maps, block, 4)(replacement, 0.5, lambda _: 0.6)
     assert kept is replacement
@@ -117,8 +115,7 @@ def test_more_rounds_only_help(save_model, tmp_path):
         start, _ = fit_regression(
             block.block,
             block.block.maps,
-            SCHEMES["ternary"],
-            None,
+            QuantSpec("ternary"),
             block,
             block,
             Budget(0, 0.06, 4, 0, "warm"),

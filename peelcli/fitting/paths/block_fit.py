@@ -22,9 +22,9 @@ from peelcli.checkpoint.model import BlockwiseModel
 from peelcli.fitting.block import ModelBlock
 from peelcli.fitting.cached_states import CachedStates, StateData
 from peelcli.fitting.target_maps import TargetMap
-from peelcli.quant.qparams import StepRule
-from peelcli.quant.schemes import Scheme
+from peelcli.quant.schemes import scheme_named
 from peelcli.records import FitOutcome, PathScore, Reference
+from peelcli.records.quant_spec import QuantSpec
 from peelcli.references.head import fit_head
 from peelcli.references.interface import Budget, LinearMap, Replacement
 from peelcli.references.micro_batches import MICRO_BATCH
@@ -65,12 +65,11 @@ class PeelTask:
     parts_dir: Path
     key: str
     start: str  # "warm" or "fresh"
-    schemes: tuple[tuple[Scheme, int | None], ...]  # scheme and group size of the block of each layer
+    specs: tuple[QuantSpec, ...]  # of the block of each layer
     block_steps: int
     head_steps: int
     seed: int
     resume: bool = True
-    steps: StepRule | None = None  # which weights of a block share a step
 
 
 @dataclass(frozen=True)
@@ -174,9 +173,9 @@ class BlockFit:
         self, part: Path, prefix: TargetMap, prepared: Inputs, module: nn.Module, *, segment: bool = False
     ) -> tuple[Replacement, FitOutcome]:
         layer = prefix[0] if segment else len(prefix)
-        scheme, group_size = self.task.schemes[layer - 1]
+        spec = self.task.specs[layer - 1]
         kind = "segment" if segment else "path"
-        reference = Reference(kind, layer, prefix[-1], None, scheme.name, group_size, scheme.num_bits)
+        reference = Reference(kind, layer, prefix[-1], None, *spec.grid, scheme_named(spec.scheme).num_bits)
         key = f"{self.task.key}{kind}{prefix}"
         if not (self.task.resume and part_is_whole(part, key)):
             result = self._fit(
@@ -200,14 +199,12 @@ class BlockFit:
             prepared.starts[layer] = BlockStarts(
                 self._residual[layer], weights, batch, at_once=block.runs_at_once
             )
-        scheme, group_size = self.task.schemes[layer - 1]
+        spec = self.task.specs[layer - 1]
         fit, select = (StateData(self._held, p, prepared.states.values, target) for p in ("fit", "select"))
         at_once, seed = block.runs_at_once, self.task.seed
-        sizes = step_sizes(scheme, "warm")
+        sizes = step_sizes(scheme_named(spec.scheme), "warm")
         budget = Budget(steps, batch_size=BLOCK_BATCH, seed=seed, start="warm", at_once=at_once, **sizes)
-        return fit_block(
-            block, prepared.starts[layer], scheme, group_size, fit, select, budget, self.task.steps
-        )
+        return fit_block(block, prepared.starts[layer], spec, fit, select, budget)
 
     @torch.no_grad()
     def _run(self, block: ModelBlock, hidden: Tensor, weights: Mapping[str, Tensor]) -> Tensor:

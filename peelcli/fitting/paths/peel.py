@@ -200,7 +200,7 @@ class _Stage:
         record = Paths(
             control=fit.scores[()],
             scores=tuple(scores.values()),
-            schemes=tuple(scheme.name for scheme, _ in self.task.schemes),
+            schemes=tuple(spec.scheme for spec in self.task.specs),
             left_out=tuple(self.left_out),
             num_fits=fit.num_fits,
             seconds=round(time.monotonic() - self.began, 3),

@@ -33,13 +33,13 @@ def _level(ratio, value, levels, num_levels, low, high, KIND: tl.constexpr):
 
 @triton.jit
 def _forward(
-    weight, scale, out, levels, num_levels, d_in, num_groups, group_size, low, high, below, above,
+    weight, scale, out, levels, num_levels, d_in, num_groups, group_width, low, high, below, above,
     KIND: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    width = tl.minimum(group_size, d_in - group * group_size)
+    width = tl.minimum(group_width, d_in - group * group_width)
     step = tl.load(scale + row * num_groups + group).to(tl.float32)
-    base = row * d_in + group * group_size
+    base = row * d_in + group * group_width
     for start in range(0, width, PIECE):
         at = start + tl.arange(0, PIECE)
         value = tl.load(weight + base + at, mask=at < width, other=0.0).to(tl.float32)
@@ -52,12 +52,12 @@ def _forward(
 @triton.jit
 def _backward(
     weight, scale, upstream, d_weight, d_scale, levels, num_levels,
-    d_in, num_groups, group_size, low, high, below, above, KIND: tl.constexpr, PIECE: tl.constexpr,
+    d_in, num_groups, group_width, low, high, below, above, KIND: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     group, row = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    width = tl.minimum(group_size, d_in - group * group_size)
+    width = tl.minimum(group_width, d_in - group * group_width)
     step = tl.load(scale + row * num_groups + group).to(tl.float32)
-    base = row * d_in + group * group_size
+    base = row * d_in + group * group_width
     total = tl.zeros((PIECE,), tl.float32)
     for start in range(0, width, PIECE):
         at = start + tl.arange(0, PIECE)
@@ -118,14 +118,14 @@ def fake_quantize(
     scale: Tensor,
     levels: tuple[float, ...],
     reach: tuple[float, float],
-    group_size: int | None = None,
+    width: int | None = None,
 ) -> Tensor:
     """`weight` (…, d_out, d_in) at the levels next to it, in its dtype, with gradients to it and to `scale`.
 
     scale: (…, d_out, n_groups). levels: 256 at most, ascending; (−1, 1) take the sign. reach: of the weights, in units
     of their scale, that get a gradient.
     """
-    size = weight.shape[-1] if group_size is None else group_size
+    size = weight.shape[-1] if width is None else width
     kind = SIGN if levels == (-1, 1) else WHOLE if are_even(levels) else LISTED
     ends = (float(levels[0]), float(levels[-1]), *reach)
     return _FakeQuantize.apply(weight, scale, _table(levels, weight.device), size, ends, kind)
