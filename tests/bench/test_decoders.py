@@ -66,7 +66,7 @@ def test_checkpoints_open_and_lie_on_their_grid(
                 assert grid is None
             else:
                 assert isinstance(grid, Grid)
-                assert (grid.scheme, grid.group_size) == (precision, None)
+                assert grid.spec.grid == (precision, None)
                 assert max(len(channel.unique()) for channel in weight) == levels  # exactly, not to rounding
         assert recognise_grid(model.lm_head.weight) is None
         assert recognise_grid(model.get_input_embeddings().weight) is None
