@@ -259,10 +259,6 @@ class BlockwiseModel:
         self._require_all(len(run))
         return logits
 
-    def require_blockwise(self, ids: Tensor) -> None:
-        """Raise CheckpointError if running `ids` by blocks differs from the model's own pass; see `single_pass`."""
-        require_blockwise(self, ids)
-
     def prepare(self, ids: Tensor) -> Prepared:
         """Embed token ids (n_seq, seq_len), and record the arguments of each block."""
         return self._record(ids)
@@ -365,7 +361,7 @@ class BlockwiseModel:
                 if not torch.allclose(kept, prepared.hidden, rtol=1e-4, atol=1e-5):
                     self._sublayers = [() for _ in self._blocks]
         if self.returned.has_more:  # a later block may read the extra states
-            self.require_blockwise(ids)
+            require_blockwise(self, ids)
 
     def _learn(self, ids: Tensor, module: nn.Module) -> None:
         """Run the model's own pass to find out what block 1 returns and how its hidden states are laid out.

@@ -157,7 +157,7 @@ def _prefix_finding(prefix: str) -> Finding:
 
 
 def _load_shapes(files: CheckpointFiles, skeleton: nn.Module, prefix: str) -> dict[str, Any]:
-    """Loading info by transformers for tensors of these names and shapes, loaded on the meta device without contents."""
+    """Loading info by transformers for tensors of these names and shapes, on the meta device and without contents."""
     state = {
         name: torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
         for name, info in files.tensors.items()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from peelcli.calibration import Calibration
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.single_pass import require_blockwise
 from peelcli.errors import CheckpointChangedError, CheckpointError
 from peelcli.records.progress import Progress
 from peelcli.runtime.batch_sizes import free_memory, head_batch
@@ -52,7 +53,7 @@ def extract(model: BlockwiseModel, calibration: Calibration, task: Extraction) -
     """Write `task.output`, yielding after each layer. Raises CheckpointError where a layer's states are not finite."""
     sequences = calibration.split.sequences
     ids = torch.from_numpy(sequences)
-    model.require_blockwise(ids[:2])  # before anything is written
+    require_blockwise(model, ids[:2])  # before anything is written
     width = model.prepare(ids[:1]).hidden.shape[-1]
     writer = ActivationWriter(
         task.output,

@@ -28,6 +28,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from peelcli.checkpoint.files import open_checkpoint, require_decoder_only
 from peelcli.checkpoint.model import BlockwiseModel
+from peelcli.checkpoint.single_pass import require_blockwise
 from peelcli.errors import PeelError
 
 DOCUMENT = Path(__file__).parents[2] / "peelcli" / "docs" / "families.md"
@@ -137,7 +138,7 @@ def found(name: str, kind: str, settings: Mapping[str, Any], work: Path) -> Foun
     try:
         require_decoder_only(open_checkpoint(work / "ckpt").config)
         model = BlockwiseModel(work / "ckpt", dtype=torch.float32, device="cpu", offload_dir=work / "off")
-        model.require_blockwise(ids[:2])
+        require_blockwise(model, ids[:2])
         ours = blockwise(model, ids)
     except PeelError as error:
         return Found(name, kind, "refused", _line(error).replace(f"{work / 'ckpt'}: ", ""))
