@@ -238,7 +238,7 @@ def test_a_fit_that_diverged_is_never_the_best_while_there_is_another():
 # -- the search -----------------------------------------------------------------------------------------------------
 
 
-# In 64ths, whose sums are exact in any order: which map is the cheapest is then no matter of rounding.
+# Multiples of 1/64, whose sums are exact in any order, so that rounding never decides which map is the cheapest.
 COSTS = st.integers(1, 6).flatmap(
     lambda k: st.fixed_dictionaries(
         {segment: st.integers(-64, 320).map(lambda n: n / 64) for segment in segments(k)}
