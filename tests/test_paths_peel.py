@@ -120,7 +120,7 @@ def test_blocks_of_a_low_bit_model_stay_in_its_scheme(opened, save_model, tmp_pa
     assert all(blocks)
     for block in blocks:
         for name, weight in block.weights(like).items():
-            assert recognise_grid(weight).scheme == "ternary", name
+            assert recognise_grid(weight).spec.scheme == "ternary", name
 
 
 def test_interrupted_anywhere_it_ends_the_same_and_fits_nothing_twice(opened, tmp_path):

@@ -196,7 +196,7 @@ def test_dispatch_hands_a_call_to_the_kernel_unchanged(monkeypatch: pytest.Monke
     slopes = []
     for function in (fake_quantize, eager_fake_quantize):  # one step for the whole matrix
         step = scale[:1, :1].clone().requires_grad_()
-        out = function(weight, step, scheme)
+        out = function(weight, step, QuantSpec(scheme.name))
         assert torch.equal(out, eager_fake_quantize(weight, step, QuantSpec(scheme.name)))
         (out * weight).sum().backward()
         slopes.append(step.grad)
