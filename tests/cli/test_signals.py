@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ SAYS = {
     signal.SIGTERM: f"error: interrupted by SIGTERM; {KEPT}",
     signal.SIGHUP: f"error: interrupted by SIGHUP; {KEPT}",
 }
+
+
+@pytest.fixture(autouse=True)
+def hangups_arrive() -> Iterator[None]:
+    """Under nohup the tests themselves ignore SIGHUP, and so would every process that they start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="module")
