@@ -10,6 +10,7 @@ from collections import defaultdict
 from typing import Any
 
 from peelcli.checkpoint.files import CheckpointFiles, TensorInfo
+from peelcli.checkpoint.names import WRAPPERS
 from peelcli.errors import CheckpointError
 from peelcli.records import Finding
 
@@ -19,7 +20,6 @@ _Family = dict[int, dict[str, TensorInfo]]
 _COUNTS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers")
 # Multi-token-prediction layers continue the numbering after the network's own layers.
 _EXTRA_COUNTS = ("num_nextn_predict_layers", "mtp_num_hidden_layers")
-_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 
 
 def group_by_layer(
@@ -60,7 +60,7 @@ def _families(files: CheckpointFiles) -> dict[str, _Family]:
     families: dict[str, _Family] = defaultdict(lambda: defaultdict(dict))
     for info in files.tensors.values():
         # Remove wrapper names, so that a layer's tensor names are the same with and without them.
-        parts = [part for part in info.name.split(".") if part not in _WRAPPERS]
+        parts = [part for part in info.name.split(".") if part not in WRAPPERS]
         for i, part in enumerate(parts):
             # Nested numbers (experts) form groups too. They are smaller than the group of the layers around them.
             if part.isascii() and part.isdigit() and len(part) < 7:

@@ -64,7 +64,7 @@ def is_downstream(
     Two layers in the wrong order spoil the inputs of all, any other layer those of the layers after it: a reference
     that does better there, or as well where the harm is more than a layer is worth, measures that fault. Trained alone
     a layer may mend far more than the best reference does better by; then it spoils the layers before it, too.
-    challenged: the layers that gain most by training, where that explains what surpasses elsewhere (`most_trained`).
+    challenged: the layers that gain most by training, if their fault explains the other findings (`most_trained`).
     excess: of the challenges, where they count. worth_of: what dropping another layer costs, nats per token.
     """
     if not surpassed:

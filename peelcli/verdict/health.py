@@ -78,7 +78,7 @@ def is_untrained(run: Run, policy: Policy) -> bool:
     cost = paired_interval(np.subtract(stack.nll_eval, run.nll_eval).tolist(), policy.confidence)
     if blocks_do_harm(run.nll_eval, stack.nll_eval, run.unigram_ce, policy):
         return False
-    # The ladder, and what decides nothing, has part of `eval` alone.
+    # The bit-width sweep and settled references are measured on a part of `eval` only.
     whole = [s for s in run.scores if len(s.nll_eval) == len(run.nll_eval)]
     repaired = [float(np.mean(s.nll_eval)) for s in whole if s.reference.kind != "rollback"]
     least = min((ce for ce in repaired if np.isfinite(ce)), default=np.inf)
